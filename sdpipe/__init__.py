@@ -1,0 +1,60 @@
+"""A thin text-to-image pipeline over diffusers.
+
+    from sdpipe import Pipeline
+
+    Pipeline("emoji").generate("red apple", seed=42).images[0].save("apple.png")
+
+The names below are loaded when first used (PEP 562): `import sdpipe` imports no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from sdpipe.components import Components as Components
+    from sdpipe.components import load as load
+    from sdpipe.denoise import Step as Step
+    from sdpipe.denoise import denoise as denoise
+    from sdpipe.errors import ModelError as ModelError
+    from sdpipe.errors import NotFiniteError as NotFiniteError
+    from sdpipe.errors import SdpipeError as SdpipeError
+    from sdpipe.errors import SdpipeWarning as SdpipeWarning
+    from sdpipe.errors import UsageError as UsageError
+    from sdpipe.latents import latents_to_pil as latents_to_pil
+    from sdpipe.latents import pil_to_latents as pil_to_latents
+    from sdpipe.pipeline import Pipeline as Pipeline
+    from sdpipe.pipeline import Result as Result
+    from sdpipe.settings import Settings as Settings
+
+_HOMES = {
+    "Components": "components",
+    "load": "components",
+    "Step": "denoise",
+    "denoise": "denoise",
+    "ModelError": "errors",
+    "NotFiniteError": "errors",
+    "SdpipeError": "errors",
+    "SdpipeWarning": "errors",
+    "UsageError": "errors",
+    "latents_to_pil": "latents",
+    "pil_to_latents": "latents",
+    "Pipeline": "pipeline",
+    "Result": "pipeline",
+    "Settings": "settings",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sdpipe' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"sdpipe.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,213 @@
+"""`Settings`: every input of one picture, checked as soon as it is written down.
+
+The same dataclass is the configuration, what the command line mirrors and what a picture's
+metadata holds. It knows nothing of torch, models or files.
+"""
+
+import dataclasses
+import json
+import math
+import numbers
+import operator
+import secrets
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass
+from typing import Any, Self
+
+from sdpipe.errors import UsageError
+
+SCHEDULERS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun", "dpm++", "unipc")
+KARRAS_SCHEDULERS = ("lms", "euler", "heun", "dpm++", "unipc")
+# Their points run from the last training timestep to the first: a single one is the first.
+NEED_TWO_STEPS = ("lms", "euler", "euler_a", "heun")
+
+MAX_STEPS = 1000  # the timesteps that v1-4, and every model after it, was trained on
+MAX_SIDE = 16384
+MAX_SEED = 2**64 - 1  # the largest that torch.Generator.manual_seed takes
+MAX_IMAGES = 100_000
+
+FALLBACKS: Mapping[str, Any] = {"g": 7.5, "steps": 50, "scheduler": "lms", "lms_order": 4}
+"""What holds where neither the person nor the model says anything; the size is the model's own."""
+
+MODEL_DEFAULTS = ("g", "steps", "width", "height", "scheduler", "lms_order")
+"""The settings for which a model may carry a default of its own, in its `sdpipe.json`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every input of one run. None means unset: the model's own value is taken, see `resolved`.
+
+    prompt: what the picture shows.
+    negative_prompt: what it should not show; takes the place of the empty prompt in the guidance.
+    g: guidance scale: 1 is the conditional prediction, 0 the unconditional one.
+    steps: denoising steps, 1 to 1000.
+    seed: starts the noise, 0 to 2**64 - 1; image i of a run has seed + i. None draws one.
+    width, height: pixels, multiples of 8; `dim` sets both.
+    n: how many pictures.
+    scheduler: one of `SCHEDULERS`; None is the model's own, "lms" where it names none.
+    lms_order: 1 to 4 past predictions that a step of LMS combines; 4 where the model names none.
+    karras: space the noise levels as Karras et al. (2022), equation 5.
+    exact: draw each picture by itself, so that it is the same bits in a batch of any size.
+    save_int: keep what happens at every step.
+
+    Raises:
+        UsageError: a value breaks its rule; the message has the value, the rule and the remedy.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    g: float | None = None
+    steps: int | None = None
+    seed: int | None = None
+    width: int | None = None
+    height: int | None = None
+    n: int = 1
+    scheduler: str | None = None
+    lms_order: int | None = None
+    karras: bool = False
+    exact: bool = False
+    save_int: bool = False
+    dim: InitVar[int | None] = None
+
+    def __post_init__(self, dim: int | None) -> None:
+        def keep(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        for name in ("prompt", "negative_prompt"):
+            if not isinstance(getattr(self, name), str):
+                raise UsageError(f"{name}={getattr(self, name)!r} is not text; give a string.")
+        for name in ("karras", "exact", "save_int"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name}={getattr(self, name)!r} is not true or false.")
+        if dim is not None:
+            if self.width is not None or self.height is not None:
+                raise UsageError("dim sets both width and height; give either dim or those two.")
+            keep("width", _side("dim", dim))
+            keep("height", self.width)
+        for name in ("width", "height"):
+            if (side := getattr(self, name)) is not None:
+                keep(name, _side(name, side))
+        if self.g is not None:
+            keep("g", _guidance(self.g))
+        if self.steps is not None:
+            keep("steps", _whole("steps", self.steps, 1, MAX_STEPS))
+        keep("n", _whole("n", self.n, 1, MAX_IMAGES))
+        if self.seed is not None:
+            remedy = "leave it out to have one drawn"
+            keep("seed", _whole("seed", self.seed, 0, MAX_SEED - self.n + 1, remedy))
+        if self.lms_order is not None:
+            keep("lms_order", _whole("lms_order", self.lms_order, 1, 4))
+        self._check_scheduler()
+
+    def _check_scheduler(self) -> None:
+        name = FALLBACKS["scheduler"] if self.scheduler is None else self.scheduler
+        if name not in SCHEDULERS:
+            raise UsageError(
+                f"scheduler={name!r} is not known; the known ones are {', '.join(SCHEDULERS)}."
+            )
+        if self.karras and name not in KARRAS_SCHEDULERS:
+            raise UsageError(
+                f"scheduler={name!r} has no Karras noise levels; leave karras out, or take one of "
+                f"{', '.join(KARRAS_SCHEDULERS)}."
+            )
+        if self.lms_order is not None and name != "lms":
+            raise UsageError(
+                f"lms_order={self.lms_order} belongs to the scheduler lms, not to {name}; leave "
+                "one of the two out."
+            )
+        if self.steps == 1 and name in NEED_TWO_STEPS:
+            raise UsageError(
+                f"steps=1 with the scheduler {name} would start at sigma 0.029, from a picture "
+                "and not from noise; take 2 steps or more, or a scheduler that can do it in one: "
+                f"{', '.join(s for s in SCHEDULERS if s not in NEED_TWO_STEPS)}."
+            )
+
+    def resolved(self, defaults: Mapping[str, Any]) -> Self:
+        """Fills every None: from `defaults`, a model's own values, else from `FALLBACKS`.
+
+        `defaults` has to hold width and height. Only lms keeps an lms_order; seed None is drawn.
+
+        Raises:
+            UsageError: the values that met do not go together.
+        """
+        known = {**FALLBACKS, **defaults}
+        own = {name: getattr(self, name) for name in MODEL_DEFAULTS}
+        filled = {name: known[name] if value is None else value for name, value in own.items()}
+        if filled["scheduler"] != "lms":
+            filled["lms_order"] = self.lms_order
+        if self.seed is None:
+            filled["seed"] = secrets.randbelow(2**32)
+        return dataclasses.replace(self, dim=None, **filled)
+
+    def each(self) -> list[Self]:
+        """The settings of every picture of a resolved run: picture i with seed + i, and n 1."""
+        if self.seed is None:
+            raise ValueError("each() is for resolved settings, whose seed is known")
+        return [dataclasses.replace(self, dim=None, seed=self.seed + i, n=1) for i in range(self.n)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON types, in the order of the fields."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The settings that a mapping describes.
+
+        Raises:
+            UsageError: an unknown key, no prompt, or a value that breaks its rule.
+        """
+        if not isinstance(values, Mapping):
+            raise UsageError(f"settings are an object of names and values, not {values!r}.")
+        known = [*(f.name for f in dataclasses.fields(cls)), "dim"]
+        if unknown := sorted(str(key) for key in values if key not in known):
+            raise UsageError(f"unknown setting {unknown[0]!r}; the known are {', '.join(known)}.")
+        if "prompt" not in values:
+            raise UsageError("settings without a prompt: say what the picture shows.")
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """The settings as one line of JSON, which `from_json` reads."""
+        return json.dumps(self.to_dict(), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The settings that `to_json` wrote. Raises UsageError on anything else."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise UsageError(f"settings are not readable as JSON: {error}.") from error
+        return cls.from_dict(values)
+
+
+def _whole(name: str, value: object, low: int, high: int, remedy: str = "") -> int:
+    """`value` as an int between low and high, both included."""
+    tail = f"; {remedy}." if remedy else "."
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        rule = f"{name} is a whole number from {low} to {high}"
+        raise UsageError(f"{name}={value!r} is not a whole number; {rule}{tail}") from None
+    if not low <= number <= high:
+        raise UsageError(f"{name}={number} is out of range: {low} to {high}{tail}")
+    return number
+
+
+def _side(name: str, value: object) -> int:
+    """A width or height in pixels: a multiple of 8, the factor of v1-4's VAE."""
+    side = _whole(name, value, 8, MAX_SIDE, "multiples of 8, 512 for v1-4")
+    if side % 8:
+        below, above = side - side % 8, side - side % 8 + 8
+        raise UsageError(
+            f"{name}={side} is not a multiple of 8; the nearest are {below} and {above}."
+        )
+    return side
+
+
+def _guidance(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UsageError(f"g={value!r} is not a number; v1-4 likes 7.5.")
+    if not math.isfinite(value):
+        raise UsageError(f"g={value!r} is not a finite number; v1-4 likes 7.5.")
+    return float(value)
