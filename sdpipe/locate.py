@@ -1,0 +1,236 @@
+"""Where a model is: from a name to a folder or file, before anything of it is loaded.
+
+A name is, in this order: a built-in model, a folder in the diffusers layout, a single
+`.safetensors` file, a hub id. Nothing here imports torch.
+"""
+
+import difflib
+import os
+import shlex
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sdpipe.errors import ModelError, SdpipeWarning
+from sdpipe.hub import Select, fetch, is_hub_id
+from sdpipe.layout import PARTS, STEMS, Selection, listing, select_model, select_part
+
+BUILT_IN = ("emoji",)
+DEFAULT = "CompVis/stable-diffusion-v1-4"
+BUILT_IN_FOLDER = Path(__file__).with_name("models")
+
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+_CONVERT = (
+    "import sys, torch; from safetensors.torch import save_file; "
+    "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
+    "d = d.get('state_dict', d); "
+    "save_file({k: v.clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, "
+    "sys.argv[2])"
+)
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a model, or one part of it, was found.
+
+    name: as it was asked for.
+    path: a folder, or a single .safetensors file.
+    files: what the folder offers; nothing for a file.
+    revision: the commit, where it comes from the hub.
+    fallback: nothing was asked for, and this is the built-in model instead of v1-4.
+    label: how messages name it, e.g. "model='emoji'".
+    """
+
+    name: str
+    path: Path
+    files: Selection = field(default_factory=Selection)
+    revision: str | None = None
+    fallback: bool = False
+    label: str = "model"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a single file and not a folder."""
+        return not self.files.roots
+
+    def weights(self, part: str) -> list[Path]:
+        """The files of a part's weights."""
+        return [self.path / name for name in self.files.weights.get(part, ())]
+
+
+def find_model(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    parts: Iterable[str] = PARTS,
+    full: bool = False,
+) -> Location:
+    """Where the parts of a model are; fetches what has to be fetched.
+
+    None is `$SDPIPE_MODEL`, else v1-4, else the built-in model with a warning.
+
+    Raises:
+        ModelError: there is no such model, a part is missing, or it cannot be fetched.
+    """
+    parts = tuple(parts)
+
+    def select(names: Iterable[str]) -> Selection:
+        return select_model(set(names), parts, full=full)
+
+    if model is not None:
+        return _find(model, select, f"model={str(model)!r}", full)
+    if name := os.environ.get("SDPIPE_MODEL"):
+        return _find(name, select, f"SDPIPE_MODEL={name!r}", full)
+    try:
+        return _find(DEFAULT, select, f"The default model {DEFAULT}", full)
+    except ModelError as error:
+        label = f"model={BUILT_IN[0]!r}"
+        found = _find(BUILT_IN[0], select, label, full)
+        warnings.warn(
+            f"Drawing with the built-in model {BUILT_IN[0]}, at its own size: {error}",
+            SdpipeWarning,
+            stacklevel=2,
+        )
+        return Location(found.name, found.path, found.files, fallback=True, label=label)
+
+
+def find_part(value: str | os.PathLike[str], part: str, *, full: bool = False) -> Location:
+    """Where one part is: in a folder of its own, in a model's folder, or either on the hub.
+
+    Raises:
+        ModelError: it is not there, or cannot be fetched.
+    """
+
+    def select(names: Iterable[str]) -> Selection:
+        return select_part(set(names), part, full=full)
+
+    label = f"{part}={str(value)!r}"
+    found = _find(value, select, label, full)
+    if found.is_file:
+        raise ModelError(
+            f"{label} is a file; a part is given as a folder with its configuration and weights, "
+            "as a hub id, or as a loaded module."
+        )
+    return found
+
+
+def configurations(*, label: str) -> Location:
+    """v1-4's folder with its configurations and tokenizer, for weights that come without.
+
+    Raises:
+        ModelError: they are not cached and cannot be fetched.
+    """
+
+    def select(names: Iterable[str]) -> Selection:
+        return select_model(set(names), weights=False)
+
+    return _find(DEFAULT, select, f"{label} needs v1-4's configurations, and {DEFAULT}", False)
+
+
+def _find(value: str | os.PathLike[str], select: Select, label: str, full: bool) -> Location:
+    name = os.fspath(value)
+    by_name = isinstance(value, str)
+    if by_name and name in BUILT_IN:
+        folder = BUILT_IN_FOLDER / name
+        if not folder.is_dir():
+            raise ModelError(
+                f"{label} is not in this installation of sdpipe, where {folder} is missing; "
+                "install sdpipe again, or make the model with `sdpipe train emoji`."
+            )
+        return Location(name, folder, _offered(folder, select, label), label=label)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return Location(name, path, _offered(path, select, label), label=label)
+    if path.exists():
+        _check_file(path, label)
+        return Location(name, path, label=label)
+    if by_name and is_hub_id(name):
+        snapshot = fetch(name, select, full=full, label=label)
+        return Location(name, snapshot.folder, snapshot.files, snapshot.commit, label=label)
+    raise ModelError(f"{label} {_what_it_is_not(name, by_name)}")
+
+
+def _offered(folder: Path, select: Select, label: str) -> Selection:
+    """What a folder offers, where nothing that is wanted is missing."""
+    names = listing(folder)
+    files = select(names)
+    if not files.missing:
+        return files
+    if "model" in files.missing:
+        raise ModelError(f"{label} {_no_model(names)}")
+    part, lacking = next(iter(files.missing.items()))
+    stem = folder / lacking.removesuffix(".safetensors")
+    for pickle in (f"{stem}.bin", str(stem.with_name("pytorch_model.bin"))):
+        if part in STEMS and Path(pickle).exists():
+            raise ModelError(
+                f"{label}: the part {part} is there only as {Path(pickle).name}. "
+                + _refuse_pickle(Path(pickle), folder / lacking)
+            )
+    raise ModelError(
+        f"{label}: the part {part} is missing, for there is no {lacking} in {folder}; "
+        f"complete the folder, or give that part with {part}=."
+    )
+
+
+def _no_model(names: Iterable[str]) -> str:
+    names = set(names)
+    if not names:
+        return "is an empty folder, not a model."
+    if "config.json" in names:
+        return (
+            "is the folder of a single part, not of a model: it has a config.json but no "
+            "model_index.json; give it as vae=, text_encoder= or unet=."
+        )
+    single = [name for name in sorted(names) if name.endswith(".safetensors") and "/" not in name]
+    if single:
+        return f"is a folder without model_index.json; give the file in it: {', '.join(single)}."
+    return (
+        "is a folder but not a model: it has no model_index.json, which the diffusers layout has "
+        "beside unet, vae, text_encoder, tokenizer and scheduler."
+    )
+
+
+def _check_file(path: Path, label: str) -> None:
+    if path.suffix in _PICKLES:
+        raise ModelError(f"{label} is a pickle. " + _refuse_pickle(path, None))
+    if path.suffix != ".safetensors":
+        raise ModelError(
+            f"{label} is neither a folder nor a .safetensors file; those are the two that are read."
+        )
+
+
+def _refuse_pickle(path: Path, target: Path | None) -> str:
+    """Why no pickle is read, and the command that makes a safetensors file of one."""
+    target = target or path.with_suffix(".safetensors")
+    files = f"{shlex.quote(str(path))} {shlex.quote(str(target))}"
+    return (
+        "Pickles can run any code when they are read, so only safetensors are. This command makes "
+        f'one of it, reading nothing but tensors: python -c "{_CONVERT}" {files}'
+    )
+
+
+def _what_it_is_not(name: str, by_name: bool) -> str:
+    if not name:
+        return f"is empty; name a built-in model ({', '.join(BUILT_IN)}), a folder or a hub id."
+    if "://" in name:
+        return "is an address; give the model's id on the hub, owner/name, or a folder."
+    path_like = name[0] in "./~\\" or name.count("/") != 1 or name.endswith("/")
+    if (
+        not by_name
+        or (path_like and "/" in name)
+        or Path(name).suffix in (".safetensors", *_PICKLES)
+    ):
+        return f"does not exist: there is no such folder or file; {_nearest_folder(name)}"
+    close = difflib.get_close_matches(name, BUILT_IN, n=1)
+    return (
+        f"is neither a built-in model ({', '.join(BUILT_IN)}) nor a folder, a .safetensors file or "
+        "a hub id, which has the form owner/name or owner/name@revision."
+        + (f" Did you mean {close[0]}?" if close else "")
+    )
+
+
+def _nearest_folder(name: str) -> str:
+    """The last part of a path that does exist, where a misspelling begins."""
+    path = Path(name).expanduser().absolute()
+    there = next(parent for parent in path.parents if parent.exists())
+    return f"{there} is there, and has no {path.relative_to(there).parts[0]}."
