@@ -1,0 +1,129 @@
+"""The denoising loop: from noise to latents, one step at a time, under classifier-free guidance.
+
+here          in the papers            what it is
+x_t           x_t                      noisy latents at timestep t, (B, C, h, w)
+x_in          -                        x_t brought to the variance that the U-Net was trained on
+eps           eps_theta(x_t, t, c)     the U-Net's output: the noise it sees in x_in
+x0            x^_0                     the clean latents that this noise leaves behind
+alpha_bar     alpha_bar_t              share of the signal's variance in x_in, 1 is a picture
+sigma         sqrt((1 - a_bar)/a_bar)  noise per unit of signal, 14.6 at the start of v1-4
+g             s, or 1 + w              guidance scale
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import SchedulerMixin, UNet2DConditionModel
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What one step of the loop leaves behind.
+
+    index, total: this is step index of total, from 0; total counts the U-Net's evaluations.
+    timestep, sigma: of the step's input; high is noisy. sigma_next is that of `latents`.
+    latents: x_t after the step, (B, C, h, w), float32.
+    x0: the clean latents that this step predicts, (B, C, h, w), float32.
+    variance_exploding: `latents` are x_0 + sigma_next * noise, so they grow with sigma; else they
+        keep about unit variance.
+    """
+
+    index: int
+    total: int
+    timestep: float
+    sigma: float
+    sigma_next: float
+    latents: Tensor
+    x0: Tensor
+    variance_exploding: bool
+
+
+@torch.no_grad()
+def denoise(
+    unet: UNet2DConditionModel,
+    scheduler: SchedulerMixin,
+    x_t: Tensor,
+    cond: Tensor,
+    uncond: Tensor,
+    g: float,
+    generators: Sequence[torch.Generator] = (),
+) -> Iterator[Step]:
+    """Denoises x_t and yields a `Step` after each of the scheduler's timesteps.
+
+    `scheduler` has its timesteps set, and `x_t` (B, C, h, w), float32, is noise times its
+    `init_noise_sigma`. `cond` and `uncond` (B, L, D) are the embedded prompts and negative prompts.
+    `generators`, one a picture, supply the noise that some schedulers add on the way.
+    Ho et al. (2020), algorithm 2, with the scheduler's rule for the step.
+    """
+    timesteps = scheduler.timesteps
+    sigmas = noise_levels(scheduler)
+    exploding = float(scheduler.init_noise_sigma) > 1
+    noise: dict[str, Any] = {}
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        noise["generator"] = list(generators) or None
+
+    for i, t in enumerate(timesteps):
+        x_in = scheduler.scale_model_input(x_t, t)  # (B, C, h, w)
+        eps = guided(unet, x_in, t, cond, uncond, g)
+        x0 = clean_latents(x_in, eps, sigmas[i], scheduler.config.prediction_type)
+        x_t = scheduler.step(eps, t, x_t, **noise).prev_sample
+        yield Step(i, len(timesteps), float(t), sigmas[i], sigmas[i + 1], x_t, x0, exploding)
+
+
+def guided(
+    unet: UNet2DConditionModel, x_in: Tensor, t: Tensor, cond: Tensor, uncond: Tensor, g: float
+) -> Tensor:
+    """The U-Net's prediction under classifier-free guidance, (B, C, h, w), float32.
+
+        eps = eps(uncond) + g * (eps(cond) - eps(uncond))
+
+    Ho and Salimans (2022), equation 6 with g = 1 + w. Both come from one call on a batch of
+    [uncond, cond]; g = 1 and g = 0 are one of the two, for half the work.
+    """
+    if g in (0, 1):
+        return predict(unet, x_in, t, cond if g == 1 else uncond)
+    both = predict(unet, torch.cat([x_in, x_in]), t, torch.cat([uncond, cond]))
+    eps_uncond, eps_cond = both.chunk(2)
+    return eps_uncond + g * (eps_cond - eps_uncond)
+
+
+def predict(unet: UNet2DConditionModel, x_in: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    """One call of the U-Net in its own type. The result is float32: the steps need the digits."""
+    return unet(x_in.to(unet.dtype), t, text.to(unet.dtype)).sample.float()
+
+
+def clean_latents(x_in: Tensor, output: Tensor, sigma: float, prediction_type: str) -> Tensor:
+    """The clean latents that an output of the U-Net amounts to.
+
+    From x_in = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps (Ho et al. 2020, equation 4), or, for
+    a U-Net that predicts v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0, from that (Salimans
+    and Ho 2022, appendix D). alpha_bar = 1 / (1 + sigma^2), also between two training timesteps.
+    """
+    alpha_bar = 1 / (1 + sigma**2)
+    signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    match prediction_type:
+        case "epsilon":
+            return (x_in - noise * output) / signal
+        case "v_prediction":
+            return signal * x_in - noise * output
+        case _:  # "sample": the output is the clean latents
+            return output
+
+
+def noise_levels(scheduler: SchedulerMixin) -> list[float]:
+    """The sigma of every step's input, and of what the last step leaves: one more than steps."""
+    if hasattr(scheduler, "sigmas"):
+        return [float(sigma) for sigma in scheduler.sigmas]
+    alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps.cpu()]
+    alpha_bar = torch.cat([alpha_bar, scheduler.final_alpha_cumprod.view(1)])
+    return [float(sigma) for sigma in ((1 - alpha_bar) / alpha_bar).sqrt()]
+
+
+def join(steps: Sequence[Step]) -> Step:
+    """The same step of several loops as one, their pictures side by side in the batch."""
+    latents = torch.cat([step.latents for step in steps])
+    return replace(steps[0], latents=latents, x0=torch.cat([step.x0 for step in steps]))

@@ -1,0 +1,112 @@
+"""Latents: noise from a seed, the forward process, and the way between pictures and latents.
+
+Shapes: B pictures, C latent channels, h w the size of the latents, H W that of the picture.
+Pictures are floats in [-1, 1]; latents are multiplied by the VAE's scaling factor, which brings
+them to about unit variance (Rombach et al. 2022, section G.1).
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from sdpipe.errors import NotFiniteError, SdpipeWarning
+
+
+def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """A random generator for each picture, on the CPU: the same numbers on every device."""
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, int, int]) -> Tensor:
+    """Starting noise x_T ~ N(0, I), each picture's from its own generator.
+
+    `shape` is (C, h, w). Returns float32 (B, C, h, w) on the CPU.
+    """
+    return torch.cat([torch.randn((1, *shape), generator=g) for g in generators])
+
+
+def vae_factor(vae: AutoencoderKL) -> int:
+    """How many pixels a side one latent stands for: H / h, 8 for v1-4."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def add_noise(x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The forward process in closed form: x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps.
+
+    With eps ~ N(0, I) this samples q(x_t | x_0) = N(sqrt(alpha_bar) x_0, (1 - alpha_bar) I), Ho et
+    al. (2020), equation 4. `x_0` and `eps` are (B, C, h, w), `alpha_bar` is (B,), in [0, 1].
+    """
+    alpha_bar = alpha_bar.view(-1, 1, 1, 1)
+    return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+
+
+@torch.no_grad()
+def pil_to_latents(vae: AutoencoderKL, images: Image.Image | Sequence[Image.Image]) -> Tensor:
+    """Encodes pictures of one size to latents: the mode of the VAE's posterior, scaled.
+
+    Under v1-4's VAE a 512 x 512 picture, 786,432 numbers, becomes (1, 4, 64, 64), 48 times fewer.
+    Returns (B, C, h, w) in float32 on the VAE's device. Sides that are no multiple of the VAE's
+    factor come back rounded down to one.
+    """
+    pictures = [images] if isinstance(images, Image.Image) else list(images)
+    x = torch.stack([_to_tensor(p) for p in pictures])  # (B, 3, H, W)
+    z = vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mode()  # (B, C, h, w)
+    return z.float() * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def latents_to_pil(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
+    """Decodes latents (B, C, h, w) to B pictures, RGB.
+
+    Half precision may overflow inside a VAE: where it does, the decoding is done again in float32.
+
+    Raises:
+        NotFiniteError: the latents are not finite, or the pictures are not, in float32 either.
+    """
+    if not torch.isfinite(latents).all():
+        raise NotFiniteError("the latents to decode hold NaN or infinity; nothing can be drawn.")
+    x = decode(vae, latents)
+    if not torch.isfinite(x).all() and vae.dtype != torch.float32:
+        warnings.warn(
+            f"the VAE overflowed in {str(vae.dtype).removeprefix('torch.')} and decodes again in "
+            "float32; dtype float32 avoids this from the start.",
+            SdpipeWarning,
+            stacklevel=2,
+        )
+        x = _decode_in_float32(vae, latents)
+    if not torch.isfinite(x).all():
+        raise NotFiniteError(
+            "the VAE decodes these latents to NaN or infinity, in float32 too; its weights may "
+            "be damaged: fetch the model again or hand over another VAE."
+        )
+    return [_to_pil(picture) for picture in x]
+
+
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Latents (B, C, h, w) to pictures (B, 3, H, W), in float32, about [-1, 1] but not clamped."""
+    z = latents.to(vae.device) / vae.config.scaling_factor
+    return vae.decode(z.to(vae.dtype)).sample.float()
+
+
+def _decode_in_float32(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """The same from a float32 copy of the decoder, made for this one time: `vae` is shared."""
+    twin = AutoencoderKL.from_config(vae.config)
+    twin.load_state_dict(vae.state_dict())
+    return decode(twin.to(vae.device).eval(), latents)
+
+
+def _to_tensor(picture: Image.Image) -> Tensor:
+    """A picture as floats in [-1, 1], (3, H, W)."""
+    levels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())  # (H, W, 3)
+    return levels.permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _to_pil(x: Tensor) -> Image.Image:
+    """Floats (3, H, W), clamped to [-1, 1], as an RGB picture of 8 bits a channel."""
+    levels = (x.clamp(-1, 1) + 1) * 127.5
+    return Image.fromarray(levels.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())

@@ -1,0 +1,256 @@
+"""`Pipeline`: load a model once, then draw. The way through sdpipe, from top to bottom.
+
+Settings -> prompt -> latents -> denoise -> latents -> picture
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from sdpipe.components import load
+from sdpipe.denoise import Step, denoise, join
+from sdpipe.errors import NotFiniteError, SdpipeWarning
+from sdpipe.latents import draw_noise, latents_to_pil, make_generators, vae_factor
+from sdpipe.plan import plan
+from sdpipe.prompt import Conditioning, condition, cut_off
+from sdpipe.schedule import make_scheduler
+from sdpipe.settings import Settings
+
+DIVERGED = 12.0
+"""No picture's latents reach this many standard deviations; a solver that diverges does."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What `Pipeline.generate` drew. Each list has one entry for every picture.
+
+    settings: what each picture alone was drawn with, every default filled in.
+    steps: with save_int, the steps of the whole call; their tensors hold all pictures.
+    noise: with save_int, the latents that the first step began with, (B, C, h, w).
+    """
+
+    images: list[Image.Image]
+    seeds: list[int]
+    settings: list[Settings]
+    steps: list[Step] = field(default_factory=list)
+    noise: Tensor | None = None
+
+
+class Pipeline:
+    """A text-to-image model, ready to draw.
+
+    model: a built-in model ("emoji"), a folder in the diffusers layout, a single .safetensors
+        file or a hub id. None is $SDPIPE_MODEL, else CompVis/stable-diffusion-v1-4; where that
+        can't be had the built-in model draws, and a warning says so.
+    device: "auto" (cuda, else mps, else cpu), "cpu", "cuda", "cuda:1", "mps".
+    dtype: "auto" (float16 on cuda and mps; on a CPU bfloat16 where it multiplies it natively,
+        else float32), "float32", "float16", "bfloat16".
+    vae, text_encoder, unet, tokenizer: take the place of the model's own; each a loaded module, a
+        folder or a hub id.
+
+    Raises:
+        UsageError: an unknown or unavailable device or dtype.
+        ModelError: the model cannot be found, fetched or read, or its parts do not fit.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str] | None = None,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        vae: AutoencoderKL | str | PathLike[str] | None = None,
+        text_encoder: CLIPTextModel | str | PathLike[str] | None = None,
+        unet: UNet2DConditionModel | str | PathLike[str] | None = None,
+        tokenizer: CLIPTokenizer | str | PathLike[str] | None = None,
+    ) -> None:
+        self.components = load(
+            model,
+            device=device,
+            dtype=dtype,
+            vae=vae,
+            text_encoder=text_encoder,
+            unet=unet,
+            tokenizer=tokenizer,
+        )
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str = "",
+        g: float | None = None,
+        seed: int | None = None,
+        steps: int | None = None,
+        dim: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        n: int = 1,
+        save_int: bool = False,
+        scheduler: str | None = None,
+        lms_order: int | None = None,
+        karras: bool = False,
+        exact: bool = False,
+        on_step: Callable[[Step], object] | None = None,
+    ) -> Result:
+        """Draws `n` pictures of a prompt, or of each prompt of a list.
+
+        Picture k of the call shows prompt k // n and has seed + k. What is None is the model's
+        own; see `Settings` for the meaning, unit and range of every argument. `on_step` is called
+        with every `Step` as soon as it is done: for a progress bar or a preview.
+
+        Raises:
+            UsageError: a value breaks its rule, or the model's.
+            NotFiniteError: a stage produced NaN or infinity.
+        """
+        run = self._plan(
+            prompt,
+            negative_prompt=negative_prompt,
+            g=g,
+            seed=seed,
+            steps=steps,
+            dim=dim,
+            width=width,
+            height=height,
+            n=n,
+            save_int=save_int,
+            scheduler=scheduler,
+            lms_order=lms_order,
+            karras=karras,
+            exact=exact,
+        )
+        text = self._embed(run)
+        x_t, loop = self._start(run, text)
+        noise, kept = x_t, []
+        for step in loop:
+            x_t = step.latents
+            if save_int:
+                kept.append(step)
+            if on_step is not None:
+                on_step(step)
+        self._check(run[0], text, x_t)
+        # One at a time: a batch would need the memory of all, and could change the last bits.
+        images = [latents_to_pil(self.components.vae, z)[0] for z in x_t.split(1)]
+        return Result(images, _seeds(run), run, kept, noise if save_int else None)
+
+    def stream(self, prompt: str | Sequence[str], **settings: Any) -> Iterator[Step]:
+        """Draws like `generate`, with the same arguments, and yields every `Step` as it is done.
+
+        Stopping is `break`. The last step's `latents` are the picture, for `latents_to_pil`.
+
+        Raises:
+            UsageError: as `generate`, before the first step.
+        """
+        run = self._plan(prompt, **settings)
+        return self._start(run, self._embed(run))[1]
+
+    def _plan(self, prompt: str | Sequence[str], **settings: Any) -> list[Settings]:
+        """The settings of every picture of a call."""
+        parts = self.components
+        return plan(
+            prompt,
+            defaults=parts.defaults,
+            factor=vae_factor(parts.vae),
+            stands_in=parts.fallback,
+            **settings,
+        )
+
+    def _embed(self, run: list[Settings]) -> Conditioning:
+        """The prompts as the U-Net listens to them; a warning names the words that are cut off."""
+        tokenizer, encoder = self.components.tokenizer, self.components.text_encoder
+        for text in dict.fromkeys(t for s in run for t in (s.prompt, s.negative_prompt)):
+            if cut := cut_off(tokenizer, text):
+                warnings.warn(
+                    f"the text encoder takes {tokenizer.model_max_length - 2} tokens and the "
+                    f"prompt is longer; what it does not see: {cut!r}.",
+                    SdpipeWarning,
+                    stacklevel=3,
+                )
+        return condition(
+            tokenizer, encoder, [s.prompt for s in run], [s.negative_prompt for s in run]
+        )
+
+    def _start(self, run: list[Settings], text: Conditioning) -> tuple[Tensor, Iterator[Step]]:
+        """The starting noise, (B, C, h, w), and the loop that denoises it.
+
+        With `exact` every picture has a loop of its own, and they go in step.
+        """
+        parts, first = self.components, run[0]
+        assert first.width is not None
+        assert first.height is not None
+        assert first.g is not None
+        factor = vae_factor(parts.vae)
+        shape = (parts.unet.config.in_channels, first.height // factor, first.width // factor)
+        generators = make_generators(_seeds(run))
+        schedulers = [self._scheduler(first) for _ in (run if first.exact else run[:1])]
+        x_t = draw_noise(generators, shape).to(parts.device)  # (B, C, h, w)
+        x_t = x_t * schedulers[0].init_noise_sigma
+        share = len(run) // len(schedulers)  # pictures in each loop
+        loops = [
+            denoise(parts.unet, scheduler, *batch, first.g, generators[i * share : (i + 1) * share])
+            for i, (scheduler, *batch) in enumerate(
+                zip(
+                    schedulers,
+                    x_t.split(share),
+                    text.cond.split(share),
+                    text.uncond.split(share),
+                    strict=True,
+                )
+            )
+        ]
+        return x_t, (join(steps) for steps in zip(*loops, strict=True))
+
+    def _scheduler(self, settings: Settings) -> Any:
+        assert settings.scheduler is not None
+        assert settings.steps is not None
+        return make_scheduler(
+            settings.scheduler,
+            self.components.scheduler_config,
+            settings.steps,
+            device=self.components.device,
+            karras=settings.karras,
+            lms_order=settings.lms_order,
+        )
+
+    def _warn_if_cut(self, text: str) -> None:
+        if cut := cut_off(self.components.tokenizer, text):
+            room = self.components.tokenizer.model_max_length - 2
+            warnings.warn(
+                f"the prompt is longer than the {room} tokens that the text encoder takes; cut "
+                f"off: {cut!r}.",
+                SdpipeWarning,
+                stacklevel=5,
+            )
+
+    def _check(self, settings: Settings, text: Conditioning, latents: Tensor) -> None:
+        """Looks at the finished latents, once, and says what went wrong and where."""
+        largest = float(latents.abs().max())  # NaN where there is one
+        if not largest < float("inf"):
+            fine = torch.isfinite(text.cond).all() and torch.isfinite(text.uncond).all()
+            dtype = str(self.components.dtype).removeprefix("torch.")
+            raise NotFiniteError(
+                f"the {'U-Net' if fine else 'text encoder'} produced NaN or infinity in {dtype}; "
+                f"take another dtype (float32 has the widest range), or a g below {settings.g:g}."
+            )
+        if largest > DIVERGED:
+            order = settings.lms_order or 1
+            warnings.warn(
+                f"the latents grew to {largest:.0f}, beyond what those of any picture reach: the "
+                f"solver diverged and the picture is wrong. Take "
+                f"{f'lms_order 1 (it was {order}), ' if order > 1 else ''}"
+                f"a g below {settings.g:g}, or more steps than {settings.steps}.",
+                SdpipeWarning,
+                stacklevel=3,
+            )
+
+
+def _seeds(run: list[Settings]) -> list[int]:
+    return [settings.seed for settings in run if settings.seed is not None]

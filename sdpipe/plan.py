@@ -1,0 +1,64 @@
+"""From the arguments of one call to the settings of every picture, held against the model."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sdpipe.errors import SdpipeWarning, UsageError
+from sdpipe.settings import Settings
+
+
+def plan(
+    prompt: str | Sequence[str],
+    *,
+    defaults: Mapping[str, Any],
+    factor: int,
+    stands_in: bool = False,
+    n: int = 1,
+    **settings: Any,
+) -> list[Settings]:
+    """The settings of every picture of a call, every default filled in.
+
+    Each prompt is drawn n times; picture k of the call shows prompt k // n and has seed + k.
+    `defaults` are the model's own values, `factor` that of its VAE. A model that `stands_in` for
+    one that can't be had draws in its own size, and a warning says so where another was asked for.
+
+    Raises:
+        UsageError: a value breaks its rule, or the model's.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise UsageError("prompt=[] is empty; give a string, or a list of at least one.")
+    for text in prompts:
+        Settings(prompt=text, n=n)
+    whole = Settings(prompt=prompts[0], n=n * len(prompts), **settings)
+    if stands_in:
+        whole = _in_own_size(whole, defaults)
+    whole = whole.resolved(defaults)
+    for name, side in (("width", whole.width), ("height", whole.height)):
+        _check_side(name, side or 0, factor)
+    return [replace(s, dim=None, prompt=prompts[k // n]) for k, s in enumerate(whole.each())]
+
+
+def _in_own_size(settings: Settings, defaults: Mapping[str, Any]) -> Settings:
+    own = (defaults["width"], defaults["height"])
+    asked = (settings.width or own[0], settings.height or own[1])
+    if asked != own:
+        warnings.warn(
+            f"{asked[0]} x {asked[1]} pixels were asked for, of a model that is not here; the "
+            f"built-in model draws in its own size, {own[0]} x {own[1]}.",
+            SdpipeWarning,
+            stacklevel=4,
+        )
+    return replace(settings, dim=None, width=own[0], height=own[1])
+
+
+def _check_side(name: str, side: int, factor: int) -> None:
+    if side % factor:
+        below = side - side % factor
+        near = " or ".join(str(s) for s in (below, below + factor) if s)
+        raise UsageError(
+            f"{name}={side} is not a multiple of {factor}, the factor of this model's VAE; take "
+            f"{near}."
+        )
