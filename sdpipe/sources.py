@@ -1,0 +1,248 @@
+"""Where each part of a model comes from, and whether the parts fit, before any is loaded.
+
+It is read from configurations and from the headers of the weights' files, without torch.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from sdpipe import single_file
+from sdpipe.errors import ModelError, UsageError
+from sdpipe.layout import PARTS, STEMS
+from sdpipe.locate import Location, configurations, find_model, find_part
+from sdpipe.settings import MODEL_DEFAULTS, Settings
+
+V1_4_SCHEDULER: Mapping[str, Any] = {
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
+"""What v1-4 was trained with: holds for parts that come without a scheduler."""
+
+# What the classes take where a configuration does not say; only what is looked at here.
+_CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "unet": {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280},
+    "vae": {"latent_channels": 4, "block_out_channels": (64,)},
+    "text_encoder": {"hidden_size": 512, "vocab_size": 49408, "max_position_embeddings": 77},
+}
+_INPUTS = {
+    9: "an inpainting model, which also takes a mask and the masked picture",
+    8: "an editing model, which also takes the latents of a picture to change",
+    7: "an upscaling model, which also takes a small picture",
+    5: "a depth model, which also takes a depth map",
+}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where every part comes from.
+
+    model: what was asked for as a whole; None where all parts were handed over.
+    modules: parts that were handed over loaded.
+    places: where every other part is found.
+    swapped: how the parts that are not the model's own are called.
+    template: for a single file, the folder with the configurations that it lacks.
+    """
+
+    model: Location | None
+    modules: dict[str, Any]
+    places: dict[str, Location]
+    swapped: dict[str, str] = field(default_factory=dict)
+    template: Location | None = None
+
+    @classmethod
+    def find(
+        cls,
+        model: str | os.PathLike[str] | None,
+        given: Mapping[str, Any],
+        *,
+        full: bool,
+    ) -> Self:
+        """Finds the parts that are not handed over, fetching what has to be fetched.
+
+        Raises:
+            ModelError: something is missing, damaged, or cannot be fetched.
+        """
+        places: dict[str, Location] = {}
+        modules: dict[str, Any] = {}
+        swapped: dict[str, str] = {}
+        for part, value in given.items():
+            if not isinstance(value, str | os.PathLike):
+                modules[part] = value
+                swapped[part] = f"a {type(value).__name__} handed over"
+                continue
+            found = places[part] = find_part(value, part, full=full)
+            swapped[part] = f"{found.name}@{found.revision}" if found.revision else found.name
+        # A text encoder speaks the language of the tokenizer that it was trained with.
+        encoder = places.get("text_encoder")
+        if encoder and "tokenizer" in encoder.files.roots and "tokenizer" not in given:
+            places["tokenizer"] = encoder
+        rest = [part for part in PARTS if part not in places and part not in modules]
+        base = template = None
+        if model is not None or rest != ["scheduler"]:
+            base = find_model(model, parts=rest, full=full)
+            places.update(dict.fromkeys(rest, base))
+        if base is not None and base.is_file:
+            template = configurations(label=base.label)
+        sources = cls(base, modules, places, swapped, template)
+        sources._check_headers()
+        if base is not None and base.is_file:
+            single_file.check(base.path, tuple(rest), base.label)
+        return sources
+
+    def _check_headers(self) -> None:
+        """Opens every file of weights: a header tells how long its file has to be."""
+        from safetensors import SafetensorError, safe_open
+
+        for part, place in self.places.items():
+            for path in self.weights(part):
+                try:
+                    with safe_open(path, framework="np"):
+                        pass
+                except (OSError, SafetensorError) as error:
+                    again = (
+                        "Delete it, and the next run fetches it again."
+                        if place.revision
+                        else "Copy or download it again."
+                    )
+                    raise ModelError(
+                        f"{place.label}: the weights of the {part} in {path} are damaged or cut "
+                        f"short ({error}). {again}"
+                    ) from error
+
+    def weights(self, part: str) -> tuple[Path, ...]:
+        """The files of a part's weights; none where it was handed over."""
+        place = self.places.get(part)
+        if place is None or part not in STEMS:
+            return ()
+        return (place.path,) if place.is_file else tuple(place.weights(part))
+
+    def folder(self, part: str) -> Path:
+        """The folder with a part's configuration."""
+        place = self.places[part]
+        if place.is_file:
+            assert self.template is not None
+            place = self.template
+        return place.path / place.files.roots[part]
+
+    def config(self, part: str) -> dict[str, Any]:
+        """What a part says of itself, with its class's defaults.
+
+        Raises:
+            ModelError: its configuration is not readable.
+        """
+        values: dict[str, Any] = {}
+        if part in self.modules:
+            config = self.modules[part].config
+            values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        elif part in self.places:
+            name = "scheduler_config.json" if part == "scheduler" else "config.json"
+            values = read_json(self.folder(part) / name, self.places[part].label)
+            values = values.get("text_config", values)  # of a whole CLIP only the text half counts
+        return {**_CLASS_DEFAULTS.get(part, {}), **values}
+
+    def scheduler(self) -> dict[str, Any]:
+        """The scheduler's configuration: v1-4's where no model comes with one."""
+        return self.config("scheduler") or dict(V1_4_SCHEDULER)
+
+    def check_fit(self) -> None:
+        """Refuses parts that do not fit each other, or that ask for more than a text.
+
+        Raises:
+            ModelError: which parts, and the numbers that differ.
+        """
+        unet, vae, encoder = (self.config(part) for part in ("unet", "vae", "text_encoder"))
+        takes, gives = unet["in_channels"], vae["latent_channels"]
+        who = self._who("unet")
+        if takes != gives and takes in _INPUTS:
+            raise ModelError(
+                f"{who} has in_channels={takes}: it is {_INPUTS[takes]}. This pipeline draws from "
+                "text alone; take a model with in_channels=4."
+            )
+        if takes != gives:
+            raise ModelError(
+                f"{who} takes {takes} latent channels, but {self._who('vae')} gives {gives}; take "
+                "a UNet and a VAE that were made for each other."
+            )
+        if unet["out_channels"] != takes:
+            raise ModelError(
+                f"{who} has out_channels={unet['out_channels']} for in_channels={takes}: it does "
+                "not predict noise alone, which is what the loop expects."
+            )
+        for name in ("addition_embed_type", "class_embed_type"):
+            if unet.get(name) not in (None, "text"):
+                raise ModelError(
+                    f"{who} has {name}={unet[name]!r}: it takes more than the embedding of one "
+                    "text, as Stable Diffusion XL does. Take a model of the family of v1-4."
+                )
+        wants = unet.get("encoder_hid_dim") or unet["cross_attention_dim"]
+        wide = {wants} if isinstance(wants, int) else set(wants)
+        if wide != {encoder["hidden_size"]}:
+            raise ModelError(
+                f"{who} attends to a text {' or '.join(map(str, sorted(wide)))} wide "
+                f"(cross_attention_dim), but {self._who('text_encoder')} gives "
+                f"{encoder['hidden_size']} (hidden_size); take a UNet and a text encoder that "
+                "were made for each other."
+            )
+
+    def _who(self, part: str) -> str:
+        if part in self.swapped:
+            return f"the {part} ({self.swapped[part]})"
+        return f"the {part} of {self.places[part].label}"
+
+    def defaults(self) -> dict[str, Any]:
+        """The model's own settings, of its sdpipe.json and of its UNet's size; in pixels.
+
+        Raises:
+            ModelError: sdpipe.json holds something else than settings that keep their rules.
+        """
+        values: dict[str, Any] = {}
+        if self.model is not None and (path := self.model.path / "sdpipe.json").is_file():
+            values = own_settings(path, self.model.label)
+        unet, vae = self.config("unet"), self.config("vae")
+        size = unet.get("sample_size") or 64
+        height, width = (size, size) if isinstance(size, int) else size
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        return {"width": width * factor, "height": height * factor, **values}
+
+
+def own_settings(path: Path, label: str) -> dict[str, Any]:
+    """The settings in a model's sdpipe.json: any of `settings.MODEL_DEFAULTS`.
+
+    Raises:
+        ModelError: an unknown key, or a value that breaks its rule.
+    """
+    values = read_json(path, label)
+    if unknown := sorted(set(values) - set(MODEL_DEFAULTS)):
+        raise ModelError(
+            f"{label}: {path} has the unknown key {unknown[0]!r}; a model's own settings are "
+            f"{', '.join(MODEL_DEFAULTS)}."
+        )
+    values = {name: value for name, value in values.items() if value is not None}
+    try:
+        checked = Settings(prompt="", **values)
+    except UsageError as error:
+        raise ModelError(f"{label}: {path} breaks a rule: {error}") from error
+    return {name: getattr(checked, name) for name in values}
+
+
+def read_json(path: Path, label: str) -> dict[str, Any]:
+    """A JSON object from a model's folder. Raises ModelError where it is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{label}: {path} is not readable as JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{label}: {path} does not hold an object of names and values.")
+    return values
