@@ -1,0 +1,260 @@
+"""Pixels plus metadata to a file, and back.
+
+Two texts go into a picture: `parameters`, which every gallery tool reads, in the format of
+AUTOMATIC1111's web UI, and `sdpipe`, a JSON object with everything that is needed to draw the
+picture again. In a PNG they are text chunks of those names. In JPEG and WebP they are EXIF:
+UserComment holds `parameters`, as that web UI writes it, and ImageDescription "sdpipe: {...}".
+"""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import sdpipe
+from sdpipe.errors import SdpipeError, SdpipeWarning
+from sdpipe.files import free_names, put_in_place, unfinished
+from sdpipe.settings import Settings
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+SAVE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "PNG": {},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+}
+LIBRARIES = ("torch", "diffusers", "transformers")
+
+# scheduler: what A1111 calls the same thing
+SAMPLERS = {
+    "lms": "LMS",
+    "ddim": "DDIM",
+    "pndm": "PLMS",
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "heun": "Heun",
+    "dpm++": "DPM++ 2M",
+    "unipc": "UniPC",
+}
+
+MAX_TEXT = 2**20  # characters of a text that is read; a picture may come from anybody
+JPEG_LIMIT = 65533  # bytes of EXIF in a JPEG: one segment
+IMAGE_DESCRIPTION, EXIF_IFD, USER_COMMENT = 0x010E, 0x8769, 0x9286
+MARK = "sdpipe: "  # tells our ImageDescription from everybody else's
+
+
+def metadata(
+    settings: Settings,
+    identity: Mapping[str, Any],
+    *,
+    image: Image.Image,
+    device: str,
+    dtype: str,
+    n: int = 1,
+    index: int = 0,
+) -> dict[str, Any]:
+    """What a picture carries: {"parameters": text, "sdpipe": object}, as `read` gives it back.
+
+    settings: those of this one picture, resolved.
+    identity: the model, as `Components.identity()` describes it.
+    n, index: the picture was number `index`, from 0, of `n` drawn in one call. Their seeds went up
+        by one from picture to picture, and what the others showed has no influence on this one: so
+        shape and place are enough to draw it under the same circumstances, and no picture tells
+        the prompts of its neighbours.
+    """
+    own = {
+        "settings": settings.to_dict(),
+        "model": dict(identity),
+        "batch": {"n": n, "index": index},
+        "versions": {
+            "sdpipe": sdpipe.__version__,
+            **{name: _version(name) for name in LIBRARIES},
+            "python": platform.python_version(),
+        },
+        "device": device,
+        "dtype": dtype,
+        "pixels_sha256": pixels_sha256(image),
+    }
+    return {"parameters": parameters(settings, identity), "sdpipe": own}
+
+
+def pixels_sha256(image: Image.Image) -> str:
+    """The SHA-256 of a picture's RGB bytes, row by row: the same however the file is packed."""
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+
+
+def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
+    """The settings of one picture as A1111 writes them, below the prompts."""
+    digest = identity.get("sha256")
+    values = {
+        "Steps": settings.steps,
+        "Sampler": SAMPLERS[settings.scheduler or "lms"],
+        "Schedule type": "Karras" if settings.karras else None,
+        "CFG scale": None if settings.g is None else f"{settings.g!r}".removesuffix(".0"),
+        "Seed": settings.seed,
+        "Size": f"{settings.width}x{settings.height}",
+        "Model hash": digest[:10] if isinstance(digest, str) else None,
+        "Model": identity.get("name"),
+        "RNG": "CPU",
+        "Version": f"sdpipe {sdpipe.__version__}",
+    }
+    lines = [settings.prompt]
+    if settings.negative_prompt:
+        lines.append(f"Negative prompt: {settings.negative_prompt}")
+    pairs = (f"{key}: {_quoted(str(v))}" for key, v in values.items() if v is not None)
+    lines.append(", ".join(pairs))
+    return "\n".join(lines)
+
+
+def save(
+    image: Image.Image, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes a picture, under `path` or the next free number after it, and returns which.
+
+    The file appears whole, with its final name, or not at all, and never in the place of another.
+    `metadata` is what the function of that name returns; None leaves the file without any.
+
+    Raises:
+        SdpipeError: the file cannot be written, or its suffix is none of `FORMATS`.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise SdpipeError(f"{path} has no suffix of a known format: {', '.join(FORMATS)}.")
+    data = _encode(image, FORMATS[path.suffix.lower()], metadata)
+    try:
+        with unfinished(path.parent) as temporary:
+            temporary.write_bytes(data)
+            for name in free_names(path):
+                try:
+                    put_in_place(temporary, name)
+                except FileExistsError:  # another process was faster
+                    continue
+                return name
+    except OSError as error:
+        raise SdpipeError(f"{path} cannot be written: {error.strerror}.") from error
+    raise AssertionError("free names never end")
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata of any picture: "parameters", a text, and "sdpipe", an object, if it has them.
+
+    Only texts are looked at, no pixels. What they say is not checked: it may come from anybody.
+
+    Raises:
+        SdpipeError: there is no such picture, it is damaged, or its texts are too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
+                found = _png_texts(image) if image.format == "PNG" else _exif_texts(image)
+    except OSError as error:
+        reason = error.strerror or "it is no PNG, JPEG or WebP picture, or a damaged one"
+        raise SdpipeError(f"{path} cannot be read: {reason}.") from error
+    except Exception as error:  # damaged files trip Pillow's parsers up in every way there is
+        raise SdpipeError(f"{path} cannot be read: it is damaged ({error}).") from error
+    if too_long := [key for key, text in found.items() if len(text) > MAX_TEXT]:
+        raise SdpipeError(
+            f"{path} cannot be read: its text {too_long[0]!r} is longer than {MAX_TEXT} characters."
+        )
+    texts: dict[str, Any] = dict(found)
+    if "sdpipe" in texts:
+        texts["sdpipe"] = _json_object(found["sdpipe"], path)
+    return texts
+
+
+def _encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None) -> bytes:
+    options = dict(SAVE_OPTIONS[format])
+    if metadata is not None and format == "PNG":
+        info = PngInfo()
+        info.add_text("parameters", metadata["parameters"])
+        info.add_text("sdpipe", json.dumps(metadata["sdpipe"], ensure_ascii=False))
+        options["pnginfo"] = info
+    elif metadata is not None:
+        exif = _exif(metadata)
+        if format == "JPEG" and len(exif) > JPEG_LIMIT:
+            warnings.warn(
+                f"the metadata has {len(exif)} bytes and a JPEG takes {JPEG_LIMIT}: the picture is "
+                "saved without; a PNG takes it.",
+                SdpipeWarning,
+                stacklevel=3,
+            )
+        else:
+            options["exif"] = exif
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, format, **options)
+    except (OSError, ValueError) as error:  # a side that the format does not reach
+        width, height = image.size
+        raise SdpipeError(
+            f"a picture of {width} x {height} cannot be written as {format}: {error}. "
+            "PNG takes every size."
+        ) from error
+    return buffer.getvalue()
+
+
+def _exif(metadata: Mapping[str, Any]) -> bytes:
+    exif = Image.Exif()
+    exif.endian = ">"  # so that the byte order of the comment is also that of its surroundings
+    exif[IMAGE_DESCRIPTION] = MARK + json.dumps(metadata["sdpipe"])  # EXIF wants ASCII here
+    comment = b"UNICODE\0" + metadata["parameters"].encode("utf-16-be")
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+    return exif.tobytes()
+
+
+def _png_texts(image: Image.Image) -> dict[str, str]:
+    info = {key: image.info.get(key) for key in ("parameters", "sdpipe")}
+    return {key: str(text) for key, text in info.items() if isinstance(text, str)}
+
+
+def _exif_texts(image: Image.Image) -> dict[str, str]:
+    exif = image.getexif()
+    found = {}
+    comment = exif.get_ifd(EXIF_IFD).get(USER_COMMENT)
+    if isinstance(comment, bytes) and (text := _comment(comment)):
+        found["parameters"] = text
+    description = exif.get(IMAGE_DESCRIPTION)
+    if isinstance(description, str) and description.startswith(MARK):
+        found["sdpipe"] = description.removeprefix(MARK).rstrip("\0")
+    return found
+
+
+def _comment(raw: bytes) -> str:
+    """An EXIF UserComment: eight bytes name the encoding of the rest."""
+    code, body = raw[:8], raw[8:]
+    if code == b"UNICODE\0":
+        # The byte order is nowhere written: most text has its zeros in the high bytes.
+        order = "be" if body[0::2].count(0) >= body[1::2].count(0) else "le"
+        return body.decode(f"utf-16-{order}", "replace").removeprefix("\ufeff")
+    return body.decode("utf-8", "replace").strip("\0") if code == b"ASCII\0\0\0" else ""
+
+
+def _json_object(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise SdpipeError(f"{path} has metadata that is not readable JSON: {reason}.") from error
+    if not isinstance(value, dict):
+        raise SdpipeError(f"{path} has metadata that is not a JSON object.")
+    return value
+
+
+def _quoted(value: str) -> str:
+    special = any(sign in value for sign in ",:\n")
+    return json.dumps(value, ensure_ascii=False) if special else value
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
