@@ -1,0 +1,1 @@
+"""Pictures of what happens inside: consumers of `Step` and of the stages."""

@@ -1,0 +1,149 @@
+"""What `save_int` keeps: every step of one picture, in a folder beside it."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+import sdpipe
+from sdpipe.errors import SdpipeError, UsageError
+from sdpipe.files import unfinished
+from sdpipe.latents import latents_to_pil
+from sdpipe.show.filmstrip import Column, chosen, filmstrip, titles
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+    from sdpipe.pipeline import Result
+
+LATENT_PIXELS = 2 * 64 * 64  # decoded at a time: two pictures of v1-4
+
+
+def save_steps(
+    vae: "AutoencoderKL",
+    result: "Result",
+    index: int,
+    folder: str | Path,
+    *,
+    describe: bool = True,
+    on_decoded: Callable[[int, int], object] | None = None,
+) -> Path:
+    """Writes every step of picture `index` of a result that was drawn with `save_int`.
+
+    The folder gets, of S steps, counted from 1,
+      xt-00.png, xt-01.png, ...: the latents decoded, xt-00 the starting noise, xt-S the picture;
+      x0-01.png, ...: the picture that each step predicts from the latents before it;
+      latents.safetensors: x_t (S + 1, C, h, w), as they are in the loop, x0 (S, C, h, w),
+        sigma (S + 1,), the noise level of each x_t, and timestep (S,), what the UNet was told;
+      filmstrip.png: the above at a glance.
+
+    describe: write the prompt and the settings on the strip and into latents.safetensors.
+    on_decoded: called with how many of how many pictures are done.
+
+    Raises:
+        UsageError: the result was drawn without `save_int`.
+        SdpipeError: the folder is there already, or it cannot be written.
+    """
+    folder = Path(folder)
+    if result.noise is None or not result.steps:
+        raise UsageError("this result has no steps; draw it with save_int=True.")
+    x_t, x0, sigmas = _trajectory(result, index)
+    settings = result.settings[index]
+    try:
+        if folder.exists():
+            raise FileExistsError(17, "it exists already", str(folder))
+        with unfinished(folder.parent) as temporary:
+            temporary.mkdir()
+            _save_latents(temporary / "latents.safetensors", result, index, describe)
+            kept = _save_pictures(vae, x_t, x0, sigmas, temporary, on_decoded)
+            strip = filmstrip(kept, *(titles(settings) if describe else ()))
+            strip.save(temporary / "filmstrip.png")
+            temporary.rename(folder)
+    except OSError as error:
+        raise SdpipeError(f"{folder} cannot be written: {error.strerror}.") from error
+    return folder
+
+
+def columns(vae: "AutoencoderKL", result: "Result", index: int) -> list[Column]:
+    """Decodes what a filmstrip of picture `index` shows, and no more."""
+    if result.noise is None or not result.steps:
+        raise UsageError("this result has no steps; draw it with save_int=True.")
+    x_t, x0, sigmas = _trajectory(result, index)
+    states = chosen(len(x0))
+    above = list(_decoded(vae, x_t[states]))
+    below = list(_decoded(vae, x0[states[:-1]]))
+    return [
+        Column(k, sigmas[k], above[i], below[i] if k < len(x0) else above[i])
+        for i, k in enumerate(states)
+    ]
+
+
+def _trajectory(result: "Result", index: int) -> tuple[Tensor, Tensor, list[float]]:
+    """x_t (S + 1, C, h, w) in the range of latents, x0 (S, C, h, w), sigma of each x_t."""
+    steps = result.steps
+    assert result.noise is not None
+    sigmas = [steps[0].sigma, *(step.sigma_next for step in steps)]
+    x_t = torch.stack([result.noise[index], *(step.latents[index] for step in steps)]).cpu()
+    if steps[0].variance_exploding:
+        # x_t = x_0 + sigma eps grows with sigma; the VAE knows latents of about unit variance.
+        x_t = torch.stack([x / math.sqrt(1 + s * s) for x, s in zip(x_t, sigmas, strict=True)])
+    x0 = torch.stack([step.x0[index] for step in steps]).cpu()
+    return x_t, x0, sigmas
+
+
+def _save_latents(path: Path, result: "Result", index: int, describe: bool) -> None:
+    steps, settings = result.steps, result.settings[index]
+    assert result.noise is not None
+    tensors = {
+        "x_t": torch.stack([result.noise[index].cpu(), *(s.latents[index].cpu() for s in steps)]),
+        "x0": torch.stack([s.x0[index].cpu() for s in steps]),
+        "sigma": torch.tensor([steps[0].sigma, *(s.sigma_next for s in steps)]),
+        "timestep": torch.tensor([s.timestep for s in steps]),
+    }
+    notes = {
+        "sdpipe": sdpipe.__version__,
+        "variance_exploding": json.dumps(steps[0].variance_exploding),
+    }
+    if describe:
+        notes["settings"] = settings.to_json()
+    save_file(tensors, path, notes)
+
+
+def _save_pictures(
+    vae: "AutoencoderKL",
+    x_t: Tensor,
+    x0: Tensor,
+    sigmas: list[float],
+    folder: Path,
+    on_decoded: Callable[[int, int], object] | None,
+) -> list[Column]:
+    """Writes the pictures of all steps, and returns those that go on the filmstrip."""
+    steps = len(x0)
+    digits = max(2, len(str(steps)))
+    states = chosen(steps)
+    done, total = 0, len(x_t) + steps
+    kept: dict[str, dict[int, Image.Image]] = {"xt": {}, "x0": {}}
+    for name, latents, first in (("xt", x_t, 0), ("x0", x0, 1)):
+        for step, picture in enumerate(_decoded(vae, latents), first):
+            picture.save(folder / f"{name}-{step:0{digits}}.png")
+            if step - first in states:  # the prediction of step k + 1 is made from state k
+                kept[name][step - first] = picture
+            done += 1
+            if on_decoded is not None:
+                on_decoded(done, total)
+    above, below = kept["xt"], kept["x0"]
+    return [Column(k, sigmas[k], above[k], below.get(k, above[k])) for k in states]
+
+
+def _decoded(vae: "AutoencoderKL", latents: Tensor) -> Iterator[Image.Image]:
+    """Pictures of latents (S, C, h, w), a few at a time."""
+    height, width = latents.shape[-2:]
+    few = max(1, LATENT_PIXELS // (height * width))
+    for part in latents.split(few):
+        yield from latents_to_pil(vae, part)
