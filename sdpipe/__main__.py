@@ -1,0 +1,7 @@
+"""`python -m sdpipe`: the same as the command `sdpipe`."""
+
+import sys
+
+from sdpipe.cli import main
+
+sys.exit(main())

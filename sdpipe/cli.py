@@ -1,0 +1,370 @@
+"""The command line: parse, call, print. What a command does is done elsewhere."""
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import sdpipe
+from sdpipe import files, messages, progress
+from sdpipe.device import check_device, check_dtype
+from sdpipe.errors import UsageError
+from sdpipe.interrupt import interruptible
+from sdpipe.settings import SCHEDULERS, Settings
+
+if TYPE_CHECKING:
+    from sdpipe.pipeline import Pipeline, Result
+
+DONE, WRONG_USAGE, INTERRUPTED = 0, 2, 130
+
+PICTURE, SAMPLING, MODEL, OUTPUT = "Picture", "Sampling", "Model and machine", "Output"
+
+app = typer.Typer(
+    help="Draws pictures from text with Stable Diffusion, and shows every step of it.",
+    epilog="Example:  sdpipe generate 'red apple' --seed 42",
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+train_app = typer.Typer(help="Train a model from nothing.", no_args_is_help=False)
+app.add_typer(train_app, name="train")
+
+_debug = False
+
+
+def _set_debug(value: bool) -> None:
+    global _debug
+    _debug = _debug or value
+    messages.tell_warnings(_debug)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"sdpipe {sdpipe.__version__}")
+        raise typer.Exit
+
+
+def _option(panel: str | None, help: str, *names: str, metavar: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, **more)
+
+
+def _flag(panel: str | None, help: str, name: str, **more: Any) -> Any:
+    return typer.Option(name, help=help, metavar=" ", rich_help_panel=panel, **more)
+
+
+def _whole(panel: str, help: str, *names: str) -> Any:
+    return _option(panel, help, *names, metavar="N", parser=_parse_int)
+
+
+def _parse_int(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+
+
+def _parse_float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number") from None
+
+
+Debug = Annotated[
+    bool,
+    _flag(
+        None,
+        "Show tracebacks and every warning.",
+        "--debug",
+        callback=_set_debug,
+        is_eager=True,
+        envvar="SDPIPE_DEBUG",
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, metavar=" ", help="Print it."
+        ),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help(), end="")  # rich prints it itself, and returns nothing
+
+
+@app.command(
+    short_help="Draw pictures of a prompt.",
+    epilog="Example:  sdpipe generate 'red apple' --model emoji --seed 42 --n 4 --out apples",
+)
+def generate(
+    prompt: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROMPT", help="What to draw; - reads prompts from standard input, one a line."
+        ),
+    ],
+    negative: Annotated[
+        str, _option(PICTURE, "What the picture should not show.", metavar="TEXT")
+    ] = "",
+    seed: Annotated[
+        int | None,
+        _whole(PICTURE, "Starts the noise; picture i has seed + i. Drawn if left out."),
+    ] = None,
+    n: Annotated[int, _whole(PICTURE, "Pictures of each prompt.", "--n")] = 1,
+    dim: Annotated[
+        int | None,
+        _whole(PICTURE, "Width and height, a multiple of 8. The model's own: 512 for v1-4."),
+    ] = None,
+    width: Annotated[int | None, _whole(PICTURE, "Width alone, in place of --dim.")] = None,
+    height: Annotated[int | None, _whole(PICTURE, "Height alone.")] = None,
+    g: Annotated[
+        float | None,
+        _option(
+            SAMPLING,
+            "How strictly to follow the prompt; 1 is no guidance. The model's own: 7.5 for v1-4.",
+            "--g",
+            metavar="SCALE",
+            parser=_parse_float,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        _whole(SAMPLING, "Denoising steps, 1 to 1000. The model's own: 50 for v1-4."),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        _option(
+            SAMPLING,
+            f"{', '.join(SCHEDULERS)}. The model's own: lms for v1-4.",
+            metavar="NAME",
+        ),
+    ] = None,
+    lms_order: Annotated[
+        int | None,
+        _whole(
+            SAMPLING,
+            "Predictions that a step of lms combines, 1 to 4. The model's own: 4 for v1-4.",
+        ),
+    ] = None,
+    karras: Annotated[
+        bool, _flag(SAMPLING, "Space the noise levels as Karras et al. do.", "--karras")
+    ] = False,
+    exact: Annotated[
+        bool,
+        _flag(SAMPLING, "Same bits alone and in a batch: one by one, slower.", "--exact"),
+    ] = False,
+    model: Annotated[
+        str | None,
+        _option(
+            MODEL,
+            "emoji (built in), a folder, a .safetensors file or a hub id. Left out: $SDPIPE_MODEL, "
+            "else CompVis/stable-diffusion-v1-4.",
+            metavar="NAME",
+        ),
+    ] = None,
+    device: Annotated[
+        str, _option(MODEL, "auto, cpu, mps, cuda, cuda:1.", metavar="NAME")
+    ] = "auto",
+    dtype: Annotated[
+        str, _option(MODEL, "auto, float32, float16, bfloat16.", metavar="NAME")
+    ] = "auto",
+    out: Annotated[
+        str,
+        _option(
+            OUTPUT,
+            "A folder, or a .png, .jpg or .webp file. What exists is never overwritten.",
+            metavar="PATH",
+        ),
+    ] = "outputs",
+    save_int: Annotated[
+        bool,
+        _flag(OUTPUT, "Keep every step, and a filmstrip, in NAME.steps.", "--save-int"),
+    ] = False,
+    as_json: Annotated[bool, _flag(OUTPUT, "Print JSON, not paths.", "--json")] = False,
+    no_metadata: Annotated[
+        bool, _flag(OUTPUT, "Keep prompt and settings out of the files.", "--no-metadata")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Draws pictures of a prompt and prints where they are."""
+    prompts = _prompts(prompt)
+    pictures = n * len(prompts)
+    inputs: dict[str, Any] = {
+        "negative_prompt": _text("--negative", negative),
+        "g": g,
+        "seed": seed,
+        "steps": steps,
+        "dim": dim,
+        "width": width,
+        "height": height,
+        "scheduler": scheduler,
+        "lms_order": lms_order,
+        "karras": karras,
+        "exact": exact,
+        "save_int": save_int,
+    }
+    Settings(prompt=prompts[0], n=n, **inputs)
+    Settings(prompt=prompts[0], n=pictures, **inputs)  # the last one's seed is a seed too
+    check_device(device)
+    check_dtype(dtype)
+    destination = files.Destination(out, pictures)
+    _check_model(model)
+
+    with progress.status("loading the model ..."):
+        from sdpipe.pipeline import Pipeline
+
+        pipe = Pipeline(model, device=device, dtype=dtype)
+    started = time.monotonic()
+    with progress.step_bar(pictures) as on_step:
+        result = pipe.generate(prompts, n=n, on_step=on_step, **inputs)
+    seconds = time.monotonic() - started
+
+    written: list[dict[str, Any]] = []
+    try:
+        for entry in _saved(pipe, result, destination, not no_metadata):
+            written.append(entry)
+            if not as_json:
+                _print(entry["path"])
+        if save_int:
+            for k, entry in enumerate(written):
+                entry["steps"] = _save_steps(pipe, result, k, entry["path"], not no_metadata)
+    finally:
+        if as_json:
+            _print(json.dumps(written, ensure_ascii=False, indent=2))
+    messages.say(messages.summary(result.settings, seconds))
+
+
+@train_app.command("emoji", short_help="Train the built-in model.")
+def train_emoji(
+    out: Annotated[
+        Path,
+        _option(
+            None, "Where the model goes, and what a second start goes on from.", metavar="FOLDER"
+        ),
+    ] = Path("runs/emoji"),
+    recipe: Annotated[
+        Path | None,
+        _option(None, "All parameters. Left out: those of the built-in model.", metavar="FILE"),
+    ] = None,
+    device: Annotated[str, _option(None, "auto, cpu, mps, cuda, cuda:1.", metavar="NAME")] = "auto",
+    debug: Debug = False,
+) -> None:
+    """Trains the built-in model: tokenizer, VAE, text encoder and U-Net, on drawn emoji."""
+    check_device(device)
+    from sdpipe.training.recipe import EMOJI
+    from sdpipe.training.train import train
+
+    _print(str(train(EMOJI if recipe is None else recipe, out, device=device)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    global _debug
+    _debug = False
+    with interruptible() as interruption, warnings.catch_warnings():
+        messages.tell_warnings(debug=False)
+        try:
+            status = app(arguments, prog_name="sdpipe", standalone_mode=False) or DONE
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        except _TyperUsageError as error:
+            status = _explain_usage(error)
+        except Exception as error:
+            # What an interrupt made of a library in the middle of something is no news.
+            status = INTERRUPTED if interruption.status else messages.explain(error, _debug)
+        if interruption.status:
+            messages.say("interrupted")
+            return interruption.status
+    return int(status)
+
+
+# typer brings a click of its own; what it exports of it are the leaves of this class.
+_TyperUsageError: Any = typer.BadParameter.__base__
+
+
+def _explain_usage(error: Any) -> int:
+    command = error.ctx.command_path if error.ctx is not None else "sdpipe"
+    messages.say(f"error: {error.format_message().rstrip('.')}. See {command} --help.")
+    return WRONG_USAGE
+
+
+def _prompts(prompt: str) -> list[str]:
+    if prompt != "-":
+        return [_text("the prompt", prompt)]
+    try:
+        lines = [line.strip() for line in sys.stdin]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8 text ({error}).") from error
+    prompts = [_text("standard input", line) for line in lines if line]
+    if not prompts:
+        raise UsageError("standard input has no prompt; give one a line.")
+    return prompts
+
+
+def _text(name: str, text: str) -> str:
+    """Python lets bytes that are no text through, as code points that nothing can encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text: {text!r}.") from error
+    return text
+
+
+def _check_model(model: str | None) -> None:
+    """Finds a misspelt or incomplete model before torch is imported; the hub is asked later."""
+    from sdpipe.hub import is_hub_id
+    from sdpipe.locate import find_model
+
+    if model is not None and not is_hub_id(model):
+        find_model(model)
+
+
+def _saved(
+    pipe: "Pipeline", result: "Result", destination: files.Destination, describe: bool
+) -> Iterator[dict[str, Any]]:
+    """Writes one picture after the other and tells of each when it is there."""
+    from sdpipe import png
+
+    parts = pipe.components
+    identity = parts.identity()
+    for k, (image, settings) in enumerate(zip(result.images, result.settings, strict=True)):
+        notes = png.metadata(
+            settings,
+            identity,
+            image=image,
+            device=str(parts.device),
+            dtype=str(parts.dtype).removeprefix("torch."),
+            n=len(result.images),
+            index=k,
+        )
+        wanted = destination.path(k, settings.prompt)
+        path = png.save(image, wanted, notes if describe else None)
+        yield {"path": str(path), "seed": settings.seed, "settings": settings.to_dict()}
+
+
+def _save_steps(pipe: "Pipeline", result: "Result", k: int, path: str, describe: bool) -> str:
+    from sdpipe.show.steps import save_steps
+
+    folder = files.steps_folder(Path(path))
+    with progress.bar(f"writing {folder.name}") as move:
+        save_steps(pipe.components.vae, result, k, folder, describe=describe, on_decoded=move)
+    return str(folder)
+
+
+def _print(text: str) -> None:
+    """A result on standard output, at once; a reader that has gone away is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

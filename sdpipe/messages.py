@@ -1,0 +1,75 @@
+"""What a person is told on standard error: warnings, errors, and how it went."""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import TextIO
+
+from tqdm import tqdm
+
+from sdpipe.errors import SdpipeError, SdpipeWarning, UsageError
+from sdpipe.settings import Settings
+
+FAILED, WRONG_USAGE = 1, 2
+
+
+def say(text: str) -> None:
+    """One line, above a progress bar if there is one."""
+    tqdm.write(f"sdpipe: {' '.join(text.split())}", file=sys.stderr)
+
+
+def tell_warnings(debug: bool) -> None:
+    """Shows every `SdpipeWarning` as a line, and others, which nobody can act on, for debugging."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, SdpipeWarning):
+            say(f"warning: {message}")
+        elif debug:
+            say(f"warning: {filename}:{lineno}: {category.__name__}: {message}")
+
+    warnings.showwarning = show
+    warnings.simplefilter("always", SdpipeWarning)
+    if not debug:
+        # The libraries' own loggers read these when they are imported.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def explain(error: Exception, debug: bool) -> int:
+    """Says what went wrong in one paragraph, and returns the exit status that it deserves."""
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, SdpipeError):
+        say(f"error: {error}")
+        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        say("error: out of memory; draw fewer pictures at once (--n) or smaller ones (--dim).")
+        return FAILED
+    kind, what = type(error).__name__, str(error) or "no message"
+    hint = "" if debug else " This is a bug, or a broken installation: --debug shows where."
+    say(f"error: {kind}: {what.rstrip('.')}.{hint}")
+    return FAILED
+
+
+def summary(drawn: Sequence[Settings], seconds: float) -> str:
+    """What was drawn, in a line: what a person needs to draw it again."""
+    first, last = drawn[0], drawn[-1]
+    one = len(drawn) == 1
+    parts = [
+        "1 picture" if one else f"{len(drawn)} pictures",
+        f"{first.width} x {first.height}",
+        f"seed {first.seed}" if one else f"seeds {first.seed} to {last.seed}",
+        f"{first.steps} steps of {first.scheduler}",
+        f"g {first.g:g}",
+        f"{seconds:.1f} s",
+    ]
+    return ", ".join(parts)
