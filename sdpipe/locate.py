@@ -139,9 +139,9 @@ def _find(value: str | os.PathLike[str], select: Select, label: str, full: bool)
             )
         return Location(name, folder, _offered(folder, select, label), label=label)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return Location(name, path, _offered(path, select, label), label=label)
-    if path.exists():
+    if name and path.exists():
         _check_file(path, label)
         return Location(name, path, label=label)
     if by_name and is_hub_id(name):
@@ -223,8 +223,8 @@ def _what_it_is_not(name: str, by_name: bool) -> str:
         return f"does not exist: there is no such folder or file; {_nearest_folder(name)}"
     close = difflib.get_close_matches(name, BUILT_IN, n=1)
     return (
-        f"is neither a built-in model ({', '.join(BUILT_IN)}) nor a folder, a .safetensors file or "
-        "a hub id, which has the form owner/name or owner/name@revision."
+        f"is neither a built-in model ({', '.join(BUILT_IN)}) nor a folder, a .safetensors file "
+        "or a hub id, which has the form owner/name or owner/name@revision."
         + (f" Did you mean {close[0]}?" if close else "")
     )
 
