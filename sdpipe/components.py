@@ -161,13 +161,14 @@ def _build(sources: Sources, device: "torch.device", dtype: "torch.dtype") -> di
                 "close what else uses it, or take dtype float16 or device cpu."
             ) from error
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            where = place.path if place.is_file else sources.folder(part)
             reason = " ".join(str(error).split())
             raise ModelError(
-                f"{place.label}: the {part} in {sources.folder(part)} cannot be loaded: {reason}"
+                f"{place.label}: the {part} in {where} cannot be loaded: {reason}"
             ) from error
     for part in STEMS:
         _check_complete(parts[part], part, sources)
-        # Its own `to` of a diffusers model logs a line about types; the module's does the same.
+        # A diffusers model's own `to` does the same and logs a line about types.
         torch.nn.Module.to(parts[part], device=device, dtype=dtype)
         parts[part].eval().requires_grad_(False)
     return parts
@@ -198,22 +199,25 @@ def _network(part: str, sources: Sources, device: "torch.device", dtype: "torch.
         local_files_only=True,
         output_loading_info=True,
     )
+    # transformers fills what is missing at random, diffusers leaves it empty.
     if missing := sorted(told["missing_keys"]):
-        raise ValueError(f"{len(missing)} tensors are missing from its weights, first {missing[0]}")
+        raise ModelError(_lacks(sources, part, missing))
     return network
 
 
 def _check_complete(network: "torch.nn.Module", part: str, sources: Sources) -> None:
     """Refuses a network with tensors that no file has filled."""
     named = itertools.chain(network.named_parameters(), network.named_buffers())
-    empty = [name for name, tensor in named if tensor.is_meta]
-    if empty:
-        place = sources.places.get(part)
-        where = sources.swapped[part] if place is None else place.label
-        raise ModelError(
-            f"{where}: the {part} is incomplete: {len(empty)} tensors are missing from its "
-            f"weights, first {empty[0]}."
-        )
+    if empty := [name for name, tensor in named if tensor.is_meta]:
+        raise ModelError(_lacks(sources, part, empty))
+
+
+def _lacks(sources: Sources, part: str, names: list[str]) -> str:
+    where = sources.places[part].label if part in sources.places else sources.swapped[part]
+    return (
+        f"{where}: the {part} is incomplete: its weights lack {len(names)} of its tensors, "
+        f"{names[0]} first; copy or download them again."
+    )
 
 
 def _check_tokens(tokenizer: "CLIPTokenizer", text_encoder: "CLIPTextModel") -> None:

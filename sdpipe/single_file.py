@@ -37,13 +37,19 @@ def check(path: Path, parts: tuple[str, ...], label: str) -> None:
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
-        names = list(file.keys())
+        names = set(file.keys())
+        takes = file.get_slice(_UNET).get_shape()[1] if _UNET in names else 4
     for start, kind in _OTHERS:
         if any(name.startswith((start, f"model.{start}")) for name in names):
             raise ModelError(
                 f"{label} is {kind}; as a single file only Stable Diffusion 1 is read. Convert it "
                 "to a folder in the diffusers layout, or take another model."
             )
+    if "unet" in parts and takes != 4:
+        raise ModelError(
+            f"{label} has a UNet of {takes} input channels, for a mask or a picture beside the "
+            "noise; this pipeline draws from text alone. Take a model of 4 channels."
+        )
     wanted = {"text_encoder": _TEXT, "unet": _UNET, "vae": _VAE}
     for part, start in wanted.items():
         if part in parts and not any(name.startswith(start) for name in names):
@@ -69,25 +75,30 @@ def build(
 ) -> Any:
     """One part, built of the file's tensors as the configuration in `folder` describes it."""
     if part == "text_encoder":
-        from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
-        from transformers import CLIPTextModel
+        from transformers import CLIPTextConfig, CLIPTextModel
 
-        return create_diffusers_clip_model_from_ldm(
-            CLIPTextModel,
-            dict(tensors),
-            subfolder=part,
-            config=str(folder),
-            torch_dtype=dtype,
-            local_files_only=True,
-        ).to(device)
+        return CLIPTextModel.from_pretrained(
+            None,
+            config=CLIPTextConfig.from_pretrained(folder, local_files_only=True),
+            state_dict={
+                k.removeprefix(_TEXT): v for k, v in tensors.items() if k.startswith(_TEXT)
+            },
+            dtype=dtype,
+            device_map=device,
+        )
+    import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.loaders import single_file_utils as ldm
 
-    kind = UNet2DConditionModel if part == "unet" else AutoencoderKL
-    return kind.from_single_file(
-        dict(tensors),
-        config=str(folder),
-        subfolder=part,
-        dtype=dtype,
-        device=device,
-        local_files_only=True,
-    )
+    kind = AutoencoderKL if part == "vae" else UNet2DConditionModel
+    config = kind.load_config(folder, local_files_only=True)
+    if part == "vae":
+        found = ldm.convert_ldm_vae_checkpoint(dict(tensors), config)
+    else:
+        # Where a file has both, v1-4 itself is the moving average of the trained weights.
+        found = ldm.convert_ldm_unet_checkpoint(dict(tensors), config, extract_ema=True)
+    with torch.device("meta"):
+        network = kind.from_config(config)
+    own = {name: tensor.to(device, dtype) for name, tensor in found.items()}
+    network.load_state_dict(own, strict=False, assign=True)  # what is missing stays on meta
+    return network

@@ -1,0 +1,212 @@
+import pytest
+import torch
+from hub_server import Hub
+from safetensors.torch import load_file, save_file
+from tiny import tiny_model
+
+from sdpipe.components import load
+from sdpipe.errors import ModelError
+from sdpipe.locate import DEFAULT
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def ldm_unet(name: str) -> str:
+    """LDM's name of a tensor of the tiny UNet: two levels, one layer each, the first attending."""
+    top = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+        "up_blocks.0.upsamplers.0.conv": "output_blocks.1.1.conv",
+    }
+    whole, _, kind = name.rpartition(".")
+    if whole in top:
+        return f"{top[whole]}.{kind}"
+    side, *words = name.split(".")
+    block = 0 if side == "mid_block" else int(words.pop(0))
+    group, layer, *rest = words
+    if group == "resnets":
+        rest[0] = RESNET[rest[0]]
+    inner = ".".join(rest)
+    number = int(group == "attentions")
+    if side == "mid_block":
+        return f"middle_block.{number or 2 * int(layer)}.{inner}"
+    at = 2 * block + int(layer) + (side == "down_blocks")
+    return f"{'input' if side == 'down_blocks' else 'output'}_blocks.{at}.{number}.{inner}"
+
+
+def ldm_vae(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """LDM's name and form of a tensor of the tiny VAE, which has four levels."""
+    for ours, theirs in {
+        "conv_shortcut": "nin_shortcut",
+        "conv_norm_out": "norm_out",
+        "mid_block.attentions.0": "mid.attn_1",
+        "mid_block.resnets.0": "mid.block_1",
+        "mid_block.resnets.1": "mid.block_2",
+        "downsamplers.0": "downsample",
+        "upsamplers.0": "upsample",
+        ".resnets.": ".block.",
+    }.items():
+        name = name.replace(ours, theirs)
+    for i in range(4):
+        name = name.replace(f"down_blocks.{i}", f"down.{i}").replace(
+            f"up_blocks.{i}", f"up.{3 - i}"
+        )
+    if "attn_1" in name:
+        pairs = {
+            "group_norm": "norm",
+            "to_q": "q",
+            "to_k": "k",
+            "to_v": "v",
+            "to_out.0": "proj_out",
+        }
+        for ours, theirs in pairs.items():
+            name = name.replace(f".{ours}.", f".{theirs}.")
+        if tensor.ndim == 2:
+            tensor = tensor[:, :, None, None]  # LDM has convolutions of 1 x 1 there
+    return name, tensor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def tensors(folder):
+    """The tiny model's tensors as LDM names them."""
+    unet = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    vae = load_file(folder / "vae/diffusion_pytorch_model.safetensors")
+    text = load_file(folder / "text_encoder/model.safetensors")
+    found = {f"model.diffusion_model.{ldm_unet(k)}": v for k, v in unet.items()}
+    for key, tensor in vae.items():
+        name, value = ldm_vae(key, tensor)
+        found[f"first_stage_model.{name}"] = value.contiguous()
+    # v1-4's own file has the positions among its weights.
+    found |= {f"cond_stage_model.transformer.{k}": v for k, v in text.items()}
+    positions = "cond_stage_model.transformer.text_model.embeddings.position_ids"
+    return found | {positions: torch.arange(77)[None], "alphas_cumprod": torch.ones(1000)}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, folder):
+    with Hub() as hub:
+        hub.use(monkeypatch, tmp_path / "cache")
+        hub.add(DEFAULT, folder)
+        yield hub
+
+
+@pytest.fixture
+def file(tensors, tmp_path):
+    def write(*, tensors=tensors):
+        path = tmp_path / "mine.safetensors"
+        save_file(tensors, path)
+        return path
+
+    return write
+
+
+def test_a_single_file_is_the_same_model_as_its_folder(hub, file, folder):
+    found = load(file(), dtype="float32")
+    like = load(folder, dtype="float32")
+    for part in ("text_encoder", "unet", "vae"):
+        ours, theirs = getattr(found, part).state_dict(), getattr(like, part).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert found.tokenizer("red apple").input_ids == like.tokenizer("red apple").input_ids
+    assert found.scheduler_config == like.scheduler_config
+    assert found.identity()["sha256"] != like.identity()["sha256"]
+
+
+def test_only_configurations_are_fetched_and_only_once(hub, file):
+    load(file(), dtype="float32")
+    assert not [name for name in hub.fetched() if name.endswith(".safetensors")]
+    hub.requests.clear()
+    half = load(file(), dtype="float16")
+    assert hub.requests == []
+    assert {p.dtype for p in half.unet.parameters()} == {torch.float16}
+    assert {p.dtype for p in half.text_encoder.parameters()} == {torch.float16}
+
+
+def test_the_moving_average_is_taken(hub, file, tensors):
+    averages = {
+        "model_ema." + "".join(k.split(".")[1:]): v + 1
+        for k, v in tensors.items()
+        if k.startswith("model.diffusion_model.")
+    }
+    both = load(file(tensors=tensors | averages), dtype="float32").unet
+    alone = load(file(), dtype="float32").unet
+    assert torch.equal(both.conv_in.weight, alone.conv_in.weight + 1)
+
+
+def test_without_the_configurations(hub, file):
+    hub.stop()
+    with pytest.raises(ModelError, match=r"mine.safetensors' needs v1-4's configurations, and"):
+        load(file())
+
+
+@pytest.mark.parametrize(
+    ("start", "part"),
+    [
+        ("first_stage_model.", "vae"),
+        ("cond_stage_model.", "text_encoder"),
+        ("model.", "unet"),
+    ],
+)
+def test_a_file_without_a_part(hub, file, tensors, start, part):
+    rest = {k: v for k, v in tensors.items() if not k.startswith(start)}
+    with pytest.raises(ModelError, match=rf"holds no {part}: .* give that part with {part}="):
+        load(file(tensors=rest))
+
+
+def test_the_part_that_a_file_lacks_can_be_given(hub, file, tensors, folder):
+    rest = {k: v for k, v in tensors.items() if not k.startswith("first_stage_model.")}
+    found = load(file(tensors=rest), vae=folder)
+    assert found.parts == {"vae": str(folder)}
+
+
+def test_a_file_that_lacks_one_tensor(hub, file, tensors):
+    rest = {k: v for k, v in tensors.items() if not k.endswith("out.2.bias")}
+    with pytest.raises(
+        ModelError, match=r"the unet is incomplete: .* 1 of its tensors, conv_out.bias"
+    ):
+        load(file(tensors=rest))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cond_stage_model.model.ln_final.weight", "is a Stable Diffusion 2 model"),
+        ("conditioner.embedders.0.transformer.weight", "is a Stable Diffusion XL model"),
+        ("lora_unet_down_blocks_0.alpha", "is a LoRA"),
+        ("down_blocks.0.resnets.0.conv1.weight", "is a UNet alone"),
+        ("decoder.conv_in.weight", "is a VAE alone"),
+        ("fc.weight", "holds no text_encoder"),
+    ],
+)
+def test_files_of_other_kinds(hub, file, name, message):
+    with pytest.raises(ModelError, match=message):
+        load(file(tensors={name: torch.zeros(1)}))
+
+
+def test_an_inpainting_file(hub, file, tensors):
+    key = "model.diffusion_model.input_blocks.0.0.weight"
+    with pytest.raises(ModelError, match=r"has a UNet of 9 input channels"):
+        load(file(tensors=tensors | {key: torch.zeros(16, 9, 3, 3)}))
+
+
+def test_a_damaged_file(hub, file):
+    path = file()
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ModelError, match=r"mine.safetensors are damaged or cut short"):
+        load(path)
