@@ -183,30 +183,24 @@ class Pipeline:
 
         With `exact` every picture has a loop of its own, and they go in step.
         """
-        parts, first = self.components, run[0]
+        parts, first, g = self.components, run[0], run[0].g
         assert first.width is not None
         assert first.height is not None
-        assert first.g is not None
+        assert g is not None
         factor = vae_factor(parts.vae)
         shape = (parts.unet.config.in_channels, first.height // factor, first.width // factor)
         generators = make_generators(_seeds(run))
-        schedulers = [self._scheduler(first) for _ in (run if first.exact else run[:1])]
-        x_t = draw_noise(generators, shape).to(parts.device)  # (B, C, h, w)
-        x_t = x_t * schedulers[0].init_noise_sigma
-        share = len(run) // len(schedulers)  # pictures in each loop
-        loops = [
-            denoise(parts.unet, scheduler, *batch, first.g, generators[i * share : (i + 1) * share])
-            for i, (scheduler, *batch) in enumerate(
-                zip(
-                    schedulers,
-                    x_t.split(share),
-                    text.cond.split(share),
-                    text.uncond.split(share),
-                    strict=True,
-                )
-            )
-        ]
-        return x_t, (join(steps) for steps in zip(*loops, strict=True))
+        sigma = float(self._scheduler(first).init_noise_sigma)
+        x_t = draw_noise(generators, shape).to(parts.device) * sigma  # (B, C, h, w)
+
+        def loop(some: slice) -> Iterator[Step]:
+            batch = (x_t[some], text.cond[some], text.uncond[some])
+            return denoise(parts.unet, self._scheduler(first), *batch, g, generators[some])
+
+        if not first.exact:
+            return x_t, loop(slice(None))
+        alone = [loop(slice(i, i + 1)) for i in range(len(run))]
+        return x_t, (join(steps) for steps in zip(*alone, strict=True))
 
     def _scheduler(self, settings: Settings) -> Any:
         assert settings.scheduler is not None
@@ -219,16 +213,6 @@ class Pipeline:
             karras=settings.karras,
             lms_order=settings.lms_order,
         )
-
-    def _warn_if_cut(self, text: str) -> None:
-        if cut := cut_off(self.components.tokenizer, text):
-            room = self.components.tokenizer.model_max_length - 2
-            warnings.warn(
-                f"the prompt is longer than the {room} tokens that the text encoder takes; cut "
-                f"off: {cut!r}.",
-                SdpipeWarning,
-                stacklevel=5,
-            )
 
     def _check(self, settings: Settings, text: Conditioning, latents: Tensor) -> None:
         """Looks at the finished latents, once, and says what went wrong and where."""

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sdpipe import NotFiniteError, SdpipeWarning, latents_to_pil, pil_to_latents
+from sdpipe.latents import add_noise, draw_noise, make_generators, vae_factor
+
+SIZE = (4, 8, 8)
+
+
+def test_noise_of_a_seed_is_the_same_alone_and_at_any_place_in_a_batch():
+    batch = draw_noise(make_generators([5, 6, 7]), SIZE)
+    for i, seed in enumerate([5, 6, 7]):
+        assert torch.equal(batch[i : i + 1], draw_noise(make_generators([seed]), SIZE))
+    expected = torch.randn((1, *SIZE), generator=torch.Generator("cpu").manual_seed(6))
+    assert torch.equal(batch[1:2], expected)
+    assert batch.dtype == torch.float32
+
+
+def test_the_generator_goes_on_where_the_noise_ended():
+    [generator] = make_generators([9])
+    draw_noise([generator], SIZE)
+    reference = torch.Generator("cpu").manual_seed(9)
+    torch.randn((1, *SIZE), generator=reference)
+    assert torch.equal(torch.randn(3, generator=generator), torch.randn(3, generator=reference))
+
+
+def test_forward_process_has_the_stated_mean_and_variance():
+    x_0 = torch.linspace(-1, 1, 4).view(1, 4, 1, 1).expand(200_000, 4, 1, 1)
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    for alpha_bar in (0.9, 0.3, 0.01):
+        x_t = add_noise(x_0, eps, torch.full((len(x_0),), alpha_bar))
+        mean = x_t.mean(dim=0).flatten()
+        assert torch.allclose(mean, alpha_bar**0.5 * x_0[0].flatten(), atol=0.01)
+        assert torch.allclose(x_t.var(dim=0), torch.tensor(1 - alpha_bar), rtol=0.02)
+
+
+def test_a_chain_of_single_steps_is_the_closed_form():
+    """q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I), one hundred times over."""
+    generator = torch.Generator().manual_seed(1)
+    beta = torch.linspace(1e-4, 0.05, 100, dtype=torch.float64)
+    x_0 = torch.tensor([-2.0, 0.5, 1.0, 3.0], dtype=torch.float64).view(1, 4, 1, 1)
+    x = x_0.expand(100_000, 4, 1, 1)
+    weight, noise = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for b in beta:
+        eps = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        x = (1 - b).sqrt() * x + b.sqrt() * eps
+        # The same recursion for the mean's weight and the variance, without sampling.
+        weight, noise = weight * (1 - b).sqrt(), noise * (1 - b) + b
+    alpha_bar = torch.cumprod(1 - beta, 0)[-1:]
+    signal = add_noise(x_0, torch.zeros_like(x_0), alpha_bar)
+    spread = add_noise(torch.zeros_like(x_0), torch.ones_like(x_0), alpha_bar)
+    assert torch.allclose(signal, weight * x_0)
+    assert torch.allclose(spread**2, noise.expand_as(spread))
+    assert torch.allclose(x.mean(dim=0), signal[0], atol=0.02)
+    assert torch.allclose(x.var(dim=0), spread[0] ** 2, rtol=0.02)
+
+
+def test_a_picture_becomes_latents_and_comes_back(emoji):
+    vae = emoji.components.vae
+    picture = emoji.generate("red apple", seed=1).images[0]
+    z = pil_to_latents(vae, picture)
+    factor = vae_factor(vae)
+    assert z.shape == (1, 4, picture.height // factor, picture.width // factor)
+    assert 3 * picture.width * picture.height / z.numel() == 48
+    [back] = latents_to_pil(vae, z)
+    assert back.size == picture.size
+    error = np.asarray(back).astype(float) - np.asarray(picture).astype(float)
+    assert 10 * np.log10(255**2 / np.mean(error**2)) > 22  # dB
+
+
+def test_several_pictures_of_any_mode(emoji):
+    vae = emoji.components.vae
+    pictures = [Image.new("L", (64, 32), 90), Image.new("RGBA", (64, 32), (9, 99, 199, 255))]
+    z = pil_to_latents(vae, pictures)
+    assert z.shape == (2, 4, 32 // vae_factor(vae), 64 // vae_factor(vae))
+    one = pil_to_latents(vae, pictures[0].convert("RGB"))
+    assert torch.allclose(z[:1], one, atol=1e-5)
+
+
+
+def test_a_vae_that_overflows_in_half_precision_decodes_again_in_float32(emoji):
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_config(emoji.components.vae.config)
+    vae.load_state_dict(emoji.components.vae.state_dict())
+    # Two layers that undo each other: what stands between them is beyond float16.
+    with torch.no_grad():
+        vae.decoder.conv_in.weight *= 1e4
+        vae.decoder.conv_in.bias *= 1e4
+    z = pil_to_latents(emoji.components.vae, Image.new("RGB", (64, 64), "orange"))
+    expected = latents_to_pil(vae, z)
+    half = vae.half()
+    with pytest.warns(SdpipeWarning, match="float32"):
+        [drawn] = latents_to_pil(half, z * 10)
+    assert half.dtype == torch.float16  # the shared one is left as it was
+    assert drawn.size == expected[0].size
+
+
+def test_latents_that_are_not_finite_are_refused(emoji):
+    with pytest.raises(NotFiniteError, match="NaN or infinity"):
+        latents_to_pil(emoji.components.vae, torch.full((1, 4, 8, 8), float("nan")))

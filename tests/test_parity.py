@@ -1,0 +1,135 @@
+"""The loop against diffusers' own StableDiffusionPipeline, on the built-in model's weights."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
+
+from sdpipe.settings import KARRAS_SCHEDULERS, SCHEDULERS
+
+BETAS = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+}
+# Written out from what each class needs for latents, not through sdpipe.schedule.
+REFERENCE = {
+    "lms": lambda **k: LMSDiscreteScheduler(**BETAS, steps_offset=1, **k),
+    "ddim": lambda: DDIMScheduler(
+        **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    ),
+    "pndm": lambda: PNDMScheduler(
+        **BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
+    ),
+    "euler": lambda **k: EulerDiscreteScheduler(**BETAS, steps_offset=1, **k),
+    "euler_a": lambda: EulerAncestralDiscreteScheduler(**BETAS, steps_offset=1),
+    "heun": lambda **k: HeunDiscreteScheduler(**BETAS, steps_offset=1, **k),
+    "dpm++": lambda **k: DPMSolverMultistepScheduler(**BETAS, steps_offset=1, **k),
+    "unipc": lambda **k: UniPCMultistepScheduler(**BETAS, steps_offset=1, **k),
+}
+PROMPT = "red apple on a blue background"
+
+
+def diffusers_run(parts, scheduler, prompts, *, seed, g, steps, width, height, negative=None):
+    """Latents after every step and the pictures, as diffusers draws them from the same noise."""
+    pipe = StableDiffusionPipeline(
+        vae=parts.vae,
+        text_encoder=parts.text_encoder,
+        tokenizer=parts.tokenizer,
+        unet=parts.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+    shape = (1, 4, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
+    noise = torch.cat([torch.randn(shape, generator=g_) for g_ in generators])
+    latents = []
+
+    def keep(_pipe, _index, _timestep, values):
+        latents.append(values["latents"].clone())
+        return {}
+
+    output = pipe(
+        prompts,
+        negative_prompt=None if negative is None else [negative] * len(prompts),
+        latents=noise,
+        generator=generators,
+        guidance_scale=g,
+        num_inference_steps=steps,
+        width=width,
+        height=height,
+        output_type="pil",
+        callback_on_step_end=keep,
+    )
+    return latents, output.images
+
+
+def assert_equal(result, reference):
+    latents, images = reference
+    assert len(result.steps) == len(latents)
+    for step, expected in zip(result.steps, latents, strict=True):
+        error = (step.latents - expected).abs().max() / expected.abs().max()
+        assert error < 1e-4, f"step {step.index}: {error:.1e}"
+    assert len(result.images) == len(images)
+    for ours, theirs in zip(result.images, images, strict=True):
+        difference = np.asarray(ours).astype(int) - np.asarray(theirs).astype(int)
+        assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("g", [1.0, 3.0])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_draws_what_diffusers_draws(emoji, scheduler, g):
+    same = {"seed": 7, "g": g, "steps": 6, "width": 128, "height": 128}
+    order = {"lms_order": 4} if scheduler == "lms" else {}  # diffusers' pipeline always takes 4
+    ours = emoji.generate(PROMPT, scheduler=scheduler, save_int=True, **order, **same)
+    theirs = diffusers_run(emoji.components, REFERENCE[scheduler](), [PROMPT], **same)
+    assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("scheduler", KARRAS_SCHEDULERS)
+def test_karras_noise_levels_are_those_of_diffusers(emoji, scheduler):
+    same = {"seed": 3, "g": 2.0, "steps": 5, "width": 64, "height": 64}
+    order = {"lms_order": 4} if scheduler == "lms" else {}
+    ours = emoji.generate(PROMPT, scheduler=scheduler, karras=True, save_int=True, **order, **same)
+    reference = REFERENCE[scheduler](use_karras_sigmas=True)
+    theirs = diffusers_run(emoji.components, reference, [PROMPT], **same)
+    assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("scheduler", ["lms", "euler_a", "dpm++"])
+def test_several_pictures_with_a_negative_prompt_on_a_rectangle(emoji, scheduler):
+    same = {"seed": 11, "g": 4.0, "steps": 6, "width": 96, "height": 64}
+    prompts = ["red apple", "cat", "rocket on a pink background"]
+    order = {"lms_order": 4} if scheduler == "lms" else {}
+    ours = emoji.generate(
+        prompts, negative_prompt="banana", scheduler=scheduler, save_int=True, **order, **same
+    )
+    reference = REFERENCE[scheduler]()
+    theirs = diffusers_run(emoji.components, reference, prompts, negative="banana", **same)
+    assert_equal(ours, theirs)
+
+
+def test_diffusers_opens_the_built_in_model_by_itself(emoji):
+    pipe = StableDiffusionPipeline.from_pretrained(emoji.components.folder, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(5))
+    torch.nn.Module.to(pipe.text_encoder, torch.float32)
+    # The folder names LMS; diffusers' pipeline always takes order 4, from sdpipe.json ours does not.
+    theirs = pipe("cat", latents=noise, guidance_scale=3.0, num_inference_steps=5).images
+    ours = emoji.generate("cat", seed=5, g=3, steps=5, lms_order=4).images
+    difference = np.asarray(ours[0]).astype(int) - np.asarray(theirs[0]).astype(int)
+    assert np.abs(difference).max() <= 1
