@@ -1,20 +1,14 @@
 """`Components`, the five parts of a model, and `load`, which gets them by name onto a device."""
 
-import contextlib
 import hashlib
-import itertools
-import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdpipe import single_file
 from sdpipe.device import check_device, check_dtype, pick_device, pick_dtype
-from sdpipe.errors import ModelError
-from sdpipe.layout import STEMS
+from sdpipe.networks import build
 from sdpipe.sources import Sources
 
 if TYPE_CHECKING:
@@ -117,9 +111,7 @@ def load(
 
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
-    with _quiet():
-        parts = _build(sources, device, dtype)
-    _check_tokens(parts["tokenizer"], parts["text_encoder"])
+    parts = build(sources, device, dtype)
     base, unet_from = sources.model, sources.places.get("unet")
     return Components(
         **parts,
@@ -135,131 +127,3 @@ def load(
         parts=sources.swapped,
         weights=sources.weights("unet"),
     )
-
-
-def _build(sources: Sources, device: "torch.device", dtype: "torch.dtype") -> dict[str, Any]:
-    """The tokenizer and the three networks, on the device, for inference."""
-    import torch
-
-    parts = dict(sources.modules)
-    tensors: dict[str, torch.Tensor] = {}
-    for part in ("tokenizer", *STEMS):
-        if part in parts:
-            continue
-        place = sources.places[part]
-        try:
-            if part == "tokenizer":
-                parts[part] = _tokenizer(sources)
-            elif place.is_file:
-                tensors = tensors or single_file.read(place.path)
-                parts[part] = single_file.build(part, tensors, sources.folder(part), device, dtype)
-            else:
-                parts[part] = _network(part, sources, device, dtype)
-        except torch.OutOfMemoryError as error:
-            raise ModelError(
-                f"{place.label}: the {part} does not fit into the memory of {device} in {dtype}; "
-                "close what else uses it, or take dtype float16 or device cpu."
-            ) from error
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            where = place.path if place.is_file else sources.folder(part)
-            reason = " ".join(str(error).split())
-            raise ModelError(
-                f"{place.label}: the {part} in {where} cannot be loaded: {reason}"
-            ) from error
-    for part in STEMS:
-        _check_complete(parts[part], part, sources)
-        # A diffusers model's own `to` does the same and logs a line about types.
-        torch.nn.Module.to(parts[part], device=device, dtype=dtype)
-        parts[part].eval().requires_grad_(False)
-    return parts
-
-
-def _tokenizer(sources: Sources) -> "CLIPTokenizer":
-    from transformers import CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(sources.folder("tokenizer"), local_files_only=True)
-    # Without a tokenizer_config.json there is no limit but the text encoder's.
-    room = sources.config("text_encoder")["max_position_embeddings"]
-    tokenizer.model_max_length = min(tokenizer.model_max_length, room)
-    return tokenizer
-
-
-def _network(part: str, sources: Sources, device: "torch.device", dtype: "torch.dtype") -> Any:
-    """One network from a folder, read straight onto the device."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
-
-    kinds = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
-    network, told = kinds[part].from_pretrained(
-        str(sources.folder(part)),
-        dtype=dtype,
-        device_map=device,
-        variant=sources.places[part].files.variants[part],
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    # transformers fills what is missing at random, diffusers leaves it empty.
-    if missing := sorted(told["missing_keys"]):
-        raise ModelError(_lacks(sources, part, missing))
-    return network
-
-
-def _check_complete(network: "torch.nn.Module", part: str, sources: Sources) -> None:
-    """Refuses a network with tensors that no file has filled."""
-    named = itertools.chain(network.named_parameters(), network.named_buffers())
-    if empty := [name for name, tensor in named if tensor.is_meta]:
-        raise ModelError(_lacks(sources, part, empty))
-
-
-def _lacks(sources: Sources, part: str, names: list[str]) -> str:
-    where = sources.places[part].label if part in sources.places else sources.swapped[part]
-    return (
-        f"{where}: the {part} is incomplete: its weights lack {len(names)} of its tensors, "
-        f"{names[0]} first; copy or download them again."
-    )
-
-
-def _check_tokens(tokenizer: "CLIPTokenizer", text_encoder: "CLIPTextModel") -> None:
-    """Refuses a tokenizer that says more than the text encoder understands."""
-    rows = text_encoder.config.vocab_size
-    if len(tokenizer) > rows:
-        raise ModelError(
-            f"the tokenizer knows {len(tokenizer)} tokens, but the text encoder has embeddings "
-            f"for {rows}; take the tokenizer that belongs to it."
-        )
-    room = text_encoder.config.max_position_embeddings
-    if tokenizer.model_max_length > room:
-        raise ModelError(
-            f"the tokenizer makes up to {tokenizer.model_max_length} tokens of a prompt, but the "
-            f"text encoder takes {room}; set its model_max_length to that."
-        )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the log lines and bars of diffusers and transformers back while they load.
-
-    What matters in them is found and told as errors; their settings are put back at the end.
-    """
-    # Importing them sets the levels of their loggers.
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels = [logger.level for logger in loggers]
-    bars = diffusers_logging.is_progress_bar_enabled()
-    hook = transformers_logging.set_tqdm_hook(
-        lambda _, args, kwargs: transformers_logging.EmptyTqdm(*args, **kwargs)
-    )
-    diffusers_logging.disable_progress_bar()
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            diffusers_logging.enable_progress_bar()
-        transformers_logging.set_tqdm_hook(hook)
