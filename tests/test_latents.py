@@ -79,7 +79,6 @@ def test_several_pictures_of_any_mode(emoji):
     assert torch.allclose(z[:1], one, atol=1e-5)
 
 
-
 def test_a_vae_that_overflows_in_half_precision_decodes_again_in_float32(emoji):
     from diffusers import AutoencoderKL
 

@@ -128,7 +128,7 @@ def test_diffusers_opens_the_built_in_model_by_itself(emoji):
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(5))
     torch.nn.Module.to(pipe.text_encoder, torch.float32)
-    # The folder names LMS; diffusers' pipeline always takes order 4, from sdpipe.json ours does not.
+    # diffusers' pipeline always takes LMS of order 4, ours what sdpipe.json says.
     theirs = pipe("cat", latents=noise, guidance_scale=3.0, num_inference_steps=5).images
     ours = emoji.generate("cat", seed=5, g=3, steps=5, lms_order=4).images
     difference = np.asarray(ours[0]).astype(int) - np.asarray(theirs[0]).astype(int)

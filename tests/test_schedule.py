@@ -57,7 +57,9 @@ def test_lms_coefficients_are_those_that_diffusers_approximates():
     for i in range(20):
         for j in range(min(i + 1, 4)):
             expected = theirs.get_lms_coefficient(min(i + 1, 4), i, j)
-            assert ours.get_lms_coefficient(min(i + 1, 4), i, j) == pytest.approx(expected, abs=1e-4)
+            assert ours.get_lms_coefficient(min(i + 1, 4), i, j) == pytest.approx(
+                expected, abs=1e-4
+            )
 
 
 def test_lms_of_order_4_is_exact_for_a_cubic():
@@ -92,11 +94,7 @@ def test_lms_order_is_the_default_of_step():
 
 def test_the_names_are_those_of_the_settings():
     assert tuple(CLASSES) == SCHEDULERS
-    with_karras = [
-        name
-        for name, kind in CLASSES.items()
-        if "use_karras_sigmas" in kind().config
-    ]
+    with_karras = [name for name, kind in CLASSES.items() if "use_karras_sigmas" in kind().config]
     assert tuple(with_karras) == KARRAS_SCHEDULERS
 
 

@@ -1,0 +1,14 @@
+"""Hand over a part of your own: here a VAE in float32 beside a U-Net in the device's own type.
+
+A part is a loaded module, a folder or a hub id: vae="stabilityai/sd-vae-ft-mse", or
+text_encoder="openai/clip-vit-large-patch14" for v1-4.
+"""
+
+from diffusers import AutoencoderKL
+
+from sdpipe import Pipeline, load
+
+folder = load("emoji").folder
+vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+pipe = Pipeline("emoji", vae=vae)
+pipe.generate("sailboat", seed=2).images[0].save("own-vae.png")

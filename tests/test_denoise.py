@@ -1,0 +1,169 @@
+"""The loop by itself, on a U-Net whose answer is known in closed form."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from sdpipe.denoise import Step, clean_latents, denoise, guided, join, noise_levels
+from sdpipe.schedule import make_scheduler
+from sdpipe.settings import SCHEDULERS
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+TARGET = torch.linspace(-1, 1, 4).view(1, 4, 1, 1).expand(1, 4, 2, 2)
+
+
+class Output:
+    def __init__(self, sample):
+        self.sample = sample
+
+
+class Oracle:
+    """A U-Net that knows the picture: it names the noise between x_in and `TARGET` exactly.
+
+    Where the text is zero it knows another picture, three times as bright.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, scheduler, prediction_type="epsilon"):
+        self.levels = dict(
+            zip(map(float, scheduler.timesteps), noise_levels(scheduler), strict=False)
+        )
+        self.prediction_type = prediction_type
+        self.calls = []
+
+    def __call__(self, x_in, t, text):
+        self.calls.append(len(x_in))
+        alpha_bar = 1 / (1 + self.levels[float(t)] ** 2)
+        bright = torch.where(text.abs().sum(dim=(1, 2)) == 0, 3.0, 1.0).view(-1, 1, 1, 1)
+        x_0 = TARGET * bright
+        eps = (x_in - alpha_bar**0.5 * x_0) / (1 - alpha_bar) ** 0.5
+        if self.prediction_type == "v_prediction":
+            return Output(alpha_bar**0.5 * eps - (1 - alpha_bar) ** 0.5 * x_0)
+        return Output(eps)
+
+
+def run(name="euler", g=1.0, steps=8, batch=1, config=BETAS, **kwargs):
+    scheduler = make_scheduler(name, config, steps, **kwargs)
+    unet = Oracle(scheduler, scheduler.config.prediction_type)
+    generators = [torch.Generator().manual_seed(i) for i in range(batch)]
+    noise = torch.cat([torch.randn((1, 4, 2, 2), generator=g_) for g_ in generators])
+    x_t = noise * scheduler.init_noise_sigma
+    cond, uncond = torch.ones(batch, 3, 5), torch.zeros(batch, 3, 5)
+    return unet, list(denoise(unet, scheduler, x_t, cond, uncond, g, generators))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_x0_is_the_picture_at_every_step(name):
+    _, steps = run(name)
+    for step in steps:
+        # Float32 leaves sigma times its precision of the noise in x0.
+        assert torch.allclose(step.x0, TARGET, atol=2e-4), step.index
+    first, last = steps[0], steps[-1]
+    assert [s.index for s in steps] == list(range(len(steps)))
+    assert first.total == len(steps)
+    assert first.timestep > 800
+    assert first.sigma > 5 > last.sigma > last.sigma_next
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_last_latents_are_the_picture(name):
+    _, steps = run(name, steps=20)
+    left = steps[-1].sigma_next  # ddim and pndm stop at the first training timestep
+    assert torch.allclose(steps[-1].latents, TARGET, atol=2e-3 + 4 * left)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_sigma_next_is_the_sigma_of_the_next_input(name):
+    _, steps = run(name)
+    for step, after in pairwise(steps):
+        assert step.sigma_next == after.sigma
+        assert step.timestep >= after.timestep
+
+
+@pytest.mark.parametrize("name", ["lms", "euler", "ddim", "dpm++"])
+def test_v_prediction_ends_at_the_same_picture(name):
+    _, steps = run(name, config={**BETAS, "prediction_type": "v_prediction"})
+    assert torch.allclose(steps[0].x0, TARGET, atol=2e-3)
+    assert torch.allclose(steps[-1].x0, TARGET, atol=2e-3)
+
+
+def test_guidance_is_literal_and_one_and_zero_cost_half():
+    unet, steps = run(g=1.0)
+    assert set(unet.calls) == {1}
+    assert torch.allclose(steps[-1].x0, TARGET, atol=1e-3)
+    unet, steps = run(g=0.0)
+    assert set(unet.calls) == {1}
+    assert torch.allclose(steps[-1].x0, 3 * TARGET, atol=1e-3)
+    unet, steps = run(g=2.5)
+    assert set(unet.calls) == {2}
+    assert torch.allclose(steps[-1].x0, (3 + 2.5 * (1 - 3)) * TARGET, atol=1e-3)
+    _, steps = run(g=-1.0)
+    assert torch.allclose(steps[-1].x0, 5 * TARGET, atol=2e-3)
+
+
+def test_uncond_comes_first_in_the_batch():
+    scheduler = make_scheduler("euler", BETAS, 4)
+    seen = []
+
+    class Recorder(Oracle):
+        def __call__(self, x_in, t, text):
+            seen.append(text.clone())
+            return super().__call__(x_in, t, text)
+
+    cond, uncond = torch.ones(2, 3, 5), torch.zeros(2, 3, 5)
+    guided(Recorder(scheduler), torch.zeros(2, 4, 2, 2), scheduler.timesteps[0], cond, uncond, 3.0)
+    assert torch.equal(seen[0], torch.cat([uncond, cond]))
+
+
+def test_the_noise_of_a_stochastic_scheduler_is_each_pictures_own():
+    _, together = run("euler_a", batch=3)
+    _, alone = run("euler_a", batch=1)
+    assert torch.allclose(together[3].latents[:1], alone[3].latents, atol=1e-6)
+    _, other = run("ddim", batch=3)
+    assert torch.allclose(other[3].x0[2:], TARGET, atol=2e-3)
+
+
+def test_stopping_is_break_and_nothing_runs_ahead():
+    scheduler = make_scheduler("lms", BETAS, 10)
+    unet = Oracle(scheduler)
+    x_t = torch.randn(1, 4, 2, 2) * scheduler.init_noise_sigma
+    cond = torch.ones(1, 3, 5)
+    for step in denoise(unet, scheduler, x_t, cond, cond, 1.0):
+        if step.index == 2:
+            break
+    assert len(unet.calls) == 3
+
+
+def test_only_schedulers_that_scale_their_input_explode():
+    kinds = {name: run(name)[1][0].variance_exploding for name in SCHEDULERS}
+    assert [name for name, explodes in kinds.items() if explodes] == [
+        "lms",
+        "euler",
+        "euler_a",
+        "heun",
+    ]
+
+
+def test_clean_latents_undoes_the_forward_process():
+    generator = torch.Generator().manual_seed(0)
+    x_0, eps = (torch.randn((2, 4, 3, 3), generator=generator) for _ in range(2))
+    for sigma in (0.03, 1.0, 14.6):
+        alpha_bar = 1 / (1 + sigma**2)
+        x_in = alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps
+        v = alpha_bar**0.5 * eps - (1 - alpha_bar) ** 0.5 * x_0
+        assert torch.allclose(clean_latents(x_in, eps, sigma, "epsilon"), x_0, atol=1e-4)
+        assert torch.allclose(clean_latents(x_in, v, sigma, "v_prediction"), x_0, atol=1e-5)
+        assert clean_latents(x_in, x_0, sigma, "sample") is x_0
+
+
+def test_join_puts_the_pictures_side_by_side():
+    steps = [
+        Step(1, 5, 800.0, 9.0, 7.0, torch.full((1, 4, 2, 2), i), torch.full((1, 4, 2, 2), -i), True)
+        for i in (1.0, 2.0)
+    ]
+    joined = join(steps)
+    assert joined.latents[:, 0, 0, 0].tolist() == [1.0, 2.0]
+    assert joined.x0[:, 0, 0, 0].tolist() == [-1.0, -2.0]
+    assert (joined.index, joined.sigma_next) == (1, 7.0)

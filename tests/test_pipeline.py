@@ -1,0 +1,116 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from sdpipe import NotFiniteError, Pipeline, SdpipeWarning, Settings, Step, UsageError
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+def test_result_holds_pictures_seeds_and_resolved_settings(emoji):
+    result = emoji.generate(["cat", "dog"], n=2, seed=3, steps=3, g=2)
+    assert [image.size for image in result.images] == [(128, 128)] * 4
+    assert result.seeds == [3, 4, 5, 6]
+    assert [s.prompt for s in result.settings] == ["cat", "cat", "dog", "dog"]
+    assert result.settings[2] == Settings.from_json(result.settings[2].to_json())
+    assert None not in result.settings[0].to_dict().values()
+    assert result.steps == []
+    assert result.noise is None
+
+
+def test_settings_of_one_picture_draw_that_picture_again(emoji):
+    result = emoji.generate(["cat", "dog"], seed=3, steps=4, exact=True)
+    settings = result.settings[1].to_dict()
+    again = emoji.generate(**settings)
+    assert again.seeds == [4]
+    assert again.images[0].tobytes() == result.images[1].tobytes()
+
+
+def test_with_save_int_every_step_is_kept(emoji):
+    seen = []
+    result = emoji.generate("cat", n=2, seed=0, steps=4, save_int=True, on_step=seen.append)
+    assert len(result.steps) == len(seen) == 4
+    assert all(isinstance(step, Step) for step in result.steps)
+    assert result.steps[0].latents.shape == (2, 4, 16, 16)
+    expected = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(result.noise[1:] / 14.6146, expected, atol=1e-3)
+
+
+def test_stream_yields_the_steps_of_generate(emoji):
+    result = emoji.generate("cat", seed=9, steps=3, save_int=True)
+    streamed = list(emoji.stream("cat", seed=9, steps=3))
+    for a, b in zip(streamed, result.steps, strict=True):
+        assert torch.equal(a.latents, b.latents)
+
+
+def test_stream_refuses_before_its_first_step(emoji):
+    with pytest.raises(UsageError, match="steps=0"):
+        emoji.stream("cat", steps=0)
+
+
+@pytest.mark.parametrize("scheduler", ["lms", "euler_a"])
+def test_exact_draws_the_same_bits_alone_and_at_any_place_in_a_batch(emoji, scheduler):
+    same = {"steps": 4, "g": 3, "scheduler": scheduler, "exact": True, "save_int": True}
+    batch = emoji.generate(["cat", "dog", "cat"], seed=20, **same)
+    assert len(batch.steps) == 4
+    for k, prompt in enumerate(["cat", "dog", "cat"]):
+        alone = emoji.generate(prompt, seed=20 + k, **same)
+        assert alone.images[0].tobytes() == batch.images[k].tobytes()
+        for a, b in zip(alone.steps, batch.steps, strict=True):
+            assert torch.equal(a.latents[0], b.latents[k])
+            assert torch.equal(a.x0[0], b.x0[k])
+
+
+def test_without_exact_a_batch_changes_no_level_by_more_than_two(emoji):
+    batch = emoji.generate("red apple", n=5, seed=40, steps=8)
+    for k in (0, 2, 4):
+        alone = emoji.generate("red apple", seed=40 + k, steps=8)
+        assert np.abs(pixels(alone.images[0]) - pixels(batch.images[k])).max() <= 2
+
+
+def test_two_threads_share_one_pipeline(emoji):
+    prompts = ["cat", "red apple"]
+    expected = [emoji.generate(p, seed=1, steps=4).images[0].tobytes() for p in prompts]
+    drawn = [b"", b""]
+
+    def draw(k):
+        drawn[k] = emoji.generate(prompts[k], seed=1, steps=4).images[0].tobytes()
+
+    threads = [threading.Thread(target=draw, args=(k,)) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert drawn == expected
+
+
+def test_the_global_generator_is_left_alone(emoji):
+    before = torch.random.get_rng_state()
+    emoji.generate("cat", seed=1, steps=3, scheduler="euler_a")
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def damaged(emoji, part):
+    """The built-in model with one weight of one part that is not a number."""
+    module = getattr(emoji.components, part)
+    twin = type(module).from_pretrained(emoji.components.folder, subfolder=part)
+    with torch.no_grad():
+        next(twin.parameters()).fill_(float("nan"))
+    return Pipeline("emoji", device="cpu", dtype="float32", **{part: twin})
+
+
+@pytest.mark.parametrize(
+    ("part", "stage"), [("unet", "U-Net"), ("text_encoder", "text encoder"), ("vae", "VAE")]
+)
+def test_a_stage_that_is_not_finite_is_named(emoji, part, stage):
+    with pytest.raises(NotFiniteError, match=f"the {stage}"):
+        damaged(emoji, part).generate("cat", seed=0, steps=2)
+
+
+def test_a_solver_that_diverges_is_noticed_with_its_remedy(emoji):
+    with pytest.warns(SdpipeWarning, match=r"lms_order 1 \(it was 4\)"):
+        emoji.generate("cat", seed=0, g=30, steps=20, lms_order=4)
