@@ -8,6 +8,7 @@ bfloat16, 5 GB for float32.
 """
 
 import argparse
+import itertools
 import json
 import math
 import platform
@@ -74,6 +75,7 @@ class Memory:
         self.thread.join()
 
     def watch(self) -> None:
+        """Looks every 20 ms, until it is done."""
         while True:
             total, anonymous = resident()
             self.peak = max(self.peak, total)
@@ -145,7 +147,7 @@ def measure(folder: Path, steps: int, device: str, dtype: str) -> dict[str, obje
         "size": list(picture.size),
         "steps": steps,
         "text_and_first_step_s": round(marks[1] - marks[0], 2),
-        "step_s": [round(b - a, 2) for a, b in zip(marks[1:], marks[2:], strict=False)],
+        "step_s": [round(b - a, 2) for a, b in itertools.pairwise(marks[1:])],
         "decode_s": round(finished - marks[-1], 2),
         "saved_bytes": (folder / "picture.png").stat().st_size,
     }

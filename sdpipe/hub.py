@@ -60,12 +60,16 @@ def fetch(hub_id: str, select: Select, *, full: bool = False, label: str | None 
 
     from huggingface_hub import constants
 
+    state = _state(have, listed, select)
     if constants.is_offline_mode():
-        raise ModelError(f"{label} {_offline(have, listed, select)}")
+        raise ModelError(
+            f"{label} {state}, and HF_HUB_OFFLINE forbids to fetch more; unset that for the first "
+            "use, or take a model that is here: a folder, or emoji."
+        )
     try:
         folder = _download(repo, revision, select, label)
     except Exception as error:
-        told = _explain(error, repo, revision)
+        told = _explain(error, repo, revision, state)
         if told is None:
             raise
         raise ModelError(f"{label} {told}") from error
@@ -119,21 +123,15 @@ def _without_indexes(files: Selection) -> list[str]:
     return [name for name in files.files if ".index." not in name]
 
 
-def _offline(have: Collection[str], listed: Collection[str] | None, select: Select) -> str:
+def _state(have: Collection[str], listed: Collection[str] | None, select: Select) -> str:
     """What the cache lacks."""
     if not have:
-        return (
-            "is not cached, and HF_HUB_OFFLINE forbids to fetch it; unset that for the first use, "
-            "or take a model that is here: a folder, or emoji."
-        )
+        return "is not cached"
     best = select(have if listed is None else listed)
     lacking = [name for name in (*best.files, *best.all_weights) if name not in have]
     lacking += best.missing.values()
-    return (
-        f"is cached only in part: {', '.join(lacking[:3])} "
-        f"{'is' if len(lacking) == 1 else 'are'} missing, and HF_HUB_OFFLINE forbids to fetch "
-        "more; unset that and run again."
-    )
+    verb = "is" if len(lacking) == 1 else "are"
+    return f"is cached only in part: {', '.join(lacking[:3])} {verb} missing"
 
 
 def _download(repo: str, revision: str, select: Select, label: str) -> Path:
@@ -225,7 +223,7 @@ def _slice_of(bar: Any) -> type[Any]:
     return Slice
 
 
-def _explain(error: Exception, repo: str, revision: str) -> str | None:
+def _explain(error: Exception, repo: str, revision: str, state: str) -> str | None:
     """What a failed download comes down to, after the model's name; None where it is no such."""
     from huggingface_hub import constants, errors
 
@@ -255,8 +253,8 @@ def _explain(error: Exception, repo: str, revision: str) -> str | None:
     if isinstance(cause, errors.HTTPError | errors.XetDownloadError):  # type: ignore[attr-defined]
         reason = str(cause) or type(cause).__name__
         return (
-            f"is not cached in full, and the connection to {hub} failed ({reason}). Run again "
-            "with a connection: files that are finished are kept."
+            f"{state}, and the connection to {hub} failed ({reason}). Run again with a "
+            "connection: files that are finished are kept."
         )
     if isinstance(cause, OSError) and cause.errno is not None:
         return (

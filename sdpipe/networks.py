@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import CLIPTextModel, CLIPTokenizer
 
+_one_at_a_time = threading.Lock()  # the libraries' log levels are one for the whole process
+
 
 def build(sources: Sources, device: "torch.device", dtype: "torch.dtype") -> dict[str, Any]:
     """The tokenizer and the three networks by name, on the device, for inference.
@@ -22,7 +25,7 @@ def build(sources: Sources, device: "torch.device", dtype: "torch.dtype") -> dic
     Raises:
         ModelError: what a part lacks, or why it cannot be read.
     """
-    with _quiet():
+    with _one_at_a_time, _quiet():
         parts = _read(sources, device, dtype)
     _check_tokens(parts["tokenizer"], parts["text_encoder"])
     return parts

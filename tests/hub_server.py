@@ -69,8 +69,11 @@ class Hub:
 
     def stop(self) -> None:
         """Whoever asks now finds nobody."""
+        from huggingface_hub import close_session
+
         self.server.shutdown()
         self.server.server_close()
+        close_session()  # a connection that is open would still be answered
 
     def add(self, name: str, files: dict[str, bytes] | Path, *, gated: bool = False) -> Repo:
         """Publishes files: by name, or those of a folder."""

@@ -259,9 +259,18 @@ def test_another_failure_of_the_hub(hub):
 def test_unreachable_with_nothing_cached_fails_at_once(hub):
     hub.stop()
     began = time.monotonic()
-    with pytest.raises(ModelError, match=r"is not cached in full, and the connection to .* failed"):
+    with pytest.raises(ModelError, match=r"is not cached, and the connection to .* failed"):
         fetch(NAME, half)
     assert time.monotonic() - began < 5
+
+
+def test_unreachable_with_an_incomplete_cache_names_the_file(hub):
+    lost = "vae/diffusion_pytorch_model.safetensors"
+    hub.add(NAME, {**SMALL, **FULL})
+    (fetch(NAME, half).folder / lost).unlink()
+    hub.stop()
+    with pytest.raises(ModelError, match=rf"only in part: {lost} is missing, and the connection"):
+        fetch(NAME, half)
 
 
 def test_the_message_names_what_was_asked_for(hub):
