@@ -269,7 +269,7 @@ def train_emoji(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Runs the command line; returns 0 done, 1 failed, 2 wrong usage. Interrupted it exits, 130."""
     global _debug
     _debug = False
     with interruptible() as interruption, warnings.catch_warnings():
@@ -285,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = INTERRUPTED if interruption.status else messages.explain(error, _debug)
         if interruption.status:
             messages.say("interrupted")
-            return interruption.status
+            interruption.end()
     return int(status)
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 from sdpipe.files import discard_unfinished
 
@@ -29,6 +30,13 @@ class Interruption:
         """The signal handler: unwinds the stack as Ctrl-C always does."""
         self.status = 128 + number
         raise KeyboardInterrupt
+
+    def end(self) -> NoReturn:
+        """Ends the process at once: taking torch apart in good order costs another second."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(self.status or 130)
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ def metadata(
     """
     own = {
         "settings": settings.to_dict(),
-        "model": dict(identity),
+        "model": {**identity, "name": _without_home(identity["name"])},
         "batch": {"n": n, "index": index},
         "versions": {
             "sdpipe": sdpipe.__version__,
@@ -102,7 +102,8 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
         "Seed": settings.seed,
         "Size": f"{settings.width}x{settings.height}",
         "Model hash": digest[:10] if isinstance(digest, str) else None,
-        "Model": identity.get("name"),
+        # A1111 names a checkpoint by its file: no owner, no folder, no suffix.
+        "Model": str(identity["name"]).rpartition("/")[2].removesuffix(".safetensors"),
         "RNG": "CPU",
         "Version": f"sdpipe {sdpipe.__version__}",
     }
@@ -246,6 +247,12 @@ def _json_object(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SdpipeError(f"{path} has metadata that is not a JSON object.")
     return value
+
+
+def _without_home(name: str) -> str:
+    """A model's name; pictures are passed on, and whose folder it was in is nobody's business."""
+    home = os.path.join(os.path.expanduser("~"), "")
+    return f"~/{name.removeprefix(home)}" if len(home) > 1 and name.startswith(home) else name
 
 
 def _quoted(value: str) -> str:

@@ -30,7 +30,7 @@ def bar(text: str) -> Iterator[Callable[[int, int], None]]:
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    with tqdm(desc=text, file=sys.stderr, dynamic_ncols=True, total=0, delay=1e-9) as shown:
+    with tqdm(desc=text, file=sys.stderr, dynamic_ncols=True) as shown:
 
         def move(done: int, total: int) -> None:
             shown.total = total

@@ -115,9 +115,9 @@ def _short(draw: ImageDraw.ImageDraw, text: str, size: int, room: int) -> str:
 
 def _printable(text: str) -> str:
     """Text in the letters that Pillow's built-in font has: ASCII and a middle dot."""
-    plain = unicodedata.normalize("NFKD", " ".join(text[:500].split()))
-    letters = (c for c in plain if " " <= c <= "~" or c == "·")
-    return "".join(letters).strip()
+    plain = unicodedata.normalize("NFKD", text[:500])
+    letters = (c if " " <= c <= "~" or c == "·" else " " * c.isspace() for c in plain)
+    return " ".join("".join(letters).split())
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
