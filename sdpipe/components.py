@@ -29,7 +29,7 @@ class Components:
     fallback: nothing was asked for, and this is the built-in model because v1-4 can't be had.
     variant: "fp16" where the UNet's weights are those of that variant.
     parts: what took the place of one of the model's own parts.
-    weights: the files of the UNet's weights.
+    weights: the files of the UNet's weights, where no commit on the hub tells what they are.
     """
 
     tokenizer: "CLIPTokenizer"
@@ -51,8 +51,9 @@ class Components:
     def identity(self) -> dict[str, object]:
         """What tells this model from others, for a picture's metadata; plain JSON types.
 
-        revision is the commit of a model from the hub; for any other, sha256 is that of the file
-        of the UNet's weights, read at the first call. parts names those that were swapped.
+        revision is the commit of a model from the hub; sha256, of the file of the UNet's weights,
+        is for a UNet that is from elsewhere, and read at the first call. parts names those that
+        were swapped.
         """
         return {
             "name": self.name,
@@ -64,7 +65,7 @@ class Components:
 
     @cached_property
     def _sha256(self) -> str | None:
-        if not self.weights or (self.revision is not None and "unet" not in self.parts):
+        if not self.weights:
             return None
         total = hashlib.sha256()
         for path in self.weights:
@@ -113,6 +114,7 @@ def load(
     dtype = pick_dtype(dtype, device)
     parts = build(sources, device, dtype)
     base, unet_from = sources.model, sources.places.get("unet")
+    from_hub = unet_from is not None and unet_from.revision is not None
     return Components(
         **parts,
         scheduler_config=scheduler,
@@ -125,5 +127,5 @@ def load(
         fallback=base is not None and base.fallback,
         variant=None if unet_from is None else unet_from.files.variants.get("unet"),
         parts=sources.swapped,
-        weights=sources.weights("unet"),
+        weights=() if from_hub else sources.weights("unet"),
     )

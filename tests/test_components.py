@@ -169,7 +169,7 @@ def test_a_corrupted_file(folder):
 
 def test_a_damaged_cache_says_what_to_delete(hub, folder):
     hub.add("owner/name", folder)
-    path = load("owner/name").weights[0]
+    path = load("owner/name").folder / UNET
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ModelError, match=r"Delete it, and the next run fetches it again"):
         load("owner/name")
@@ -261,6 +261,14 @@ def test_a_whole_clip_as_text_encoder_from_the_hub(hub, folder, tmp_path):
     assert found.tokenizer.name_or_path.endswith(repo.commit)
 
 
+def test_a_tokenizer_from_elsewhere(folder, tiny, tmp_path):
+    write_tokenizer(tmp_path / "words")
+    for place in (tiny, tiny / "tokenizer", tmp_path / "words"):
+        found = load(folder, tokenizer=place)
+        assert found.tokenizer.name_or_path.startswith(str(place))
+        assert found.parts == {"tokenizer": str(place)}
+
+
 def test_modules_are_taken_as_they_are(folder):
     vae, unet = tiny_vae(), tiny_unet()
     found = load(folder, vae=vae, unet=unet, dtype="float16")
@@ -302,6 +310,9 @@ def test_identity(folder, tmp_path, hub):
     found = load("owner/name")
     assert (found.identity()["revision"], found.identity()["sha256"]) == (repo.commit, None)
     assert load("owner/name", unet=folder).identity()["sha256"] == local["sha256"]
+    swapped = load(folder, unet="owner/name").identity()
+    assert swapped["parts"] == {"unet": f"owner/name@{repo.commit}"}
+    assert (swapped["revision"], swapped["sha256"]) == (None, None)
 
 
 def test_from_the_hub_and_then_without_a_request(hub, tiny):
