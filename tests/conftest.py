@@ -1,7 +1,9 @@
 import os
 
 # Before anything imports torch or huggingface_hub: tests use no network and one thread a worker.
-for name in [n for n in os.environ if n.startswith(("HF_", "HUGGING_FACE_")) or n == "SDPIPE_MODEL"]:
+for name in [
+    n for n in os.environ if n.startswith(("HF_", "HUGGING_FACE_")) or n == "SDPIPE_MODEL"
+]:
     del os.environ[name]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
