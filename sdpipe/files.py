@@ -25,6 +25,8 @@ OTHER_SUFFIXES = {
 }
 SLUG_LENGTH = 40
 
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
 _unfinished: set[Path] = set()
 
 
@@ -132,7 +134,7 @@ def put_in_place(temporary: Path, path: Path) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+        if error.errno not in _NO_LINKS:
             raise
         # No hard links here (FAT, some network folders): claim the name, then replace the claim.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))

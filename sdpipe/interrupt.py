@@ -28,8 +28,9 @@ class Interruption:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler: unwinds the stack as Ctrl-C always does."""
-        self.status = 128 + number
-        raise KeyboardInterrupt
+        if self.status is None:  # a second one would break into the tidying up; the watcher has it
+            self.status = 128 + number
+            raise KeyboardInterrupt
 
     def end(self) -> NoReturn:
         """Ends the process at once: taking torch apart in good order costs another second."""

@@ -1,0 +1,87 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from sdpipe.interrupt import GRACE, interruptible
+
+BUSY = 3.0  # seconds that a machine with other things to do may add
+
+STUBBORN = """
+import sys, time
+from pathlib import Path
+from sdpipe.files import unfinished
+from sdpipe.interrupt import interruptible
+
+with interruptible(), unfinished(Path(sys.argv[1])) as temporary:
+    temporary.touch()
+    while True:
+        try:
+            print("ready", flush=True)
+            time.sleep(30)
+        except BaseException:  # as libraries do that write a bare except
+            pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "status"),
+    [(signal.SIGINT, 1, 130), (signal.SIGTERM, 1, 143), (signal.SIGINT, 2, 130)],
+)
+def test_a_program_that_does_not_end_is_ended(tmp_path, number, times, status):
+    with subprocess.Popen(
+        [sys.executable, "-c", STUBBORN, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        started = time.monotonic()
+        for _ in range(times):
+            process.send_signal(number)
+            time.sleep(0.05)
+        assert process.wait(20) == status
+        assert time.monotonic() - started < GRACE + BUSY
+        assert process.stderr.read() == "\nsdpipe: interrupted\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_patience_ends_within_a_second():
+    assert GRACE < 1
+
+
+def test_a_program_that_ends_by_itself_is_left_alone():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with interruptible() as interruption:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert interruption.status == 130
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+    time.sleep(GRACE + 0.2)  # longer than its patience: had the watcher lived on, this were the end
+
+
+def test_other_signals_are_none_of_its_business():
+    with interruptible() as interruption:
+        old = signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.raise_signal(signal.SIGALRM)
+        signal.signal(signal.SIGALRM, old)
+        time.sleep(GRACE + 0.2)
+        assert interruption.status is None
+
+
+def test_outside_the_main_thread_nothing_is_changed():
+    handlers = []
+
+    def run():
+        with interruptible():
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.getsignal(signal.SIGINT)]
