@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import sdpipe
-from sdpipe import files, messages, progress
+from sdpipe import files, messages, options, progress
 from sdpipe.device import check_device, check_dtype
 from sdpipe.errors import UsageError
 from sdpipe.interrupt import interruptible
-from sdpipe.settings import SCHEDULERS, Settings
+from sdpipe.settings import Settings
 
 if TYPE_CHECKING:
     from sdpipe.pipeline import Pipeline, Result
 
 DONE, WRONG_USAGE, INTERRUPTED = 0, 2, 130
-
-PICTURE, SAMPLING, MODEL, OUTPUT = "Picture", "Sampling", "Model and machine", "Output"
 
 app = typer.Typer(
     help="Draws pictures from text with Stable Diffusion, and shows every step of it.",
@@ -49,35 +47,9 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-def _option(panel: str | None, help: str, *names: str, metavar: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, **more)
-
-
-def _flag(panel: str | None, help: str, name: str, **more: Any) -> Any:
-    return typer.Option(name, help=help, metavar=" ", rich_help_panel=panel, **more)
-
-
-def _whole(panel: str, help: str, *names: str) -> Any:
-    return _option(panel, help, *names, metavar="N", parser=_parse_int)
-
-
-def _parse_int(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a whole number") from None
-
-
-def _parse_float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a number") from None
-
-
 Debug = Annotated[
     bool,
-    _flag(
+    options.flag(
         None,
         "Show tracebacks and every warning.",
         "--debug",
@@ -108,93 +80,26 @@ def _top(
     epilog="Example:  sdpipe generate 'red apple' --model emoji --seed 42 --n 4 --out apples",
 )
 def generate(
-    prompt: Annotated[
-        str,
-        typer.Argument(
-            metavar="PROMPT", help="What to draw; - reads prompts from standard input, one a line."
-        ),
-    ],
-    negative: Annotated[
-        str, _option(PICTURE, "What the picture should not show.", metavar="TEXT")
-    ] = "",
-    seed: Annotated[
-        int | None,
-        _whole(PICTURE, "Starts the noise; picture i has seed + i. Drawn if left out."),
-    ] = None,
-    n: Annotated[int, _whole(PICTURE, "Pictures of each prompt.", "--n")] = 1,
-    dim: Annotated[
-        int | None,
-        _whole(PICTURE, "Width and height, a multiple of 8. The model's own: 512 for v1-4."),
-    ] = None,
-    width: Annotated[int | None, _whole(PICTURE, "Width alone, in place of --dim.")] = None,
-    height: Annotated[int | None, _whole(PICTURE, "Height alone.")] = None,
-    g: Annotated[
-        float | None,
-        _option(
-            SAMPLING,
-            "How strictly to follow the prompt; 1 is no guidance. The model's own: 7.5 for v1-4.",
-            "--g",
-            metavar="SCALE",
-            parser=_parse_float,
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        _whole(SAMPLING, "Denoising steps, 1 to 1000. The model's own: 50 for v1-4."),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        _option(
-            SAMPLING,
-            f"{', '.join(SCHEDULERS)}. The model's own: lms for v1-4.",
-            metavar="NAME",
-        ),
-    ] = None,
-    lms_order: Annotated[
-        int | None,
-        _whole(
-            SAMPLING,
-            "Predictions that a step of lms combines, 1 to 4. The model's own: 4 for v1-4.",
-        ),
-    ] = None,
-    karras: Annotated[
-        bool, _flag(SAMPLING, "Space the noise levels as Karras et al. do.", "--karras")
-    ] = False,
-    exact: Annotated[
-        bool,
-        _flag(SAMPLING, "Same bits alone and in a batch: one by one, slower.", "--exact"),
-    ] = False,
-    model: Annotated[
-        str | None,
-        _option(
-            MODEL,
-            "emoji (built in), a folder, a .safetensors file or a hub id. Left out: $SDPIPE_MODEL, "
-            "else CompVis/stable-diffusion-v1-4.",
-            metavar="NAME",
-        ),
-    ] = None,
-    device: Annotated[
-        str, _option(MODEL, "auto, cpu, mps, cuda, cuda:1.", metavar="NAME")
-    ] = "auto",
-    dtype: Annotated[
-        str, _option(MODEL, "auto, float32, float16, bfloat16.", metavar="NAME")
-    ] = "auto",
-    out: Annotated[
-        str,
-        _option(
-            OUTPUT,
-            "A folder, or a .png, .jpg or .webp file. What exists is never overwritten.",
-            metavar="PATH",
-        ),
-    ] = "outputs",
-    save_int: Annotated[
-        bool,
-        _flag(OUTPUT, "Keep every step, and a filmstrip, in NAME.steps.", "--save-int"),
-    ] = False,
-    as_json: Annotated[bool, _flag(OUTPUT, "Print JSON, not paths.", "--json")] = False,
-    no_metadata: Annotated[
-        bool, _flag(OUTPUT, "Keep prompt and settings out of the files.", "--no-metadata")
-    ] = False,
+    prompt: options.Prompt,
+    negative: options.Negative = "",
+    seed: options.Seed = None,
+    n: options.N = 1,
+    dim: options.Dim = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    g: options.Guidance = None,
+    steps: options.Steps = None,
+    scheduler: options.Scheduler = None,
+    lms_order: options.LmsOrder = None,
+    karras: options.Karras = False,
+    exact: options.Exact = False,
+    model: options.Model = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    out: options.Out = "outputs",
+    save_int: options.SaveInt = False,
+    as_json: options.Json = False,
+    no_metadata: options.NoMetadata = False,
     debug: Debug = False,
 ) -> None:
     """Draws pictures of a prompt and prints where they are."""
@@ -249,15 +154,19 @@ def generate(
 def train_emoji(
     out: Annotated[
         Path,
-        _option(
+        options.option(
             None, "Where the model goes, and what a second start goes on from.", metavar="FOLDER"
         ),
     ] = Path("runs/emoji"),
     recipe: Annotated[
         Path | None,
-        _option(None, "All parameters. Left out: those of the built-in model.", metavar="FILE"),
+        options.option(
+            None, "All parameters. Left out: those of the built-in model.", metavar="FILE"
+        ),
     ] = None,
-    device: Annotated[str, _option(None, "auto, cpu, mps, cuda, cuda:1.", metavar="NAME")] = "auto",
+    device: Annotated[
+        str, options.option(None, "auto, cpu, mps, cuda, cuda:1.", metavar="NAME")
+    ] = "auto",
     debug: Debug = False,
 ) -> None:
     """Trains the built-in model: tokenizer, VAE, text encoder and U-Net, on drawn emoji."""

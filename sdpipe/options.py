@@ -1,0 +1,118 @@
+"""What can be asked for on the command line: each option's type, its help, and where it is shown.
+
+Where the model decides, the default is None, and the help says what that means for v1-4.
+"""
+
+from typing import Annotated, Any
+
+import typer
+
+from sdpipe.settings import SCHEDULERS
+
+PICTURE, SAMPLING, MODEL, OUTPUT = "Picture", "Sampling", "Model and machine", "Output"
+
+
+def option(panel: str | None, help: str, *names: str, metavar: str, **more: Any) -> Any:
+    """An option with a value, called like its parameter unless names are given."""
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, **more)
+
+
+def flag(panel: str | None, help: str, name: str, **more: Any) -> Any:
+    """An option that is there or not."""
+    return typer.Option(name, help=help, metavar=" ", rich_help_panel=panel, **more)
+
+
+def whole(panel: str, help: str, *names: str) -> Any:
+    """An option that takes a whole number."""
+    return option(panel, help, *names, metavar="N", parser=_parse_int)
+
+
+def _parse_int(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+
+
+def _parse_float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number") from None
+
+
+Prompt = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROMPT", help="What to draw; - reads prompts from standard input, one a line."
+    ),
+]
+Negative = Annotated[
+    str, option(PICTURE, "What the picture should not show.", "--negative", metavar="TEXT")
+]
+Seed = Annotated[
+    int | None, whole(PICTURE, "Starts the noise; picture i has seed + i. Drawn if left out.")
+]
+N = Annotated[int, whole(PICTURE, "Pictures of each prompt.", "--n")]
+Dim = Annotated[
+    int | None,
+    whole(PICTURE, "Width and height, a multiple of 8. The model's own: 512 for v1-4."),
+]
+Width = Annotated[int | None, whole(PICTURE, "Width alone, in place of --dim.")]
+Height = Annotated[int | None, whole(PICTURE, "Height alone.")]
+
+Guidance = Annotated[
+    float | None,
+    option(
+        SAMPLING,
+        "How strictly to follow the prompt; 1 is no guidance. The model's own: 7.5 for v1-4.",
+        "--g",
+        metavar="SCALE",
+        parser=_parse_float,
+    ),
+]
+Steps = Annotated[
+    int | None, whole(SAMPLING, "Denoising steps, 1 to 1000. The model's own: 50 for v1-4.")
+]
+Scheduler = Annotated[
+    str | None,
+    option(SAMPLING, f"{', '.join(SCHEDULERS)}. The model's own: lms for v1-4.", metavar="NAME"),
+]
+LmsOrder = Annotated[
+    int | None,
+    whole(
+        SAMPLING, "Predictions that a step of lms combines, 1 to 4. The model's own: 4 for v1-4."
+    ),
+]
+Karras = Annotated[bool, flag(SAMPLING, "Space the noise levels as Karras et al. do.", "--karras")]
+Exact = Annotated[
+    bool, flag(SAMPLING, "Same bits alone and in a batch: one by one, slower.", "--exact")
+]
+
+Model = Annotated[
+    str | None,
+    option(
+        MODEL,
+        "emoji (built in), a folder, a .safetensors file or a hub id. Left out: $SDPIPE_MODEL, "
+        "else CompVis/stable-diffusion-v1-4.",
+        metavar="NAME",
+    ),
+]
+Device = Annotated[str, option(MODEL, "auto, cpu, mps, cuda, cuda:1.", metavar="NAME")]
+Dtype = Annotated[str, option(MODEL, "auto, float32, float16, bfloat16.", metavar="NAME")]
+
+Out = Annotated[
+    str,
+    option(
+        OUTPUT,
+        "A folder, or a .png, .jpg or .webp file. What exists is never overwritten.",
+        metavar="PATH",
+    ),
+]
+SaveInt = Annotated[
+    bool, flag(OUTPUT, "Keep every step, and a filmstrip, in NAME.steps.", "--save-int")
+]
+Json = Annotated[bool, flag(OUTPUT, "Print JSON, not paths.", "--json")]
+NoMetadata = Annotated[
+    bool, flag(OUTPUT, "Keep prompt and settings out of the files.", "--no-metadata")
+]
