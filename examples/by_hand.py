@@ -1,6 +1,7 @@
 """The whole way without `Pipeline`: each stage is a function that can be called by itself."""
 
-from sdpipe import denoise, latents_to_pil, load
+from sdpipe import latents_to_pil, load
+from sdpipe.denoise import denoise
 from sdpipe.latents import draw_noise, make_generators
 from sdpipe.prompt import condition
 from sdpipe.schedule import make_scheduler

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from sdpipe.components import Components as Components
     from sdpipe.components import load as load
     from sdpipe.denoise import Step as Step
-    from sdpipe.denoise import denoise as denoise
     from sdpipe.errors import ModelError as ModelError
     from sdpipe.errors import NotFiniteError as NotFiniteError
     from sdpipe.errors import SdpipeError as SdpipeError
@@ -32,7 +31,6 @@ _HOMES = {
     "Components": "components",
     "load": "components",
     "Step": "denoise",
-    "denoise": "denoise",
     "ModelError": "errors",
     "NotFiniteError": "errors",
     "SdpipeError": "errors",

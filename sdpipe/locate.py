@@ -139,9 +139,10 @@ def _find(value: str | os.PathLike[str], select: Select, label: str, full: bool)
             )
         return Location(name, folder, _offered(folder, select, label), label=label)
     path = Path(name).expanduser()
-    if name and path.is_dir():
+    # os.path answers no to what is no path at all (too long, a null byte), where Path raises.
+    if name and os.path.isdir(path):
         return Location(name, path, _offered(path, select, label), label=label)
-    if name and path.exists():
+    if name and os.path.exists(path):
         _check_file(path, label)
         return Location(name, path, label=label)
     if by_name and is_hub_id(name):
@@ -232,5 +233,5 @@ def _what_it_is_not(name: str, by_name: bool) -> str:
 def _nearest_folder(name: str) -> str:
     """The last part of a path that does exist, where a misspelling begins."""
     path = Path(name).expanduser().absolute()
-    there = next(parent for parent in path.parents if parent.exists())
+    there = next(parent for parent in path.parents if os.path.exists(parent))
     return f"{there} is there, and has no {path.relative_to(there).parts[0]}."

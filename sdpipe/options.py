@@ -72,7 +72,7 @@ Guidance = Annotated[
     ),
 ]
 Steps = Annotated[
-    int | None, whole(SAMPLING, "Denoising steps, 1 to 1000. The model's own: 50 for v1-4.")
+    int | None, whole(SAMPLING, "Denoising steps, 1 to 999. The model's own: 50 for v1-4.")
 ]
 Scheduler = Annotated[
     str | None,

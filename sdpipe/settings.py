@@ -21,7 +21,7 @@ KARRAS_SCHEDULERS = ("lms", "euler", "heun", "dpm++", "unipc")
 # Their points run from the last training timestep to the first: a single one is the first.
 NEED_TWO_STEPS = ("lms", "euler", "euler_a", "heun")
 
-MAX_STEPS = 1000  # the timesteps that v1-4, and every model after it, was trained on
+MAX_STEPS = 999  # between the 1000 timesteps that models are trained on; with 1000 some go over
 MAX_SIDE = 16384
 MAX_SEED = 2**64 - 1  # the largest that torch.Generator.manual_seed takes
 MAX_IMAGES = 100_000
@@ -40,7 +40,7 @@ class Settings:
     prompt: what the picture shows.
     negative_prompt: what it should not show; takes the place of the empty prompt in the guidance.
     g: guidance scale: 1 is the conditional prediction, 0 the unconditional one.
-    steps: denoising steps, 1 to 1000.
+    steps: denoising steps, 1 to 999.
     seed: starts the noise, 0 to 2**64 - 1; image i of a run has seed + i. None draws one.
     width, height: pixels, multiples of 8; `dim` sets both.
     n: how many pictures.

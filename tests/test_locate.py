@@ -254,3 +254,9 @@ def test_finding_imports_no_torch(tmp_path):
     )
     mine = write(tmp_path / "mine")
     assert subprocess.run([sys.executable, "-c", code, str(mine)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "./" + "c" * 300 + "/d", "a\0b"])
+def test_what_no_path_can_be_is_refused_like_any_other_name(name):
+    with pytest.raises(ModelError, match="model="):
+        find_model(name)
