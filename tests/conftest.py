@@ -8,7 +8,7 @@ for name in [
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest
+import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="session")
