@@ -51,6 +51,15 @@ class Vae:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """The decoder's further training, when the latents are settled."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Text:
     """The text encoder and its contrastive training."""
 
@@ -92,6 +101,7 @@ class Recipe:
     vae: Vae
     text: Text
     unet: Unet
+    decoder: Decoder
     sampling: dict[str, Any]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, LMSDiscreteScheduler, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -58,9 +59,10 @@ def train(
     captions = [glyphs.caption(n, c) for n in sources for c in (None, *glyphs.COLOURS)]
     tokenizer = train_tokenizer(captions, recipe.tokenizer.vocabulary, recipe.tokenizer.length)
     autoencoder = _train_vae(recipe, list(sources.values()), place, work)
-    data = _encode(recipe, sources, autoencoder, tokenizer)
+    data = _encode(recipe, sources, autoencoder, tokenizer, work)
     text_encoder = _train_text_encoder(recipe, data, tokenizer, place, work)
     unet, text_encoder = _train_unet(recipe, data, text_encoder, place, work)
+    _train_decoder(recipe, list(sources.values()), autoencoder, place, work)
     return _save(out / "model", recipe, tokenizer, text_encoder, unet, autoencoder)
 
 
@@ -89,17 +91,50 @@ def _train_vae(
     model = vae.build_vae(recipe.vae, recipe.pictures.size).to(device)
 
     def loss(step: int) -> Tensor:
-        rng, generator = _rng(recipe, step)
-        chosen = rng.sample(rendered, recipe.vae.batch)
-        drawn = [glyphs.draw_at_random(glyph, recipe.pictures, rng)[0] for glyph in chosen]
-        cut = [_crop(picture, recipe.vae.crop, rng) for picture in drawn]
-        x = torch.stack([torch.from_numpy(np.array(p)) for p in cut]).permute(0, 3, 1, 2)
-        x = x.to(device) / 127.5 - 1  # (B, 3, H, W)
+        x, generator = _crops(recipe, rendered, step, recipe.vae.batch)
         with _autocast(device):
-            return vae.negative_elbo(model, x, generator, edges=recipe.vae.edges, kl=recipe.vae.kl)
+            return vae.negative_elbo(
+                model, x.to(device), generator, edges=recipe.vae.edges, kl=recipe.vae.kl
+            )
 
     r = recipe.vae
-    return fit("vae", model, loss, work, steps=r.steps, learning_rate=r.learning_rate)
+    fit("vae", model, loss, work, steps=r.steps, learning_rate=r.learning_rate)
+    return model
+
+
+def _train_decoder(
+    recipe: Recipe,
+    rendered: list[Image.Image],
+    autoencoder: AutoencoderKL,
+    device: torch.device,
+    work: Path,
+) -> None:
+    """Trains the VAE's second half on: the same loss, but the latents no longer move."""
+    trained = nn.ModuleList([autoencoder.post_quant_conv, autoencoder.decoder])
+    trained.requires_grad_(True).train()
+
+    def loss(step: int) -> Tensor:
+        x, generator = _crops(recipe, rendered, recipe.vae.steps + step, recipe.decoder.batch)
+        with _autocast(device):
+            return vae.negative_elbo(
+                autoencoder, x.to(device), generator, edges=recipe.vae.edges, kl=0.0
+            )
+
+    r = recipe.decoder
+    fit("decoder", trained, loss, work, steps=r.steps, learning_rate=r.learning_rate)
+
+
+def _crops(
+    recipe: Recipe, rendered: list[Image.Image], step: int, count: int
+) -> tuple[Tensor, torch.Generator]:
+    """Squares cut from pictures of the recipe's kind, (count, 3, H, W) in [-1, 1]."""
+    rng, generator = _rng(recipe, step)
+    pictures = [
+        _crop(glyphs.draw_at_random(glyph, recipe.pictures, rng)[0], recipe.vae.crop, rng)
+        for glyph in rng.sample(rendered, count)
+    ]
+    levels = np.stack([np.asarray(picture) for picture in pictures])  # (count, H, W, 3)
+    return torch.from_numpy(levels).permute(0, 3, 1, 2) / 127.5 - 1, generator
 
 
 def _crop(picture: Image.Image, side: int, rng: random.Random) -> Image.Image:
@@ -112,8 +147,12 @@ def _encode(
     sources: dict[str, Image.Image],
     autoencoder: AutoencoderKL,
     tokenizer: CLIPTokenizer,
+    work: Path,
 ) -> Captioned:
-    """Renders and encodes what the other parts learn from, and scales latents to unit variance."""
+    """Renders and encodes what the other parts learn from, and scales latents to unit variance.
+
+    The latents are kept in a file: a run that goes on does not encode again.
+    """
     rng, _ = _rng(recipe, -1)
     names, pictures = [], []
     for name, glyph in sources.items():
@@ -121,7 +160,13 @@ def _encode(
             picture, colour = glyphs.draw_at_random(glyph, recipe.pictures, rng)
             names.append(glyphs.caption(name, colour))
             pictures.append(picture)
-    latents = torch.cat([pil_to_latents(autoencoder, p).cpu() for p in _batches(pictures, 64)])
+    path = work / "latents.safetensors"
+    if not path.exists():
+        encoded = [pil_to_latents(autoencoder, p).cpu() for p in _batches(pictures, 64)]
+        partial = path.with_suffix(".partial")
+        save_file({"latents": torch.cat(encoded)}, partial)
+        partial.replace(path)
+    latents = load_file(path)["latents"]
     scale = 1 / latents.std().item()
     autoencoder.register_to_config(scaling_factor=scale)
 

@@ -58,7 +58,7 @@ def negative_elbo(
     reparametrisation of Kingma and Welling (2014), section 2.4. `kl` is beta of a beta-VAE.
     """
     posterior = vae.encode(x).latent_dist
+    divergence = kl_divergence(posterior.mean.float(), posterior.logvar.float()).mean()
     eps = torch.randn(posterior.mean.shape, generator=generator).to(x.device)
     y = vae.decode(posterior.mean + posterior.std * eps).sample.float()
-    divergence = kl_divergence(posterior.mean.float(), posterior.logvar.float()).mean()
     return reconstruction_error(x, y, edges) + kl * divergence
