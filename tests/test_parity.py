@@ -110,7 +110,7 @@ def test_karras_noise_levels_are_those_of_diffusers(emoji, scheduler):
     assert_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("scheduler", ["lms", "euler_a", "dpm++"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_several_pictures_with_a_negative_prompt_on_a_rectangle(emoji, scheduler):
     same = {"seed": 11, "g": 4.0, "steps": 6, "width": 96, "height": 64}
     prompts = ["red apple", "cat", "rocket on a pink background"]

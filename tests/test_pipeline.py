@@ -95,11 +95,12 @@ def test_the_global_generator_is_left_alone(emoji):
 
 
 def damaged(emoji, part):
-    """The built-in model with one weight of one part that is not a number."""
+    """The built-in model with one part whose weights are no numbers."""
     module = getattr(emoji.components, part)
     twin = type(module).from_pretrained(emoji.components.folder, subfolder=part)
     with torch.no_grad():
-        next(twin.parameters()).fill_(float("nan"))
+        for weight in twin.parameters():
+            weight.fill_(float("nan"))
     return Pipeline("emoji", device="cpu", dtype="float32", **{part: twin})
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 from torch.distributions import Laplace, Normal, kl_divergence
 
-from sdpipe import UsageError
+from sdpipe import NotFiniteError, UsageError
 from sdpipe.training import ddpm, glyphs, text, vae
 from sdpipe.training.fit import fit
 from sdpipe.training.recipe import EMOJI, load_recipe
@@ -198,7 +198,7 @@ def test_training_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, monkey
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path):
     model = nn.Linear(1, 1)
-    with pytest.raises(FloatingPointError, match="loss of bad is nan"):
+    with pytest.raises(NotFiniteError, match="loss of the bad is nan"):
         fit(
             "bad",
             model,

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from sdpipe.errors import NotFiniteError
+
 SAVE_EVERY = 60.0  # seconds between checkpoints
 LOG_EVERY = 25  # steps
 
@@ -34,6 +36,9 @@ def fit(
     moving average of the weights is returned, of that decay a step. `loss` has to draw its random
     numbers from `step`: then a run that was killed, and starts again with the same folder, goes on
     from its last checkpoint as if nothing had happened. The loss goes to `folder`/loss.csv.
+
+    Raises:
+        NotFiniteError: the loss is no longer a number.
     """
     path = folder / f"{name}.checkpoint"
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.01, fused=True)
@@ -68,7 +73,10 @@ def fit(
         if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
             mean = sum(recent) / len(recent)
             if not math.isfinite(mean):
-                raise FloatingPointError(f"the loss of {name} is {mean} at step {step + 1}")
+                raise NotFiniteError(
+                    f"the loss of the {name} is {mean} at step {step + 1}; take a smaller "
+                    "learning rate, and begin again in another folder."
+                )
             bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
             _log(folder / "loss.csv", name, step + 1, mean, time.monotonic() - begun)
             recent.clear()

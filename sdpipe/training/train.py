@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, LMSDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -248,15 +249,7 @@ def _save(
     autoencoder: AutoencoderKL,
 ) -> Path:
     """Writes the five parts in float16 in the diffusers folder layout, and `sdpipe.json`."""
-    scheduler = LMSDiscreteScheduler(
-        beta_start=recipe.unet.beta_start,
-        beta_end=recipe.unet.beta_end,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=recipe.unet.timesteps,
-        steps_offset=1,
-    )
     tokenizer.save_pretrained(folder / "tokenizer")
-    scheduler.save_pretrained(folder / "scheduler")
     for name, model in (("text_encoder", text_encoder), ("unet", unet), ("vae", autoencoder)):
         model.half().save_pretrained(folder / name, safe_serialization=True)
     index = {
@@ -271,6 +264,23 @@ def _save(
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (folder / "sdpipe.json").write_text(json.dumps(recipe.sampling, indent=2) + "\n")
+    # Only what was trained with: where steps are placed is for each scheduler's class to say.
+    scheduler = {
+        "_class_name": "LMSDiscreteScheduler",
+        "_diffusers_version": diffusers.__version__,
+        "beta_start": recipe.unet.beta_start,
+        "beta_end": recipe.unet.beta_end,
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": recipe.unet.timesteps,
+        "prediction_type": "epsilon",
+        "steps_offset": 1,
+    }
+    (folder / "scheduler").mkdir(exist_ok=True)
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    _write_json(folder / "model_index.json", index)
+    _write_json(folder / "sdpipe.json", recipe.sampling)
     return folder
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
