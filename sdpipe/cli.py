@@ -232,8 +232,8 @@ def _text(name: str, text: str) -> str:
 
 def _check_model(model: str | None) -> None:
     """Finds a misspelt or incomplete model before torch is imported; the hub is asked later."""
-    from sdpipe.hub import is_hub_id
-    from sdpipe.locate import find_model
+    from sdpipe.loading.hub import is_hub_id
+    from sdpipe.loading.locate import find_model
 
     if model is not None and not is_hub_id(model):
         find_model(model)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.device import check_device, check_dtype, pick_device, pick_dtype
-from sdpipe.networks import build
-from sdpipe.sources import Sources
+from sdpipe.loading.networks import build
+from sdpipe.loading.sources import Sources
 
 if TYPE_CHECKING:
     import torch

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_text_encoder, tiny_unet, tiny_vae, write_tokenizer, write_weights
 from transformers import CLIPConfig, CLIPModel
 
-from sdpipe import locate
 from sdpipe.components import Components, load
 from sdpipe.errors import ModelError, SdpipeWarning, UsageError
-from sdpipe.locate import DEFAULT
+from sdpipe.loading import locate
+from sdpipe.loading.locate import DEFAULT
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

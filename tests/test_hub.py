@@ -6,8 +6,8 @@ import pytest
 from hub_server import Hub
 
 from sdpipe.errors import ModelError
-from sdpipe.hub import fetch, is_hub_id
-from sdpipe.layout import select_model
+from sdpipe.loading.hub import fetch, is_hub_id
+from sdpipe.loading.layout import select_model
 
 NAME = "someone/model"
 SMALL = {
@@ -313,7 +313,8 @@ def test_one_bar_on_a_terminal(hub, monkeypatch, capsys):
 def test_in_a_process_of_its_own_that_reads_the_environment(hub, tmp_path):
     hub.add(NAME, {**SMALL, **FULL})
     code = (
-        "import sys; from sdpipe.hub import fetch; from sdpipe.layout import select_model\n"
+        "import sys; from sdpipe.loading.hub import fetch\n"
+        "from sdpipe.loading.layout import select_model\n"
         "print(fetch('someone/model', select_model).commit)\n"
         "sys.exit(3 * ('torch' in sys.modules))"
     )

@@ -1,6 +1,6 @@
 import pytest
 
-from sdpipe.layout import listing, select_model, select_part
+from sdpipe.loading.layout import listing, select_model, select_part
 
 SMALL = [
     "model_index.json",

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hub_server import Hub
 
-from sdpipe import locate
 from sdpipe.errors import ModelError, SdpipeWarning
-from sdpipe.locate import DEFAULT, configurations, find_model, find_part
+from sdpipe.loading import locate
+from sdpipe.loading.locate import DEFAULT, configurations, find_model, find_part
 
 FILES = (
     "model_index.json",
@@ -248,7 +248,7 @@ def test_configurations_that_cannot_be_had(hub):
 
 def test_finding_imports_no_torch(tmp_path):
     code = (
-        "import sys; from sdpipe.locate import find_model, find_part\n"
+        "import sys; from sdpipe.loading.locate import find_model, find_part\n"
         "find_model(sys.argv[1]); find_part(sys.argv[1], 'vae')\n"
         "sys.exit('torch' in sys.modules or 'huggingface_hub' in sys.modules)"
     )

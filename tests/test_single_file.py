@@ -6,7 +6,7 @@ from tiny import tiny_model
 
 from sdpipe.components import load
 from sdpipe.errors import ModelError
-from sdpipe.locate import DEFAULT
+from sdpipe.loading.locate import DEFAULT
 
 RESNET = {
     "norm1": "in_layers.0",

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sdpipe.sources import V1_4_SCHEDULER, Sources
+from sdpipe.loading.sources import V1_4_SCHEDULER, Sources
 
 CONFIGURATIONS = Path(__file__).with_name("v1_4")
 
@@ -83,8 +83,8 @@ def test_the_classes_build_v1_4(build, parameters, tensors, shapes):
 @pytest.fixture
 def sources():
     """v1-4's configurations as a model, whose weights nobody looks at."""
-    from sdpipe.layout import listing, select_model
-    from sdpipe.locate import Location
+    from sdpipe.loading.layout import listing, select_model
+    from sdpipe.loading.locate import Location
 
     files = select_model(listing(CONFIGURATIONS), weights=False)
     place = Location("v1-4", CONFIGURATIONS, files)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdpipe.errors import ModelError, SdpipeWarning
-from sdpipe.hub import Select, fetch, is_hub_id
-from sdpipe.layout import PARTS, STEMS, Selection, listing, select_model, select_part
+from sdpipe.loading.hub import Select, fetch, is_hub_id
+from sdpipe.loading.layout import PARTS, STEMS, Selection, listing, select_model, select_part
 
 BUILT_IN = ("emoji",)
 DEFAULT = "CompVis/stable-diffusion-v1-4"
-BUILT_IN_FOLDER = Path(__file__).with_name("models")
+BUILT_IN_FOLDER = Path(__file__).parents[1] / "models"
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _CONVERT = (

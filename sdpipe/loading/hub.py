@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdpipe.errors import ModelError
-from sdpipe.layout import VARIANT, Selection, listing
+from sdpipe.loading.layout import VARIANT, Selection, listing
 
 Select = Callable[[Collection[str]], Selection]
 """Chooses from the names that a repository or a folder has; see `layout.select_model`."""

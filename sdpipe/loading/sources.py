@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from sdpipe import single_file
 from sdpipe.errors import ModelError, UsageError
-from sdpipe.layout import PARTS, STEMS
-from sdpipe.locate import Location, configurations, find_model, find_part
+from sdpipe.loading import single_file
+from sdpipe.loading.layout import PARTS, STEMS
+from sdpipe.loading.locate import Location, configurations, find_model, find_part
 from sdpipe.settings import MODEL_DEFAULTS, Settings
 
 V1_4_SCHEDULER: Mapping[str, Any] = {

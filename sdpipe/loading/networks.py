@@ -7,10 +7,10 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sdpipe import single_file
 from sdpipe.errors import ModelError
-from sdpipe.layout import STEMS
-from sdpipe.sources import Sources
+from sdpipe.loading import single_file
+from sdpipe.loading.layout import STEMS
+from sdpipe.loading.sources import Sources
 
 if TYPE_CHECKING:
     import torch
