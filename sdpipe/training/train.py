@@ -163,7 +163,8 @@ def _encode(
             pictures.append(picture)
     path = work / "latents.safetensors"
     if not path.exists():
-        encoded = [pil_to_latents(autoencoder, p).cpu() for p in _batches(pictures, 64)]
+        with _autocast(autoencoder.device):
+            encoded = [pil_to_latents(autoencoder, p).cpu() for p in _batches(pictures, 64)]
         partial = path.with_suffix(".partial")
         save_file({"latents": torch.cat(encoded)}, partial)
         partial.replace(path)
