@@ -1,7 +1,10 @@
 # Two commands. `make demo` draws a picture; `make test` checks everything.
 # Both make .venv first, from pyproject.toml, with the versions in constraints.txt.
 
-PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3 python,$(if $(shell command -v $(p)),$(p))))
+# The first of these that runs and is new enough; `make PYTHON=/path/to/python` says which.
+IS_NEW_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+  $$p $(IS_NEW_ENOUGH) >/dev/null 2>&1 && echo $$p && break; done)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test clean
@@ -16,8 +19,8 @@ test: .venv/test
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "sdpipe needs Python 3.11 or newer; $(PYTHON) is older. Say which: make PYTHON=python3.12"; exit 1; }
+	@$(or $(PYTHON),false) $(IS_NEW_ENOUGH) || \
+	  { echo "sdpipe needs Python 3.11 or newer, and none is here. Say where: make PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv
 
 .venv/sdpipe: .venv/bin/python pyproject.toml constraints.txt
