@@ -329,7 +329,7 @@ def test_the_built_in_model_in_place_of_v1_4(hub, folder, monkeypatch, tmp_path)
     hub.stop()
     shutil.copytree(folder, tmp_path / "built in/emoji")
     monkeypatch.setattr(locate, "BUILT_IN_FOLDER", tmp_path / "built in")
-    with pytest.warns(SdpipeWarning, match="built-in model emoji"):
+    with pytest.warns(SdpipeWarning, match="built-in model, emoji"):
         found = load()
     assert (found.name, found.fallback) == ("emoji", True)
     assert found.defaults["width"] == 32

@@ -101,7 +101,7 @@ def test_the_default_is_v1_4(hub, tmp_path, monkeypatch, value):
 
 def test_where_v1_4_cannot_be_had_the_built_in_model_draws_and_says_so(hub):
     hub.stop()
-    with pytest.warns(SdpipeWarning, match=rf"built-in model emoji.*{DEFAULT}.*connection"):
+    with pytest.warns(SdpipeWarning, match=rf"{DEFAULT}.*connection.*built-in model, emoji"):
         found = find_model()
     assert (found.name, found.fallback) == ("emoji", True)
 

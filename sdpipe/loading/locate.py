@@ -87,7 +87,7 @@ def find_model(
         label = f"model={BUILT_IN[0]!r}"
         found = _find(BUILT_IN[0], select, label, full)
         warnings.warn(
-            f"Drawing with the built-in model {BUILT_IN[0]}, at its own size: {error}",
+            f"{error} Meanwhile the built-in model, {BUILT_IN[0]}, draws at its own size.",
             SdpipeWarning,
             stacklevel=2,
         )
