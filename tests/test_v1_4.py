@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from sdpipe.latents import decode, vae_factor
 from sdpipe.loading.sources import V1_4_SCHEDULER, Sources
 
 CONFIGURATIONS = Path(__file__).with_name("v1_4")
@@ -101,3 +102,15 @@ def test_the_scheduler_of_parts_that_come_without_one_is_v1_4s(sources):
         **V1_4_SCHEDULER,
         "_diffusers_version": None,
     }
+
+
+def test_a_picture_of_512_pixels_is_48_times_fewer_latents_and_comes_back():
+    with torch.device("meta"):
+        network = vae().eval()
+        picture = torch.empty(1, 3, 512, 512)
+    with torch.no_grad():
+        z = network.encode(picture).latent_dist.mode()
+        assert z.shape == (1, 4, 64, 64)
+        assert picture.numel() == 48 * z.numel()
+        assert decode(network, z).shape == picture.shape
+    assert vae_factor(network) == 8
