@@ -21,7 +21,7 @@ from sdpipe.settings import Settings
 if TYPE_CHECKING:
     from sdpipe.pipeline import Pipeline, Result
 
-DONE, WRONG_USAGE, INTERRUPTED = 0, 2, 130
+DONE, INTERRUPTED = 0, 130
 
 app = typer.Typer(
     help="Draws pictures from text with Stable Diffusion, and shows every step of it.",
@@ -205,7 +205,7 @@ _TyperUsageError: Any = typer.BadParameter.__base__
 def _explain_usage(error: Any) -> int:
     command = error.ctx.command_path if error.ctx is not None else "sdpipe"
     messages.say(f"error: {error.format_message().rstrip('.')}. See {command} --help.")
-    return WRONG_USAGE
+    return messages.WRONG_USAGE
 
 
 def _prompts(prompt: str) -> list[str]:
@@ -246,19 +246,19 @@ def _saved(
     from sdpipe import png
 
     parts = pipe.components
-    identity = parts.identity()
     for k, (image, settings) in enumerate(zip(result.images, result.settings, strict=True)):
-        notes = png.metadata(
-            settings,
-            identity,
-            image=image,
-            device=str(parts.device),
-            dtype=str(parts.dtype).removeprefix("torch."),
-            n=len(result.images),
-            index=k,
-        )
-        wanted = destination.path(k, settings.prompt)
-        path = png.save(image, wanted, notes if describe else None)
+        notes = None
+        if describe:
+            notes = png.metadata(
+                settings,
+                parts.identity(),
+                image=image,
+                device=str(parts.device),
+                dtype=str(parts.dtype).removeprefix("torch."),
+                n=len(result.images),
+                index=k,
+            )
+        path = png.save(image, destination.path(k, settings.prompt), notes)
         yield {"path": str(path), "seed": settings.seed, "settings": settings.to_dict()}
 
 

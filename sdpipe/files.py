@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sdpipe.errors import UsageError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 OTHER_SUFFIXES = {
     *(".apng", ".avif", ".bmp", ".dds", ".eps", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif"),
     *(".jp2", ".jpe", ".jxl", ".pcx", ".pdf", ".pgm", ".ppm", ".psd", ".qoi", ".svg", ".tga"),
@@ -51,9 +51,9 @@ class Destination:
         if not as_folder and suffix in OTHER_SUFFIXES:
             raise UsageError(
                 f"{out} asks for a {suffix} file, which cannot be written; the formats are "
-                f"{', '.join(SUFFIXES)}."
+                f"{', '.join(FORMATS)}."
             )
-        self._is_file = not as_folder and suffix in SUFFIXES
+        self._is_file = not as_folder and suffix in FORMATS
         self.folder = self._target.parent if self._is_file else self._target
         longest = self._target if self._is_file else self._target / "0000"
         _check_name(longest.with_name(f"{longest.stem}-{pictures}.steps"), out)

@@ -54,7 +54,7 @@ def pil_to_latents(vae: AutoencoderKL, images: Image.Image | Sequence[Image.Imag
     factor come back rounded down to one.
     """
     pictures = [images] if isinstance(images, Image.Image) else list(images)
-    x = torch.stack([_to_tensor(p) for p in pictures])  # (B, 3, H, W)
+    x = torch.stack([to_tensor(p) for p in pictures])  # (B, 3, H, W)
     z = vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mode()  # (B, C, h, w)
     return z.float() * vae.config.scaling_factor
 
@@ -100,7 +100,7 @@ def _decode_in_float32(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return decode(twin.to(vae.device).eval(), latents)
 
 
-def _to_tensor(picture: Image.Image) -> Tensor:
+def to_tensor(picture: Image.Image) -> Tensor:
     """A picture as floats in [-1, 1], (3, H, W)."""
     levels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())  # (H, W, 3)
     return levels.permute(2, 0, 1).float() / 127.5 - 1

@@ -10,7 +10,7 @@ from os import PathLike
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -190,19 +190,20 @@ class Pipeline:
         factor = vae_factor(parts.vae)
         shape = (parts.unet.config.in_channels, first.height // factor, first.width // factor)
         generators = make_generators(_seeds(run))
-        sigma = float(self._scheduler(first).init_noise_sigma)
+        schedulers = [self._scheduler(first) for _ in (run if first.exact else run[:1])]
+        sigma = float(schedulers[0].init_noise_sigma)
         x_t = draw_noise(generators, shape).to(parts.device) * sigma  # (B, C, h, w)
 
-        def loop(some: slice) -> Iterator[Step]:
+        def loop(scheduler: SchedulerMixin, some: slice) -> Iterator[Step]:
             batch = (x_t[some], text.cond[some], text.uncond[some])
-            return denoise(parts.unet, self._scheduler(first), *batch, g, generators[some])
+            return denoise(parts.unet, scheduler, *batch, g, generators[some])
 
         if not first.exact:
-            return x_t, loop(slice(None))
-        alone = [loop(slice(i, i + 1)) for i in range(len(run))]
+            return x_t, loop(schedulers[0], slice(None))
+        alone = [loop(scheduler, slice(i, i + 1)) for i, scheduler in enumerate(schedulers)]
         return x_t, (join(steps) for steps in zip(*alone, strict=True))
 
-    def _scheduler(self, settings: Settings) -> Any:
+    def _scheduler(self, settings: Settings) -> SchedulerMixin:
         assert settings.scheduler is not None
         assert settings.steps is not None
         return make_scheduler(

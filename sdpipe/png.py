@@ -22,10 +22,9 @@ from PIL.PngImagePlugin import PngInfo
 
 import sdpipe
 from sdpipe.errors import SdpipeError, SdpipeWarning
-from sdpipe.files import free_names, put_in_place, unfinished
+from sdpipe.files import FORMATS, free_names, put_in_place, unfinished
 from sdpipe.settings import Settings
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 SAVE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "PNG": {},
     "JPEG": {"quality": 95, "subsampling": 0},

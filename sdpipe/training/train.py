@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdpipe.device import pick_device, pick_dtype
-from sdpipe.latents import pil_to_latents
+from sdpipe.latents import pil_to_latents, to_tensor
 from sdpipe.training import ddpm, glyphs, text, vae
 from sdpipe.training.fit import fit
 from sdpipe.training.recipe import EMOJI, Recipe, load_recipe
@@ -134,8 +133,7 @@ def _crops(
         _crop(glyphs.draw_at_random(glyph, recipe.pictures, rng)[0], recipe.vae.crop, rng)
         for glyph in rng.sample(rendered, count)
     ]
-    levels = np.stack([np.asarray(picture) for picture in pictures])  # (count, H, W, 3)
-    return torch.from_numpy(levels).permute(0, 3, 1, 2) / 127.5 - 1, generator
+    return torch.stack([to_tensor(picture) for picture in pictures]), generator
 
 
 def _crop(picture: Image.Image, side: int, rng: random.Random) -> Image.Image:
