@@ -10,7 +10,8 @@ so that one network is both halves of classifier-free guidance (Ho and Salimans 
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from sdpipe.latents import add_noise
 from sdpipe.training.recipe import Unet
@@ -59,21 +60,26 @@ def loss_weight(alpha_bar: Tensor, limit: float) -> Tensor:
     return (1 / alpha_bar).clamp(max=limit)
 
 
-def denoising_loss(
-    unet: UNet2DConditionModel,
-    x_0: Tensor,
-    text: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    alpha_bar: Tensor,
-    limit: float,
-) -> Tensor:
-    """The weighted loss of one batch, 0 for a perfect prediction of the noise.
+class DenoisingLoss(nn.Module):
+    """The weighted loss of a batch, 0 for a perfect prediction of the noise.
 
-    `x_0` and `eps` are (B, C, h, w), `text` the embedded captions (B, L, D), `t` (B,) in
-    0 ... T - 1, `alpha_bar` (T,).
+    Holds both networks that learn from it: the text encoder goes on learning with the U-Net.
     """
-    x_t = add_noise(x_0, eps, alpha_bar[t])
-    predicted = unet(x_t, t, text).sample.float()
-    error = (eps - predicted).square().mean(dim=(1, 2, 3))  # (B,)
-    return (loss_weight(alpha_bar[t], limit) * error).mean()
+
+    alpha_bar: Tensor  # (T,)
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, recipe: Unet):
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.limit = recipe.weight
+        alpha_bar = cumulative_alpha(recipe.beta_start, recipe.beta_end, recipe.timesteps)
+        self.register_buffer("alpha_bar", alpha_bar)
+
+    def forward(self, x_0: Tensor, tokens: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """`x_0` and `eps` are (B, C, h, w), `tokens` (B, L), `t` (B,) in 0 ... T - 1."""
+        text = self.text_encoder(tokens).last_hidden_state  # (B, L, D)
+        x_t = add_noise(x_0, eps, self.alpha_bar[t])
+        predicted = self.unet(x_t, t, text).sample.float()
+        error = (eps - predicted).square().mean(dim=(1, 2, 3))  # (B,)
+        return (loss_weight(self.alpha_bar[t], self.limit) * error).mean()

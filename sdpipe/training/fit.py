@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -22,31 +23,36 @@ LOG_EVERY = 25  # steps
 def fit(
     name: str,
     model: nn.Module,
-    loss: Callable[[int], Tensor],
+    batch: Callable[[int], tuple[Tensor, ...]],
     folder: Path,
+    accelerator: Accelerator,
     *,
     steps: int,
     learning_rate: float,
     warmup: int = 50,
     ema: float | None = None,
-) -> nn.Module:
-    """Takes `steps` gradient steps on `loss(step)` and returns the trained model.
+    show: Callable[[int, nn.Module], None] | None = None,
+) -> None:
+    """Takes `steps` gradient steps on the loss that `model(*batch(step))` is.
 
     The rate rises over `warmup` steps and then falls to nothing along a cosine. With `ema` the
-    moving average of the weights is returned, of that decay a step. `loss` has to draw its random
-    numbers from `step`: then a run that was killed, and starts again with the same folder, goes on
-    from its last checkpoint as if nothing had happened. The loss goes to `folder`/loss.csv.
+    model ends as the moving average of its weights, of that decay a step. `batch` has to draw its
+    random numbers from `step`: then a run that was killed, and starts again with the same folder,
+    goes on from its last checkpoint as if nothing had happened. The loss goes to `folder`/loss.csv;
+    `show` is called with every checkpoint, with the step and what the model would be if it ended.
 
     Raises:
         NotFiniteError: the loss is no longer a number.
     """
     path = folder / f"{name}.checkpoint"
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.01, fused=True)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, learning_rate, weight_decay=0.01, fused=True)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
     parts: dict[str, nn.Module | torch.optim.Optimizer] = {"model": model, "optimizer": optimizer}
     if average is not None:
         parts["average"] = average
     first = _restore(path, parts)
+    loss, stepper = accelerator.prepare(model, optimizer)
 
     begun = saved = time.monotonic()
     bar = tqdm(
@@ -57,16 +63,18 @@ def fit(
         file=sys.stderr,
         mininterval=0.5 if sys.stderr.isatty() else 30,
         unit="step",
+        disable=not accelerator.is_main_process,
     )
+    model.train()
     recent: list[float] = []
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _rate(step, steps, warmup)
-        value = loss(step)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        value = loss(*(x.to(accelerator.device) for x in batch(step)))
+        stepper.zero_grad(set_to_none=True)
+        accelerator.backward(value)
+        accelerator.clip_grad_norm_(learning, 1.0)
+        stepper.step()
         if average is not None:
             average.update_parameters(model)
         recent.append(value.item())
@@ -78,13 +86,19 @@ def fit(
                     "learning rate, and begin again in another folder."
                 )
             bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
-            _log(folder / "loss.csv", name, step + 1, mean, time.monotonic() - begun)
+            if accelerator.is_main_process:
+                _log(folder / "loss.csv", name, step + 1, mean, time.monotonic() - begun)
             recent.clear()
         if time.monotonic() - saved > SAVE_EVERY or step + 1 == steps:
-            _save(path, parts, step + 1)
+            if accelerator.is_main_process:
+                _save(path, parts, step + 1)
+                if show is not None:
+                    show(step + 1, model if average is None else average.module)
             saved = time.monotonic()
-    trained = model if average is None else average.module
-    return trained.eval().requires_grad_(False)
+    accelerator.wait_for_everyone()
+    if average is not None:
+        model.load_state_dict(average.module.state_dict())
+    model.eval().requires_grad_(False)
 
 
 def _rate(step: int, steps: int, warmup: int) -> float:

@@ -1,30 +1,18 @@
-"""The pictures that the built-in model learns from, and their captions.
+"""The glyphs of Noto Color Emoji, and the scenes that are drawn with them.
 
-A picture is one glyph of Noto Color Emoji on a plain background. Its caption is the glyph's
-English name, with "on a COLOUR background" behind it; on white the colour may go unsaid.
+A rendered glyph is called ink: RGBA with premultiplied alpha, so that scaling does not bring the
+black behind transparent pixels to the edge.
 """
 
 import random
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
-from PIL import Image, ImageChops, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
-from sdpipe.errors import SdpipeError, UsageError
-from sdpipe.training.recipe import Pictures
-
-COLOURS = {
-    "white": (255, 255, 255),
-    "black": (20, 20, 20),
-    "red": (220, 50, 47),
-    "green": (60, 160, 70),
-    "blue": (50, 100, 220),
-    "yellow": (250, 220, 80),
-    "purple": (140, 80, 190),
-    "pink": (250, 160, 200),
-    "orange": (250, 150, 50),
-    "gray": (140, 140, 140),
-}
+from sdpipe.errors import SdpipeError
+from sdpipe.training.recipe import Scenes
+from sdpipe.training.scenes import COLOURS, PAIR, PLACES, RELATIONS, SIZES, Scene, caption, vary
 
 FONTS = (
     Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
@@ -34,26 +22,17 @@ FONTS = (
 FONT_SIZE = 109  # the one size that the font's bitmaps have
 SIDE = 136  # of those bitmaps, in pixels
 
-
-@dataclass(frozen=True)
-class Glyph:
-    """One glyph: its name as a caption says it, and its characters."""
-
-    name: str
-    text: str
+SKIN_TONES = range(0x1F3FB, 0x1F400)
+REGIONS = range(0x1F1E6, 0x1F200)  # two of them are a country's flag
+TAGS = range(0xE0020, 0xE0080)  # what spells the flag of a part of a country
+KEYCAP = 0x20E3
 
 
-def caption(name: str, colour: str | None = None) -> str:
-    """What a picture of this glyph on this background is called."""
-    return name if colour is None else f"{name} on a {colour} background"
-
-
-def glyphs(pictures: Pictures) -> list[Glyph]:
-    """The glyphs of a recipe, by name: those of its blocks and those it adds, less those left out.
+def named_glyphs() -> dict[str, str]:
+    """The characters of every emoji by its English name, but flags, keycaps and skin tones.
 
     Raises:
         SdpipeError: the package `emoji`, which has the names, is not installed.
-        UsageError: the recipe names a glyph that does not exist.
     """
     try:
         from emoji import EMOJI_DATA, STATUS
@@ -63,26 +42,18 @@ def glyphs(pictures: Pictures) -> list[Glyph]:
             'install it with pip install "sdpipe[train]".'
         ) from None
 
-    named = {
-        _plain(entry["en"]): text
+    left_out = {KEYCAP, *SKIN_TONES, *REGIONS, *TAGS}
+    return {
+        name: text
         for text, entry in EMOJI_DATA.items()
-        if entry["status"] == STATUS["fully_qualified"] and len(text.rstrip("\ufe0f")) == 1
+        if entry["status"] == STATUS["fully_qualified"]
+        and not left_out & set(map(ord, text))
+        and "flag" not in (name := plain(entry["en"]))
     }
-    if strange := [name for name in pictures.also if name not in named]:
-        raise UsageError(f"the recipe adds {strange[0]!r}, which is the name of no glyph.")
-    chosen = [
-        name
-        for name, text in named.items()
-        if name in pictures.also
-        or (
-            any(first <= ord(text[0]) <= last for first, last in pictures.blocks)
-            and not any(f" {word} " in f" {name} " for word in pictures.leave_out)
-        )
-    ]
-    return [Glyph(name, named[name]) for name in sorted(chosen)]
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A name of the package `emoji` as a person writes it: `:red_apple:` is `red apple`."""
     for old, new in ((":", ""), ("(", ""), (")", ""), ("_", " "), ("\u2019", "'")):
         name = name.replace(old, new)
     return name.lower()
@@ -92,8 +63,13 @@ def load_font() -> ImageFont.FreeTypeFont:
     """Noto Color Emoji, where a Linux distribution puts it.
 
     Raises:
-        SdpipeError: the font is not there.
+        SdpipeError: the font is not there, or Pillow can't compose glyphs of several characters.
     """
+    if not features.check("raqm"):
+        raise SdpipeError(
+            "this Pillow has no Raqm, which composes emoji of several characters; install "
+            "libraqm, on Debian and Ubuntu with apt install libraqm0."
+        )
     for path in FONTS:
         if path.exists():
             return ImageFont.truetype(path, FONT_SIZE)
@@ -104,48 +80,150 @@ def load_font() -> ImageFont.FreeTypeFont:
 
 
 def render(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """The glyph in the middle of a transparent square, RGBA with premultiplied alpha.
-
-    Premultiplied, so that scaling does not bring the black behind transparent pixels to the edge.
-    """
+    """The ink of a glyph in the middle of a transparent square."""
     sheet = Image.new("RGBA", (SIDE, SIDE))
     draw = ImageDraw.Draw(sheet)
     draw.text((SIDE / 2, SIDE / 2), text, font=font, embedded_color=True, anchor="mm")
     return sheet.convert("RGBa")
 
 
+def render_all() -> dict[str, Image.Image]:
+    """The ink of every named glyph that the font has: neither empty nor several side by side."""
+    font = load_font()
+    single = {n: t for n, t in named_glyphs().items() if font.getlength(t) <= SIDE}
+    inks = {name: render(text, font) for name, text in sorted(single.items())}
+    return {name: ink for name, ink in inks.items() if ink.getbbox() is not None}
+
+
+def classes(inks: dict[str, Image.Image]) -> dict[str, str]:
+    """For every name the first name whose glyph is the same to the last pixel."""
+    first: dict[bytes, str] = {}
+    return {name: first.setdefault(ink.tobytes(), name) for name, ink in inks.items()}
+
+
 def draw(
-    glyph: Image.Image,
+    inks: Iterable[tuple[Image.Image, float, tuple[float, float]]],
     size: int,
     background: tuple[int, int, int] = COLOURS["white"],
-    *,
-    scale: float = 0.96,
-    shift: tuple[float, float] = (0.0, 0.0),
 ) -> Image.Image:
-    """A picture of size x size pixels, RGB: a rendered glyph, scaled and shifted, on a background.
+    """Glyphs on a plain background: a picture of size x size pixels, RGB.
 
-    `scale` is the glyph's side as a share of the picture's, `shift` how far to the right and down
-    it stands off the middle, in the same unit.
+    Of each glyph `inks` has the ink, its side as a share of the picture's, and how far to the
+    right and down it stands off the middle, in the same unit.
     """
-    side = round(size * scale)
-    small = glyph.resize((side, side), Image.Resampling.LANCZOS)
-    left, top = (round((size - side) / 2 + s * size) for s in shift)
-    ink = Image.new("RGBa", (size, size))
-    ink.paste(small, (left, top))
-    # Source over background: with premultiplied colours, ink + (1 - alpha) * background.
-    *rgb, alpha = ink.split()
-    plain = Image.new("RGB", (size, size), background)
-    faded = Image.composite(Image.new("RGB", (size, size)), plain, alpha)
-    return ImageChops.add(Image.merge("RGB", rgb), faded)
+    picture = Image.new("RGB", (size, size), background)
+    for ink, scale, shift in inks:
+        side = round(size * scale)
+        small = ink.resize((side, side), Image.Resampling.LANCZOS)
+        left, top = (round((size - side) / 2 + s * size) for s in shift)
+        sheet = Image.new("RGBa", (size, size))
+        sheet.paste(small, (left, top))
+        # Source over: with premultiplied colours, ink + (1 - alpha) * what is below.
+        *rgb, alpha = sheet.split()
+        below = Image.composite(Image.new("RGB", (size, size)), picture, alpha)
+        picture = ImageChops.add(Image.merge("RGB", rgb), below)
+    return picture
 
 
-def draw_at_random(
-    glyph: Image.Image, pictures: Pictures, rng: random.Random
-) -> tuple[Image.Image, str | None]:
-    """A picture of the recipe's kind and the colour that its caption names (None: left unsaid)."""
-    on_white = rng.random() < pictures.on_white
-    colour = "white" if on_white else rng.choice(list(COLOURS))
-    scale = rng.uniform(*pictures.scale)
-    shift = tuple(rng.uniform(-pictures.shift, pictures.shift) for _ in range(2))
-    picture = draw(glyph, pictures.size, COLOURS[colour], scale=scale, shift=(shift[0], shift[1]))
-    return picture, None if on_white else colour
+def draw_scene(
+    scene: Scene, inks: dict[str, Image.Image], size: int, recipe: Scenes, rng: random.Random
+) -> Image.Image:
+    """A picture of a scene. What its caption leaves open is drawn by lot, within a little."""
+
+    def about(value: float, width: float) -> float:
+        return value + rng.uniform(-width, width)
+
+    if scene.relation is not None:
+        x, y = RELATIONS[scene.relation]
+        placed = [
+            (
+                inks[name],
+                about(PAIR, 0.015),
+                (about(sign * x / 4, 0.01), about(sign * y / 4, 0.01)),
+            )
+            for name, sign in zip(scene.names, (1, -1), strict=True)
+        ]
+    elif scene.size is None and scene.place is None:
+        scale = rng.uniform(*recipe.scale)
+        shift = (about(0, recipe.shift), about(0, recipe.shift))
+        placed = [(inks[scene.name], scale, shift)]
+    else:
+        scale = about(SIZES[scene.size or rng.choice(list(SIZES))], 0.015)
+        room = (1 - scale) / 2 - 0.01
+        x, y = PLACES[scene.place or "centre"][1]
+        placed = [(inks[scene.name], scale, (about(x * room, 0.01), about(y * room, 0.01)))]
+    return draw(placed, size, COLOURS[scene.colour or "white"])
+
+
+class Emoji:
+    """The pictures of the built-in model: `len` scenes, the same in every run of a recipe."""
+
+    def __init__(self, recipe: Scenes, size: int, seed: int) -> None:
+        self.recipe, self.size, self.seed = recipe, size, seed
+        self.inks = render_all()
+        self.names = list(self.inks)
+        self.distinct = [self.inks[name] for name in sorted(set(classes(self.inks).values()))]
+
+    def __len__(self) -> int:
+        return self.recipe.pictures
+
+    def scene(self, i: int) -> Scene:
+        """Scene i: each glyph is as often the first of one."""
+        rng = self._rng(i)
+        name = self.names[i % len(self.names)]
+        while True:
+            scene = self._any_scene(name, rng)
+            if not scene.held_out:
+                return scene
+
+    def _any_scene(self, name: str, rng: random.Random) -> Scene:
+        kind = rng.choices(("plain", "coloured", "placed", "pair"), self.recipe.shares)[0]
+        colour = rng.choice(list(COLOURS))
+        if kind == "plain":
+            return Scene(name)
+        if kind == "coloured":
+            return Scene(name, colour)
+        said = colour if rng.random() < self.recipe.placed_on_colour else None
+        if kind == "placed":
+            size = rng.choice(list(SIZES)) if rng.random() < 0.85 else None
+            place = rng.choice(list(PLACES)) if size is None or rng.random() < 0.85 else None
+            return Scene(name, said, size, place)
+        other = rng.choice(self.names)
+        return Scene(name, said, relation=rng.choice(list(RELATIONS)), other=other)
+
+    def caption(self, i: int, rng: random.Random) -> str:
+        """Scene i in words, now these and now those."""
+        return vary(self.scene(i), rng)
+
+    def captions(self) -> list[str]:
+        """Every word that the tokenizer should know, in captions."""
+        return [caption(self.scene(i)) for i in range(len(self))] + self.names * 4
+
+    def picture(self, i: int) -> Image.Image:
+        """Scene i drawn."""
+        return draw_scene(self.scene(i), self.inks, self.size, self.recipe, self._rng(-1 - i))
+
+    def any_picture(self, rng: random.Random) -> Image.Image:
+        """What the VAE learns from: a glyph of any size anywhere, also mirrored, also in wrong
+        colours, on any colour, so that it learns to see and not to remember.
+        """
+        ink = rng.choice(self.distinct)
+        if rng.random() < 0.5:
+            ink = ink.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if rng.random() < 0.35:
+            *rgb, alpha = ink.split()
+            ink = Image.merge("RGBa", (*rng.sample(rgb, 3), alpha))
+        scale = rng.uniform(0.85, 1.0) if rng.random() < 0.6 else rng.uniform(0.35, 1.4)
+        room = abs(1 - scale) / 2 + 0.02
+        shift = (rng.uniform(-room, room), rng.uniform(-room, room))
+        kind = rng.random()
+        if kind < 0.3:
+            background = COLOURS["white"]
+        elif kind < 0.75:
+            background = rng.choice(list(COLOURS.values()))
+        else:
+            background = (rng.randrange(256), rng.randrange(256), rng.randrange(256))
+        return draw([(ink, scale, shift)], self.size, background)
+
+    def _rng(self, i: int) -> random.Random:
+        return random.Random(self.seed * 1_000_003 + i)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import tomllib
+import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,14 @@ EMOJI = Path(__file__).with_name("emoji.toml")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """What is rendered, see `glyphs`."""
+class Scenes:
+    """What the built-in model's pictures show, see `scenes` and `glyphs`."""
 
-    size: int
-    renderings: int
-    on_white: float
+    pictures: int
+    shares: list[float]
+    placed_on_colour: float
     scale: tuple[float, float]
     shift: float
-    blocks: list[list[int]]
-    also: list[str]
-    leave_out: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,29 +41,24 @@ class Vae:
     latent_channels: int
     norm_num_groups: int
     crop: int
+    whole: float
     steps: int
     batch: int
     learning_rate: float
+    ema: float
     edges: float
+    square: float
     kl: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoder:
-    """The decoder's further training, when the latents are settled."""
-
-    steps: int
-    batch: int
-    learning_rate: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Text:
-    """The text encoder and its contrastive training."""
+    """The text encoder and its training on its own."""
 
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
+    grid: int
     steps: int
     batch: int
     learning_rate: float
@@ -96,12 +89,12 @@ class Recipe:
     """A whole training run. `sampling` is what the model says of itself in its `sdpipe.json`."""
 
     seed: int
-    pictures: Pictures
+    size: int
+    scenes: Scenes | None = None
     tokenizer: Tokenizer
     vae: Vae
     text: Text
     unet: Unet
-    decoder: Decoder
     sampling: dict[str, Any]
 
 
@@ -127,12 +120,15 @@ def _build(kind: type[Any], values: dict[str, Any], table: str) -> Any:
     known = typing.get_type_hints(kind)
     if unknown := sorted(values.keys() - known.keys()):
         raise UsageError(f"{table}{unknown[0]} is not known; known are {', '.join(known)}.")
-    if missing := sorted(known.keys() - values.keys()):
+    optional = {f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+    if missing := sorted(known.keys() - values.keys() - optional):
         raise UsageError(f"{table}{missing[0]} is missing.")
-    return kind(**{name: _value(t, values[name], table + name) for name, t in known.items()})
+    return kind(**{name: _value(known[name], v, table + name) for name, v in values.items()})
 
 
 def _value(kind: Any, value: Any, name: str) -> Any:
+    if isinstance(kind, types.UnionType):  # X | None: what is given is an X
+        kind = typing.get_args(kind)[0]
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return _build(typing.cast("type[Any]", kind), value, f"{name}.")
     plain = typing.get_origin(kind) or kind

@@ -1,38 +1,26 @@
-"""`train`: the whole way from a font to a model folder that diffusers opens."""
+"""`train`: the whole way from captioned pictures to a model folder that diffusers opens."""
 
 import json
-import random
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from accelerate import Accelerator
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdpipe.device import pick_device, pick_dtype
-from sdpipe.latents import pil_to_latents, to_tensor
-from sdpipe.training import ddpm, glyphs, text, vae
+from sdpipe.latents import vae_factor
+from sdpipe.training import ddpm, text, vae
+from sdpipe.training.data import Captioned, Draws, Pictures, encode, squares
 from sdpipe.training.fit import fit
+from sdpipe.training.glyphs import Emoji
 from sdpipe.training.recipe import EMOJI, Recipe, load_recipe
 from sdpipe.training.tokenizer import train_tokenizer
-
-
-@dataclass(frozen=True)
-class Captioned:
-    """What the text encoder and the U-Net learn from: encoded pictures and their captions."""
-
-    latents: Tensor  # (N, C, h, w), scaled
-    tokens: Tensor  # (N, L)
-    empty: Tensor  # (1, L), the empty caption
 
 
 def train(
@@ -49,194 +37,111 @@ def train(
     """
     recipe = load_recipe(recipe_path)
     place = pick_device(device)
-    torch.manual_seed(recipe.seed)
+    half = pick_dtype("auto", place) != torch.float32
+    accelerator = Accelerator(cpu=place.type == "cpu", mixed_precision="bf16" if half else "no")
     work = out / "training"
     work.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(recipe_path, work / "recipe.toml")
 
-    sources = _rendered(recipe)
-    print(f"{len(sources)} glyphs, {recipe.pictures.renderings} pictures of each", file=sys.stderr)
-    captions = [glyphs.caption(n, c) for n in sources for c in (None, *glyphs.COLOURS)]
-    tokenizer = train_tokenizer(captions, recipe.tokenizer.vocabulary, recipe.tokenizer.length)
-    autoencoder = _train_vae(recipe, list(sources.values()), place, work)
-    data = _encode(recipe, sources, autoencoder, tokenizer, work)
-    text_encoder = _train_text_encoder(recipe, data, tokenizer, place, work)
-    unet, text_encoder = _train_unet(recipe, data, text_encoder, place, work)
-    _train_decoder(recipe, list(sources.values()), autoencoder, place, work)
-    return _save(out / "model", recipe, tokenizer, text_encoder, unet, autoencoder)
+    assert recipe.scenes is not None
+    pictures = Emoji(recipe.scenes, recipe.size, recipe.seed)
+    print(f"{len(pictures.names)} glyphs, {len(pictures)} pictures", file=sys.stderr)
 
-
-def _rendered(recipe: Recipe) -> dict[str, Image.Image]:
-    """Every glyph of the recipe by name, but those that the font renders empty."""
-    font = glyphs.load_font()
-    rendered = {g.name: glyphs.render(g.text, font) for g in glyphs.glyphs(recipe.pictures)}
-    return {name: glyph for name, glyph in rendered.items() if glyph.getbbox() is not None}
-
-
-def _rng(recipe: Recipe, step: int) -> tuple[random.Random, torch.Generator]:
-    """The random numbers of one step: the same after a restart."""
-    seed = recipe.seed * 1_000_003 + step
-    return random.Random(seed), torch.Generator().manual_seed(seed)
-
-
-def _autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Half precision for the matrix products where the device has it, float32 elsewhere."""
-    half = pick_dtype("auto", device) != torch.float32
-    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+    torch.manual_seed(recipe.seed)
+    learned = recipe.tokenizer
+    tokenizer = train_tokenizer(pictures.captions(), learned.vocabulary, learned.length)
+    autoencoder = vae.build_vae(recipe.vae, recipe.size)
+    _train_vae(recipe, pictures, autoencoder, work, accelerator)
+    latents = encode(pictures, autoencoder, work / "latents.safetensors", accelerator)
+    data = Captioned(pictures, latents, tokenizer)
+    text_encoder = text.build_text_encoder(recipe.text, tokenizer)
+    _train_text_encoder(recipe, data, text_encoder, work, accelerator)
+    channels, size = latents.shape[1:3]
+    unet = ddpm.build_unet(recipe.unet, size, channels, recipe.text.hidden_size)
+    _train_unet(recipe, data, text_encoder, unet, work, accelerator)
+    if accelerator.is_main_process:
+        _save(out / "model", recipe, tokenizer, text_encoder, unet, autoencoder)
+    return out / "model"
 
 
 def _train_vae(
-    recipe: Recipe, rendered: list[Image.Image], device: torch.device, work: Path
-) -> AutoencoderKL:
-    model = vae.build_vae(recipe.vae, recipe.pictures.size).to(device)
-
-    def loss(step: int) -> Tensor:
-        x, generator = _crops(recipe, rendered, step, recipe.vae.batch)
-        with _autocast(device):
-            return vae.negative_elbo(
-                model, x.to(device), generator, edges=recipe.vae.edges, kl=recipe.vae.kl
-            )
-
-    r = recipe.vae
-    fit("vae", model, loss, work, steps=r.steps, learning_rate=r.learning_rate)
-    return model
-
-
-def _train_decoder(
     recipe: Recipe,
-    rendered: list[Image.Image],
+    pictures: Pictures,
     autoencoder: AutoencoderKL,
-    device: torch.device,
     work: Path,
+    accelerator: Accelerator,
 ) -> None:
-    """Trains the VAE's second half on: the same loss, but the latents no longer move."""
-    trained = nn.ModuleList([autoencoder.post_quant_conv, autoencoder.decoder])
-    trained.requires_grad_(True).train()
+    """Trains the VAE on squares, and in the end on whole pictures, of which it takes fewer."""
+    r = recipe.vae
+    draws = Draws(recipe.seed, accelerator.process_index)
+    factor = vae_factor(autoencoder)
 
-    def loss(step: int) -> Tensor:
-        x, generator = _crops(recipe, rendered, recipe.vae.steps + step, recipe.decoder.batch)
-        with _autocast(device):
-            return vae.negative_elbo(
-                autoencoder, x.to(device), generator, edges=recipe.vae.edges, kl=0.0
-            )
+    def batch(step: int) -> tuple[Tensor, ...]:
+        rng, generator = draws.at(step)
+        whole = step >= (1 - r.whole) * r.steps
+        side = recipe.size if whole else r.crop
+        pixels = r.batch * r.crop**2 / accelerator.num_processes
+        x = squares(pictures, side, max(round(pixels / side**2), 1), rng)
+        shape = (len(x), r.latent_channels, side // factor, side // factor)
+        return x, torch.randn(shape, generator=generator)
 
-    r = recipe.decoder
-    fit("decoder", trained, loss, work, steps=r.steps, learning_rate=r.learning_rate)
-
-
-def _crops(
-    recipe: Recipe, rendered: list[Image.Image], step: int, count: int
-) -> tuple[Tensor, torch.Generator]:
-    """Squares cut from pictures of the recipe's kind, (count, 3, H, W) in [-1, 1]."""
-    rng, generator = _rng(recipe, step)
-    pictures = [
-        _crop(glyphs.draw_at_random(glyph, recipe.pictures, rng)[0], recipe.vae.crop, rng)
-        for glyph in rng.sample(rendered, count)
-    ]
-    return torch.stack([to_tensor(picture) for picture in pictures]), generator
-
-
-def _crop(picture: Image.Image, side: int, rng: random.Random) -> Image.Image:
-    left, top = (rng.randint(0, length - side) for length in picture.size)
-    return picture.crop((left, top, left + side, top + side))
-
-
-def _encode(
-    recipe: Recipe,
-    sources: dict[str, Image.Image],
-    autoencoder: AutoencoderKL,
-    tokenizer: CLIPTokenizer,
-    work: Path,
-) -> Captioned:
-    """Renders and encodes what the other parts learn from, and scales latents to unit variance.
-
-    The latents are kept in a file: a run that goes on does not encode again.
-    """
-    rng, _ = _rng(recipe, -1)
-    names, pictures = [], []
-    for name, glyph in sources.items():
-        for _ in range(recipe.pictures.renderings):
-            picture, colour = glyphs.draw_at_random(glyph, recipe.pictures, rng)
-            names.append(glyphs.caption(name, colour))
-            pictures.append(picture)
-    path = work / "latents.safetensors"
-    if not path.exists():
-        with _autocast(autoencoder.device):
-            encoded = [pil_to_latents(autoencoder, p).cpu() for p in _batches(pictures, 64)]
-        partial = path.with_suffix(".partial")
-        save_file({"latents": torch.cat(encoded)}, partial)
-        partial.replace(path)
-    latents = load_file(path)["latents"]
-    scale = 1 / latents.std().item()
-    autoencoder.register_to_config(scaling_factor=scale)
-
-    def tokens(captions: list[str]) -> Tensor:
-        cut = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-        return cut.input_ids
-
-    return Captioned(latents * scale, tokens(names), tokens([""]))
-
-
-def _batches(pictures: list[Image.Image], size: int) -> Iterator[list[Image.Image]]:
-    return (pictures[i : i + size] for i in range(0, len(pictures), size))
+    loss = vae.NegativeElbo(autoencoder, r).to(accelerator.device)
+    rate = r.learning_rate
+    fit("vae", loss, batch, work, accelerator, steps=r.steps, learning_rate=rate, ema=r.ema)
 
 
 def _train_text_encoder(
-    recipe: Recipe, data: Captioned, tokenizer: CLIPTokenizer, device: torch.device, work: Path
-) -> CLIPTextModel:
-    model = text.build_text_encoder(recipe.text, tokenizer)
-    head = text.ContrastiveHead(data.latents[0].numel(), recipe.text.hidden_size)
-    both = nn.ModuleDict({"encoder": model, "head": head}).to(device)
-
-    def loss(step: int) -> Tensor:
-        _, generator = _rng(recipe, step)
-        chosen = torch.randint(len(data.latents), (recipe.text.batch,), generator=generator)
-        tokens = data.tokens[chosen].to(device)
-        same = (tokens[:, None] == tokens).all(dim=-1)
-        with _autocast(device):
-            pooled = model(tokens).pooler_output
-            return text.contrastive_loss(head(data.latents[chosen].to(device), pooled), same)
-
+    recipe: Recipe,
+    data: Captioned,
+    text_encoder: CLIPTextModel,
+    work: Path,
+    accelerator: Accelerator,
+) -> None:
     r = recipe.text
-    fit("text", both, loss, work, steps=r.steps, learning_rate=r.learning_rate)
-    return model
+    draws = Draws(recipe.seed, accelerator.process_index)
+    count = max(r.batch // accelerator.num_processes, 1)
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        x_0, tokens = data.batch(count, recipe.unet.dropped / 4, *draws.at(step))
+        return tokens, x_0
+
+    channels, size = data.latents.shape[1:3]
+    loss = text.LatentsFromText(text_encoder, r.grid, channels, size).to(accelerator.device)
+    fit("text", loss, batch, work, accelerator, steps=r.steps, learning_rate=r.learning_rate)
 
 
 def _train_unet(
-    recipe: Recipe, data: Captioned, text_encoder: CLIPTextModel, device: torch.device, work: Path
-) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    recipe: Recipe,
+    data: Captioned,
+    text_encoder: CLIPTextModel,
+    unet: UNet2DConditionModel,
+    work: Path,
+    accelerator: Accelerator,
+) -> None:
     """Trains the U-Net, and the text encoder on with it."""
     r = recipe.unet
-    channels, size = data.latents.shape[1:3]
-    model = ddpm.build_unet(r, size, channels, recipe.text.hidden_size)
-    both = nn.ModuleDict({"unet": model, "text_encoder": text_encoder.requires_grad_(True)})
-    both.to(device).train()
-    alpha_bar = ddpm.cumulative_alpha(r.beta_start, r.beta_end, r.timesteps).to(device)
+    draws = Draws(recipe.seed, accelerator.process_index)
+    count = max(r.batch // accelerator.num_processes, 1)
 
-    def loss(step: int) -> Tensor:
-        _, generator = _rng(recipe, step)
-        chosen = torch.randint(len(data.latents), (r.batch,), generator=generator)
-        x_0 = data.latents[chosen].to(device)
-        dropped = torch.rand(r.batch, 1, generator=generator) < r.dropped
-        tokens = torch.where(dropped, data.empty, data.tokens[chosen]).to(device)
-        t = torch.randint(r.timesteps, (r.batch,), generator=generator).to(device)
-        eps = torch.randn(x_0.shape, generator=generator).to(device)
-        with _autocast(device):
-            embedded = text_encoder(tokens).last_hidden_state
-            return ddpm.denoising_loss(model, x_0, embedded, t, eps, alpha_bar, r.weight)
+    def batch(step: int) -> tuple[Tensor, ...]:
+        rng, generator = draws.at(step)
+        x_0, tokens = data.batch(count, r.dropped, rng, generator)
+        t = torch.randint(r.timesteps, (count,), generator=generator)
+        return x_0, tokens, t, torch.randn(x_0.shape, generator=generator)
 
-    trained = fit(
+    text_encoder.requires_grad_(True)
+    loss = ddpm.DenoisingLoss(unet, text_encoder, r).to(accelerator.device)
+    fit(
         "unet",
-        both,
         loss,
+        batch,
         work,
+        accelerator,
         steps=r.steps,
         learning_rate=r.learning_rate,
         warmup=r.warmup,
         ema=r.ema,
     )
-    assert isinstance(trained, nn.ModuleDict)
-    return trained["unet"], trained["text_encoder"]
 
 
 def _save(

@@ -6,9 +6,8 @@ The negative of it is the loss: how badly x comes back through z, and how far th
 posterior q(z|x), a Gaussian, is from the prior p(z) = N(0, I).
 """
 
-import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdpipe.training.recipe import Vae
 
@@ -37,28 +36,35 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     return (mean**2 + log_variance.exp() - 1 - log_variance) / 2
 
 
-def reconstruction_error(x: Tensor, y: Tensor, edges: float) -> Tensor:
+def reconstruction_error(x: Tensor, y: Tensor, edges: float, square: float) -> Tensor:
     """-log p(x|z) of a Laplace distribution around y, up to constants: the mean |x - y|.
 
     `edges` adds that share of the same error of the pictures' differences between neighbouring
-    pixels, which keeps outlines sharp. `x` and `y` are (B, 3, H, W).
+    pixels, which keeps outlines sharp, `square` that share of the squared error, which weighs
+    large errors more. `x` and `y` are (B, 3, H, W).
     """
-    error = (x - y).abs().mean()
+    error = (x - y).abs().mean() + square * (x - y).square().mean()
     for axis in (2, 3):
         error = error + edges * (x.diff(dim=axis) - y.diff(dim=axis)).abs().mean()
     return error
 
 
-def negative_elbo(
-    vae: AutoencoderKL, x: Tensor, generator: torch.Generator, *, edges: float, kl: float
-) -> Tensor:
+class NegativeElbo(nn.Module):
     """The loss of pictures x (B, 3, H, W) in [-1, 1]: reconstruction plus weighted divergence.
 
-    z is sampled once for each picture, z = mean + sigma * eps with eps from `generator`: the
-    reparametrisation of Kingma and Welling (2014), section 2.4. `kl` is beta of a beta-VAE.
+    z = mean + sigma * eps with standard normal eps, the reparametrisation of Kingma and Welling
+    (2014), section 2.4. The weight of the divergence is the beta of a beta-VAE.
     """
-    posterior = vae.encode(x).latent_dist
-    divergence = kl_divergence(posterior.mean.float(), posterior.logvar.float()).mean()
-    eps = torch.randn(posterior.mean.shape, generator=generator).to(x.device)
-    y = vae.decode(posterior.mean + posterior.std * eps).sample.float()
-    return reconstruction_error(x, y, edges) + kl * divergence
+
+    def __init__(self, vae: AutoencoderKL, recipe: Vae) -> None:
+        super().__init__()
+        self.vae = vae
+        self.recipe = recipe
+
+    def forward(self, x: Tensor, eps: Tensor) -> Tensor:
+        """`eps` has the latents' shape (B, C, h, w)."""
+        posterior = self.vae.encode(x).latent_dist
+        divergence = kl_divergence(posterior.mean.float(), posterior.logvar.float()).mean()
+        y = self.vae.decode(posterior.mean + posterior.std * eps).sample.float()
+        error = reconstruction_error(x, y, self.recipe.edges, self.recipe.square)
+        return error + self.recipe.kl * divergence

@@ -1,0 +1,114 @@
+"""What a model learns from, and how each part of it gets its batches."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import CLIPTokenizer
+
+from sdpipe.latents import pil_to_latents, to_tensor
+
+
+class Pictures(Protocol):
+    """Captioned pictures, RGB, all of `size` x `size` pixels. i is in 0 ... len - 1."""
+
+    size: int
+
+    def __len__(self) -> int: ...
+
+    def picture(self, i: int) -> Image.Image:
+        """Picture i, the same whenever it is asked for."""
+
+    def caption(self, i: int, rng: random.Random) -> str:
+        """A caption of picture i: the one it has, or one of several."""
+
+    def captions(self) -> list[str]:
+        """What the tokenizer learns its words from."""
+
+    def any_picture(self, rng: random.Random) -> Image.Image:
+        """What the VAE learns from; it may be more varied than the pictures themselves."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one step in one process: the same again after a restart."""
+
+    seed: int
+    process: int = 0
+
+    def at(self, step: int) -> tuple[random.Random, torch.Generator]:
+        """A generator for plain Python and one for torch."""
+        seed = (self.seed * 1_000_003 + step) * 1_009 + self.process
+        return random.Random(seed), torch.Generator().manual_seed(seed % 2**63)
+
+
+def squares(pictures: Pictures, side: int, count: int, rng: random.Random) -> Tensor:
+    """Squares cut from pictures at random places, (count, 3, side, side) in [-1, 1]."""
+
+    def cut() -> Image.Image:
+        left, top = (rng.randint(0, pictures.size - side) for _ in range(2))
+        picture = pictures.any_picture(rng)
+        return picture.crop((left, top, left + side, top + side))
+
+    return torch.stack([to_tensor(cut()) for _ in range(count)])
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """What the text encoder and the U-Net learn from: encoded pictures and their captions."""
+
+    pictures: Pictures
+    latents: Tensor  # (N, C, h, w), scaled
+    tokenizer: CLIPTokenizer
+
+    def batch(
+        self, count: int, dropped: float, rng: random.Random, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Latents (count, C, h, w) and tokens (count, L) of pictures drawn at random.
+
+        The share `dropped` of the captions is empty.
+        """
+        chosen = torch.randint(len(self.latents), (count,), generator=generator)
+        captions = [
+            "" if rng.random() < dropped else self.pictures.caption(i, rng) for i in chosen.tolist()
+        ]
+        return self.latents[chosen].float(), self.tokens(captions)
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        """Captions cut into tokens, padded and truncated to L, (B, L)."""
+        return self.tokenizer(
+            captions, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
+
+
+def encode(pictures: Pictures, vae: AutoencoderKL, path: Path, accelerator: Accelerator) -> Tensor:
+    """The latents of all pictures, scaled to unit variance, which the VAE's configuration then
+    says too. They are kept in a file in float16: a run that goes on does not encode again.
+    """
+    if accelerator.is_main_process and not path.exists():
+        encoded = []
+        with accelerator.autocast():
+            for part in tqdm(list(_parts(len(pictures), 32)), desc="encode", mininterval=1):
+                drawn = [pictures.picture(i) for i in part]
+                encoded.append(pil_to_latents(vae, drawn).half().cpu())
+        partial = path.with_suffix(".partial")
+        save_file({"latents": torch.cat(encoded)}, partial)
+        partial.replace(path)
+    accelerator.wait_for_everyone()
+    latents = load_file(path)["latents"]
+    scale = 1 / latents.float().std().item()
+    vae.register_to_config(scaling_factor=scale)
+    return (latents.float() * scale).half()
+
+
+def _parts(length: int, size: int) -> Iterator[range]:
+    return (range(i, min(i + size, length)) for i in range(0, length, size))
