@@ -31,6 +31,8 @@ KEYCAP = 0x20E3
 def named_glyphs() -> dict[str, str]:
     """The characters of every emoji by its English name, but flags, keycaps and skin tones.
 
+    Keycaps are the twelve sequences that Unicode calls so; U+1F51F, "keycap 10", is none of them.
+
     Raises:
         SdpipeError: the package `emoji`, which has the names, is not installed.
     """
