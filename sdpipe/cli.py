@@ -1,13 +1,12 @@
 """The command line: parse, call, print. What a command does is done elsewhere."""
 
 import json
-import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -16,10 +15,8 @@ from sdpipe import files, messages, options, progress
 from sdpipe.device import check_device, check_dtype
 from sdpipe.errors import UsageError
 from sdpipe.interrupt import interruptible
+from sdpipe.saving import saved, saved_steps
 from sdpipe.settings import Settings
-
-if TYPE_CHECKING:
-    from sdpipe.pipeline import Pipeline, Result
 
 DONE, INTERRUPTED = 0, 130
 
@@ -32,32 +29,11 @@ app = typer.Typer(
 train_app = typer.Typer(help="Train a model from nothing.", no_args_is_help=False)
 app.add_typer(train_app, name="train")
 
-_debug = False
-
-
-def _set_debug(value: bool) -> None:
-    global _debug
-    _debug = _debug or value
-    messages.tell_warnings(_debug)
-
 
 def _print_version(value: bool) -> None:
     if value:
         print(f"sdpipe {sdpipe.__version__}")
         raise typer.Exit
-
-
-Debug = Annotated[
-    bool,
-    options.flag(
-        None,
-        "Show tracebacks and every warning.",
-        "--debug",
-        callback=_set_debug,
-        is_eager=True,
-        envvar="SDPIPE_DEBUG",
-    ),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -69,7 +45,7 @@ def _top(
             "--version", callback=_print_version, is_eager=True, metavar=" ", help="Print it."
         ),
     ] = False,
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help(), end="")  # rich prints it itself, and returns nothing
@@ -100,7 +76,7 @@ def generate(
     save_int: options.SaveInt = False,
     as_json: options.Json = False,
     no_metadata: options.NoMetadata = False,
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     """Draws pictures of a prompt and prints where they are."""
     prompts = _prompts(prompt)
@@ -137,16 +113,16 @@ def generate(
 
     written: list[dict[str, Any]] = []
     try:
-        for entry in _saved(pipe, result, destination, not no_metadata):
+        for entry in saved(pipe, result, destination, not no_metadata):
             written.append(entry)
             if not as_json:
-                _print(entry["path"])
+                messages.print_result(entry["path"])
         if save_int:
             for k, entry in enumerate(written):
-                entry["steps"] = _save_steps(pipe, result, k, entry["path"], not no_metadata)
+                entry["steps"] = saved_steps(pipe, result, k, entry["path"], not no_metadata)
     finally:
         if as_json:
-            _print(json.dumps(written, ensure_ascii=False, indent=2))
+            messages.print_result(json.dumps(written, ensure_ascii=False, indent=2))
     messages.say(messages.summary(result.settings, seconds))
 
 
@@ -167,20 +143,18 @@ def train_emoji(
     device: Annotated[
         str, options.option(None, "auto, cpu, mps, cuda, cuda:1.", metavar="NAME")
     ] = "auto",
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     """Trains the built-in model: tokenizer, VAE, text encoder and U-Net, on drawn emoji."""
     check_device(device)
     from sdpipe.training.recipe import EMOJI
     from sdpipe.training.train import train
 
-    _print(str(train(EMOJI if recipe is None else recipe, out, device=device)))
+    messages.print_result(str(train(EMOJI if recipe is None else recipe, out, device=device)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0 done, 1 failed, 2 wrong usage. Interrupted it exits, 130."""
-    global _debug
-    _debug = False
     with interruptible() as interruption, warnings.catch_warnings():
         messages.tell_warnings(debug=False)
         try:
@@ -191,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = _explain_usage(error)
         except Exception as error:
             # What an interrupt made of a library in the middle of something is no news.
-            status = INTERRUPTED if interruption.status else messages.explain(error, _debug)
+            status = INTERRUPTED if interruption.status else messages.explain(error)
         if interruption.status:
             messages.say("interrupted")
             interruption.end()
@@ -237,43 +211,3 @@ def _check_model(model: str | None) -> None:
 
     if model is not None and not is_hub_id(model):
         find_model(model)
-
-
-def _saved(
-    pipe: "Pipeline", result: "Result", destination: files.Destination, describe: bool
-) -> Iterator[dict[str, Any]]:
-    """Writes one picture after the other and tells of each when it is there."""
-    from sdpipe import png
-
-    parts = pipe.components
-    for k, (image, settings) in enumerate(zip(result.images, result.settings, strict=True)):
-        notes = None
-        if describe:
-            notes = png.metadata(
-                settings,
-                parts.identity(),
-                image=image,
-                device=str(parts.device),
-                dtype=str(parts.dtype).removeprefix("torch."),
-                n=len(result.images),
-                index=k,
-            )
-        path = png.save(image, destination.path(k, settings.prompt), notes)
-        yield {"path": str(path), "seed": settings.seed, "settings": settings.to_dict()}
-
-
-def _save_steps(pipe: "Pipeline", result: "Result", k: int, path: str, describe: bool) -> str:
-    from sdpipe.show.steps import save_steps
-
-    folder = files.steps_folder(Path(path))
-    with progress.bar(f"writing {folder.name}") as move:
-        save_steps(pipe.components.vae, result, k, folder, describe=describe, on_decoded=move)
-    return str(folder)
-
-
-def _print(text: str) -> None:
-    """A result on standard output, at once; a reader that has gone away is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""What a person is told on standard error: warnings, errors, and how it went."""
+"""What a person is told: results on standard output, all else on standard error."""
 
 import os
 import sys
@@ -14,6 +14,14 @@ from sdpipe.settings import Settings
 
 FAILED, WRONG_USAGE = 1, 2
 
+_debug = False
+
+
+def set_debug(value: bool) -> None:
+    """Once true, tracebacks and every warning are shown, until `tell_warnings` starts anew."""
+    if value:
+        tell_warnings(debug=True)
+
 
 def say(text: str) -> None:
     """One line, above a progress bar if there is one."""
@@ -22,8 +30,10 @@ def say(text: str) -> None:
 
 def tell_warnings(debug: bool) -> None:
     """Shows every `SdpipeWarning` as a line, and others, which nobody can act on, for debugging."""
+    global _debug
+    _debug = debug
 
-    def show(
+    def tell(
         message: Warning | str,
         category: type[Warning],
         filename: str,
@@ -36,7 +46,7 @@ def tell_warnings(debug: bool) -> None:
         elif debug:
             say(f"warning: {filename}:{lineno}: {category.__name__}: {message}")
 
-    warnings.showwarning = show
+    warnings.showwarning = tell
     warnings.simplefilter("always", SdpipeWarning)
     if not debug:
         # The libraries' own loggers read these when they are imported.
@@ -44,9 +54,17 @@ def tell_warnings(debug: bool) -> None:
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
-def explain(error: Exception, debug: bool) -> int:
+def print_result(text: str) -> None:
+    """A result on standard output, at once; a reader that has gone away is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def explain(error: Exception) -> int:
     """Says what went wrong in one paragraph, and returns the exit status that it deserves."""
-    if debug:
+    if _debug:
         traceback.print_exception(error)
     if isinstance(error, SdpipeError):
         say(f"error: {error}")
@@ -55,7 +73,7 @@ def explain(error: Exception, debug: bool) -> int:
         say("error: out of memory; draw fewer pictures at once (--n) or smaller ones (--dim).")
         return FAILED
     kind, what = type(error).__name__, str(error) or "no message"
-    hint = "" if debug else " This is a bug, or a broken installation: --debug shows where."
+    hint = "" if _debug else " This is a bug, or a broken installation: --debug shows where."
     say(f"error: {kind}: {what.rstrip('.')}.{hint}")
     return FAILED
 

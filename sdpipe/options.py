@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sdpipe import messages
 from sdpipe.settings import SCHEDULERS
 
 PICTURE, SAMPLING, MODEL, OUTPUT = "Picture", "Sampling", "Model and machine", "Output"
@@ -115,4 +116,16 @@ SaveInt = Annotated[
 Json = Annotated[bool, flag(OUTPUT, "Print JSON, not paths.", "--json")]
 NoMetadata = Annotated[
     bool, flag(OUTPUT, "Keep prompt and settings out of the files.", "--no-metadata")
+]
+
+Debug = Annotated[
+    bool,
+    flag(
+        None,
+        "Show tracebacks and every warning.",
+        "--debug",
+        callback=messages.set_debug,
+        is_eager=True,
+        envvar="SDPIPE_DEBUG",
+    ),
 ]
