@@ -6,7 +6,6 @@ picture again. In a PNG they are text chunks of those names. In JPEG and WebP th
 UserComment holds `parameters`, as that web UI writes it, and ImageDescription "sdpipe: {...}".
 """
 
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -23,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 import sdpipe
 from sdpipe.errors import SdpipeError, SdpipeWarning
 from sdpipe.files import FORMATS, free_names, put_in_place, unfinished
+from sdpipe.pixels import opened, pixels_sha256
 from sdpipe.settings import Settings
 
 SAVE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -43,6 +43,9 @@ SAMPLERS = {
     "dpm++": "DPM++ 2M",
     "unipc": "UniPC",
 }
+
+TEXTS = ("parameters", "Dream")  # by their keys in a PNG, as they are
+OBJECTS = ("sdpipe", "invokeai_metadata", "sd-metadata")  # these are JSON
 
 MAX_TEXT = 2**20  # characters of a text that is read; a picture may come from anybody
 JPEG_LIMIT = 65533  # bytes of EXIF in a JPEG: one segment
@@ -83,11 +86,6 @@ def metadata(
         "pixels_sha256": pixels_sha256(image),
     }
     return {"parameters": parameters(settings, identity), "sdpipe": own}
-
-
-def pixels_sha256(image: Image.Image) -> str:
-    """The SHA-256 of a picture's RGB bytes, row by row: the same however the file is packed."""
-    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
 
 
 def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
@@ -144,31 +142,24 @@ def save(
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The metadata of any picture: "parameters", a text, and "sdpipe", an object, if it has them.
+    """What a picture says of how it was drawn, whoever drew it; {} where it says nothing.
 
-    Only texts are looked at, no pixels. What they say is not checked: it may come from anybody.
+    "sdpipe" and "parameters" as they were written, and InvokeAI's "invokeai_metadata",
+    "sd-metadata" and "Dream". Only texts are looked at, no pixels. What they say is not checked:
+    that is for `sdpipe.record`.
 
     Raises:
         SdpipeError: there is no such picture, it is damaged, or its texts are too large.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
-                found = _png_texts(image) if image.format == "PNG" else _exif_texts(image)
-    except OSError as error:
-        reason = error.strerror or "it is no PNG, JPEG or WebP picture, or a damaged one"
-        raise SdpipeError(f"{path} cannot be read: {reason}.") from error
-    except Exception as error:  # damaged files trip Pillow's parsers up in every way there is
-        raise SdpipeError(f"{path} cannot be read: it is damaged ({error}).") from error
+    with opened(path) as image:
+        found = _png_texts(image) if image.format == "PNG" else _exif_texts(image)
     if too_long := [key for key, text in found.items() if len(text) > MAX_TEXT]:
         raise SdpipeError(
             f"{path} cannot be read: its text {too_long[0]!r} is longer than {MAX_TEXT} characters."
         )
-    texts: dict[str, Any] = dict(found)
-    if "sdpipe" in texts:
-        texts["sdpipe"] = _json_object(found["sdpipe"], path)
-    return texts
+    return {
+        key: _json_object(text, path) if key in OBJECTS else text for key, text in found.items()
+    }
 
 
 def _encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None) -> bytes:
@@ -211,7 +202,7 @@ def _exif(metadata: Mapping[str, Any]) -> bytes:
 
 
 def _png_texts(image: Image.Image) -> dict[str, str]:
-    info = {key: image.info.get(key) for key in ("parameters", "sdpipe")}
+    info = {key: image.info.get(key) for key in (*TEXTS, *OBJECTS)}
     return {key: str(text) for key, text in info.items() if isinstance(text, str)}
 
 
@@ -238,8 +229,10 @@ def _comment(raw: bytes) -> str:
 
 
 def _json_object(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The object that a text holds, where it can be written as JSON again."""
     try:
         value = json.loads(text)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise SdpipeError(f"{path} has metadata that is not readable JSON: {reason}.") from error

@@ -77,9 +77,21 @@ def test_parameters_are_what_gallery_tools_expect():
 
 
 @pytest.mark.parametrize(
-    "prompt", ["red apple", "a, b: c", "two\nlines", "Steps: 3", 'é "日本"', ""]
+    "prompt",
+    [
+        "red apple",
+        "a, b: c",
+        "two\nlines",
+        "Steps: 3",
+        'é "日本"',
+        "",
+        'said "no, never": twice \\',
+        "Steps: 3, Sampler: Euler, Seed: 1, Size: 8x8",
+        "a sign\nSteps: 3, Sampler: Euler, CFG scale: 9, Seed: 1\nhangs there",
+        "the words Negative prompt: none, and Steps: 2",
+    ],
 )
-@pytest.mark.parametrize("negative", ["", "blurry, dark", "a\nb"])
+@pytest.mark.parametrize("negative", ["", "blurry, dark", "a\nb", 'no "Negative prompt:" here'])
 def test_a1111_reads_what_we_write(prompt, negative):
     given = settings(
         prompt, negative_prompt=negative, g=7, karras=True, width=64, dim=None, height=8
@@ -98,6 +110,14 @@ def test_a1111_reads_what_we_write(prompt, negative):
         "RNG": "CPU",
         "Version": f"sdpipe {sdpipe.__version__}",
     }
+
+
+def test_a_line_that_begins_like_the_negative_prompt_costs_no_settings():
+    """A1111 takes what follows it for the negative prompt; our own JSON knows better."""
+    given = settings("a sign\nNegative prompt: of wood", negative_prompt="dark")
+    prompt, negative, values = a1111(parameters(given, IDENTITY))
+    assert (prompt, negative) == ("a sign", "of wood\ndark")
+    assert (values["Steps"], values["Seed"], values["Size"]) == ("50", "42", "512x512")
 
 
 @pytest.mark.parametrize("name", ["odd, name: yes", 'a "quoted", one', "two\nlines", "x:1"])
@@ -266,6 +286,9 @@ def test_comments_as_others_write_them(tmp_path, comment, text):
         ("[1, 2]", "not a JSON object"),
         ("[" * 100_000, "nested too deeply"),
         ('{"a": ' + "9" * 5000 + "}", "not readable JSON"),
+        ('{"a": NaN}', "not readable JSON"),
+        ('{"a": 1e999}', "not readable JSON"),
+        ('{"a": "\\ud800"}', "not readable JSON"),
         ('{"a": "' + "x" * png.MAX_TEXT + '"}', "longer than"),
     ],
 )
@@ -286,6 +309,25 @@ def test_a_compressed_bomb_is_refused(tmp_path):
     (tmp_path / "x.png").write_bytes(whole[:33] + chunk + whole[33:])
     with pytest.raises(SdpipeError, match="cannot be read"):
         read(tmp_path / "x.png")
+
+
+def test_a_picture_of_too_many_pixels_is_refused(tmp_path):
+    whole = save(picture(), tmp_path / "x.png", notes()).read_bytes()
+    header = b"IHDR" + struct.pack(">II", 60000, 60000) + whole[24:29]
+    sums = struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "y.png").write_bytes(whole[:12] + header + sums + whole[33:])
+    with pytest.raises(SdpipeError, match="too many pixels"):
+        read(tmp_path / "y.png")
+
+
+def test_what_is_no_file_does_not_keep_the_reader_waiting(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(SdpipeError, match="a device or a pipe, not a file"):
+        read(tmp_path / "x.png")
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(SdpipeError, match="has 1099511627776 bytes; up to"):
+        read(tmp_path / "large.png")
 
 
 def test_what_is_no_picture_is_told(tmp_path):

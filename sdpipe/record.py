@@ -1,0 +1,179 @@
+"""`Record`: what a picture tells of how it was drawn, checked, whoever drew it.
+
+A picture may come from anybody. So every value is held against a type and a length before it is
+printed or drawn from; none is taken for a path, and nothing is fetched because of it.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from sdpipe.errors import SdpipeError, UsageError
+from sdpipe.settings import MAX_IMAGES, Settings
+
+MAX_PROMPT = 2**16  # characters; a text encoder hears some hundred of them
+MAX_VALUE = 300  # characters of any other text
+MAX_VALUES = 200  # entries of an object
+MAX_NUMBER = 2**64  # no seed is larger
+
+Value = str | int | float | bool | None
+
+
+class RecordError(SdpipeError):
+    """What a picture tells breaks a rule. The message does not name the picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a picture tells of how it was drawn.
+
+    source: who wrote it: "sdpipe", "A1111" (its web UI, and the many that write like it) or
+        "InvokeAI".
+    values: settings by the names of `Settings`, as they were found; `settings()` checks them.
+    model: name, and, where they are told, revision, variant, sha256, or hash, another program's.
+    parts: what took the place of one of the model's own parts.
+    n, index: the picture was number `index`, from 0, of `n` drawn in one call.
+    versions: of what drew it.
+    device, dtype: where, and in which number type.
+    pixels_sha256: of the picture as it was drawn; see `pixels.pixels_sha256`.
+    others: what else it tells, under its own names.
+    remarks: what drawing it again has to assume or to leave out, a sentence each.
+
+    Raises:
+        RecordError: a value has another type than these, or is longer than any that is meant.
+    """
+
+    source: str
+    values: Mapping[str, Value]
+    model: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict)
+    n: int = 1
+    index: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str | None = None
+    dtype: str | None = None
+    pixels_sha256: str | None = None
+    others: Mapping[str, Value] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_object("settings", self.values, texts_only=False)
+        _check_object("others", self.others, texts_only=False)
+        for name in ("model", "parts", "versions"):
+            _check_object(name, getattr(self, name), texts_only=True)
+        for name in ("device", "dtype", "pixels_sha256"):
+            _check_value(name, getattr(self, name), MAX_VALUE)
+        _check_count("n", self.n, 1, MAX_IMAGES)
+        _check_count("index", self.index, 0, self.n - 1)
+
+    def settings(self) -> Settings:
+        """The settings of this one picture; they keep every rule that a person's settings keep.
+
+        Raises:
+            RecordError: a value breaks its rule.
+        """
+        try:
+            settings = Settings.from_dict(self.values)
+        except UsageError as error:
+            raise RecordError(str(error)) from error
+        if settings.n != 1:
+            raise RecordError(f"n={settings.n} in the settings of a single picture.")
+        return settings
+
+    @classmethod
+    def of_sdpipe(cls, own: Mapping[str, Any]) -> Self:
+        """Reads our own metadata; see `png.metadata`.
+
+        Raises:
+            RecordError: a value has another type, or is too long.
+        """
+        model, batch = _object(own, "model"), _object(own, "batch")
+        return cls(
+            source="sdpipe",
+            values=_object(own, "settings"),
+            model={k: v for k, v in model.items() if k != "parts" and v is not None},
+            parts=_object(model, "parts"),
+            n=batch.get("n", 1),
+            index=batch.get("index", 0),
+            versions=_object(own, "versions"),
+            device=own.get("device"),
+            dtype=own.get("dtype"),
+            pixels_sha256=own.get("pixels_sha256"),
+        )
+
+
+def read_record(path: str | os.PathLike[str]) -> Record:
+    """What a picture tells of how it was drawn.
+
+    Our own metadata goes before what other programs would read, and that before InvokeAI's.
+
+    Raises:
+        SdpipeError: there is no such picture, it is damaged, it tells nothing, or nonsense.
+    """
+    from sdpipe import foreign, png
+
+    readers: dict[str, Callable[[Any], Record]] = {
+        "sdpipe": Record.of_sdpipe,
+        "parameters": foreign.a1111,
+        "invokeai_metadata": foreign.invokeai,
+        "sd-metadata": foreign.invokeai_2,
+        "Dream": foreign.dream,
+    }
+    carried = png.read(path)
+    for key, reader in readers.items():
+        if key in carried:
+            try:
+                return reader(carried[key])
+            except RecordError as error:
+                raise SdpipeError(f"{path} has metadata that makes no sense: {error}") from error
+    raise SdpipeError(
+        f"{path} does not tell how it was drawn: it carries nothing of sdpipe, A1111 or InvokeAI."
+    )
+
+
+def brief(value: object) -> str:
+    """A value from a picture, for a message: as Python writes it, and no longer than a line."""
+    if isinstance(value, Mapping | list):
+        return "an object" if isinstance(value, Mapping) else "a list"
+    text = repr(value[:80]) if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The object under a name; empty where there is none."""
+    found = values.get(name)
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise RecordError(f"{name} is {brief(found)}, not an object of names and values.")
+    return found
+
+
+def _check_object(name: str, values: Mapping[str, Any], texts_only: bool) -> None:
+    if len(values) > MAX_VALUES:
+        raise RecordError(f"{name} has {len(values)} entries; up to {MAX_VALUES} are read.")
+    for key, value in values.items():
+        if not isinstance(key, str) or not re.fullmatch(r"[\w /().:+-]{1,80}", key):
+            raise RecordError(f"{name} has an entry that is called {brief(key)}.")
+        if texts_only and not isinstance(value, str):
+            raise RecordError(f"{key} of {name} is {brief(value)}, not a text.")
+        longest = MAX_PROMPT if name == "others" or "prompt" in key else MAX_VALUE
+        _check_value(key, value, longest)
+
+
+def _check_value(name: str, value: object, longest: int) -> None:
+    if isinstance(value, str):
+        if len(value) > longest:
+            raise RecordError(f"{name} has {len(value)} characters; up to {longest} are read.")
+    elif isinstance(value, int | float):
+        if not abs(value) <= MAX_NUMBER:
+            raise RecordError(f"{name}={brief(value)} is no number that means anything here.")
+    elif value is not None:
+        raise RecordError(f"{name} is {brief(value)}, not a number or a text.")
+
+
+def _check_count(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise RecordError(f"{name}={brief(value)} of its batch is not from {low} to {high}.")
