@@ -1,0 +1,145 @@
+"""What a picture tells of itself, as a person reads it and as JSON. Loads no torch."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sdpipe.errors import SdpipeError
+from sdpipe.pixels import load_pixels, pixels_sha256
+from sdpipe.record import Record, read_record
+
+MAX_SHOWN = 300  # characters of a value in a line; prompts are shown whole
+ZERO_WIDTH_JOINER = "\u200d"  # no sign of its own, but inside many an emoji
+
+WRITERS = {
+    "sdpipe": "sdpipe",
+    "A1111": "A1111's web UI, or a program that writes like it",
+    "InvokeAI": "InvokeAI",
+}
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a picture tells, and whether its pixels are still those that were drawn.
+
+    found: the SHA-256 of the file's pixels; None where it was not looked for.
+    same: whether that is the recorded one; None where it can't be told.
+    pixels: the same in words.
+    """
+
+    path: str
+    record: Record
+    found: str | None
+    same: bool | None
+    pixels: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON types."""
+        told = asdict(self.record)
+        return {
+            "path": self.path,
+            "source": told["source"],
+            "settings": told["values"],
+            "model": {**told["model"], "parts": told["parts"]},
+            "batch": {"n": told["n"], "index": told["index"]},
+            "versions": told["versions"],
+            "device": told["device"],
+            "dtype": told["dtype"],
+            "pixels": {
+                "recorded_sha256": told["pixels_sha256"],
+                "sha256": self.found,
+                "same": self.same,
+            },
+            "others": told["others"],
+            "remarks": list(told["remarks"]),
+        }
+
+    def __str__(self) -> str:
+        rows = [*_rows(self.record), ("pixels", self.pixels)]
+        width = max(len(plain(name)) for name, _ in rows)
+        lines = [plain(self.path)]
+        for name, value in rows:
+            first, *more = plain(value).split("\n")
+            lines.append(f"  {plain(name):<{width}}  {first}".rstrip())
+            lines += [f"{'':{width + 4}}{line}" for line in more]
+        return "\n".join(lines)
+
+
+def info(path: str | os.PathLike[str]) -> Info:
+    """Reads what a picture tells, whoever drew it, and holds its pixels against their hash.
+
+    Raises:
+        SdpipeError: there is no such picture, it is damaged, it tells nothing, or nonsense.
+    """
+    record = read_record(path)
+    return Info(os.fspath(path), record, *_pixels(path, record))
+
+
+def plain(text: str) -> str:
+    """A text from anybody without what would steer a terminal."""
+    return "".join(
+        sign
+        if sign.isprintable() or sign in ("\n", ZERO_WIDTH_JOINER)
+        else sign.encode("unicode_escape").decode()
+        for sign in text
+    )
+
+
+def _pixels(path: str | os.PathLike[str], record: Record) -> tuple[str | None, bool | None, str]:
+    if record.pixels_sha256 is None:
+        return None, None, "no hash of them was recorded"
+    try:
+        image = load_pixels(path)
+    except SdpipeError as error:
+        return None, None, str(error)
+    found = pixels_sha256(image)
+    if found == record.pixels_sha256:
+        return found, True, "as they were drawn"
+    if image.format == "JPEG":
+        return found, None, "close to those that were drawn at best: a JPEG loses some"
+    return found, False, "not those that were drawn: edited, or saved again with losses"
+
+
+def _rows(record: Record) -> Iterator[tuple[str, str]]:
+    """Names and values, line by line: the prompt first."""
+    values = dict(record.values)
+    yield "prompt", str(values.pop("prompt", ""))
+    if negative := values.pop("negative_prompt", ""):
+        yield "negative prompt", str(negative)
+    width, height = values.pop("width", None), values.pop("height", None)
+    if width is not None or height is not None:
+        yield "size", _short(f"{width} x {height}")
+    values.pop("n", None)
+    for name in ("seed", "steps", "g", "scheduler", "lms_order", *values):
+        value = values.pop(name, None)
+        if value is not None and value is not False:
+            yield name, _short(value)
+    if record.model:
+        yield "model", _short(_model(record.model))
+    for part, name in record.parts.items():
+        yield part, f"{_short(name)} in place of the model's own"
+    if record.n > 1:
+        yield "batch", f"number {record.index + 1} of {record.n} that were drawn at once"
+    yield "written by", WRITERS[record.source]
+    if record.versions:
+        versions = record.versions.items()
+        yield (
+            "versions",
+            _short(", ".join(v if k == "program" else f"{k} {v}" for k, v in versions)),
+        )
+    if record.device and record.dtype:
+        yield "drawn", _short(f"on {record.device} in {record.dtype}")
+    for name, value in record.others.items():
+        yield name, _short(value)
+
+
+def _model(model: Mapping[str, str]) -> str:
+    """A model in a line; of its long hashes, the beginnings."""
+    more = [f"{key} {value[:12]}" for key, value in model.items() if key != "name"]
+    return ", ".join([model.get("name", "without a name"), *more])
+
+
+def _short(value: object) -> str:
+    text = "yes" if value is True else str(value).removesuffix(".0").replace("\n", " ")
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
