@@ -76,6 +76,16 @@ def fetch(hub_id: str, select: Select, *, full: bool = False, label: str | None 
     return Snapshot(folder, folder.name, select(listing(folder)))
 
 
+def cached(hub_id: str, select: Select, *, full: bool = False) -> Snapshot | None:
+    """What `fetch` would give without asking anybody; None where it would have to."""
+    repo, _, revision = hub_id.partition("@")
+    folder = _cached(repo, revision or "main")
+    if folder is None:
+        return None
+    files = _complete(listing(folder), _listed(repo, folder.name), select, full)
+    return None if files is None else Snapshot(folder, folder.name, files)
+
+
 def _cached(repo: str, revision: str) -> Path | None:
     """The folder of the cached snapshot, complete or not."""
     from huggingface_hub import snapshot_download

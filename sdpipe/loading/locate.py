@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdpipe.errors import ModelError, SdpipeWarning
-from sdpipe.loading.hub import Select, fetch, is_hub_id
+from sdpipe.loading.hub import Select, cached, fetch, is_hub_id
 from sdpipe.loading.layout import PARTS, STEMS, Selection, listing, select_model, select_part
 
 BUILT_IN = ("emoji",)
@@ -92,6 +92,15 @@ def find_model(
             stacklevel=2,
         )
         return Location(found.name, found.path, found.files, fallback=True, label=label)
+
+
+def is_cached(hub_id: str, *, full: bool = False) -> bool:
+    """Whether a model of the hub is here, whole: `find_model` then asks nobody for it."""
+
+    def select(names: Iterable[str]) -> Selection:
+        return select_model(set(names), PARTS, full=full)
+
+    return cached(hub_id, select, full=full) is not None
 
 
 def find_part(value: str | os.PathLike[str], part: str, *, full: bool = False) -> Location:
