@@ -1,0 +1,289 @@
+"""Drawing a picture again from what it carries, and saying whether it came out the same.
+
+    from sdpipe.replay import prepare
+
+    job = prepare("apple.png")
+    result = job.draw(job.load())
+    image = result.images[job.index]
+
+A picture of ours names its model, settings, device and number type, and the shape of the batch it
+was drawn in, for that changes the last bits (see benchmarks/batch_effect.json). What its
+neighbours showed changes nothing: in their places the same prompt is drawn from other seeds.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sdpipe.device import DTYPES, check_device, check_dtype, pick_device
+from sdpipe.errors import ModelError, SdpipeError, UsageError
+from sdpipe.record import Record, RecordError, brief, read_record
+from sdpipe.settings import KARRAS_SCHEDULERS, Settings
+
+if TYPE_CHECKING:
+    from sdpipe.denoise import Step
+    from sdpipe.pipeline import Pipeline, Result
+
+MAX_PIXELS = 2**24
+"""Drawn at once because a picture says so: 64 of 512 x 512, or one of 4096 x 4096."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be drawn in place of a picture, decided before any model is loaded.
+
+    record: what the picture tells.
+    settings: of what is drawn; None as in any `Settings` is the model's own.
+    n, index: what is drawn at once, and which of it is wanted; with changes, all of it is.
+    model: a name for `Pipeline`; None is the default model.
+    device, dtype: likewise.
+    changed: it is not the picture that is drawn, but a new one.
+    remarks: what was assumed or left out, a sentence each.
+    """
+
+    record: Record
+    settings: Settings
+    n: int
+    index: int
+    model: str | None
+    device: str
+    dtype: str
+    changed: bool
+    remarks: tuple[str, ...]
+
+    @property
+    def wanted(self) -> range:
+        """The numbers of the wanted pictures in the result."""
+        return range(self.n) if self.changed else range(self.index, self.index + 1)
+
+    def load(self) -> "Pipeline":
+        """Loads the model.
+
+        Raises:
+            ModelError: as `Pipeline`.
+        """
+        from sdpipe.pipeline import Pipeline
+
+        return Pipeline(self.model, device=self.device, dtype=self.dtype)
+
+    def check(self, pipe: "Pipeline") -> list[str]:
+        """What there is to say of a loaded model: where its weights are others than recorded."""
+        model, now = self.record.model, pipe.components.identity()
+        return [
+            f"the model's weights are others than those that drew it: {name} {then[:12]} then, "
+            f"{str(now[name])[:12]} now."
+            for name in ("sha256", "revision")
+            if (then := model.get(name)) and now[name] and then != now[name]
+        ]
+
+    def draw(
+        self,
+        pipe: "Pipeline",
+        on_step: "Callable[[Step], object] | None" = None,
+        *,
+        save_int: bool | None = None,
+    ) -> "Result":
+        """Draws; `wanted` says which of the result's pictures count.
+
+        save_int: keep the steps; None is what the settings say.
+
+        Raises:
+            UsageError: the settings break a rule of the model.
+            NotFiniteError: a stage produced NaN or infinity.
+        """
+        values = self.settings.to_dict()
+        if save_int is not None:
+            values["save_int"] = save_int
+        values["n"] = self.n
+        if not self.changed:
+            values["seed"] -= self.index
+        return pipe.generate(values.pop("prompt"), on_step=on_step, **values)
+
+
+def prepare(
+    picture: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Job:
+    """Reads a picture and decides what is to be drawn for it.
+
+    model, device, dtype: in place of those that the picture names; as for `Pipeline`.
+    changes: settings by name, in place of the picture's; the result is a new picture.
+
+    Raises:
+        UsageError: an unknown setting, device or dtype, or a value that breaks its rule.
+        ModelError: the picture's model is none that may be loaded on its word.
+        SdpipeError: the picture can't be read, or does not tell enough.
+    """
+    if device is not None:
+        check_device(device)
+    if dtype is not None:
+        check_dtype(dtype)
+    record = read_record(picture)
+    try:
+        settings, remarks = _settings(record, changes or {})
+        _check_size(settings, changes or {})
+    except RecordError as error:
+        raise SdpipeError(f"{picture} cannot be drawn again: {error}") from error
+    remarks = [*record.remarks, *remarks]
+    n, index = (settings.n, 0) if changes else _batch(record, settings, remarks)
+    dtype = dtype or _dtype(record, remarks)
+    name = model or _model(record, picture, dtype == "float32", remarks)
+    device = device or _device(record, remarks)
+    return Job(record, settings, n, index, name, device, dtype, bool(changes), tuple(remarks))
+
+
+def parse_changes(pairs: Iterable[str]) -> dict[str, Any]:
+    """Settings as a command line gives them, "steps=80"; `Settings` checks the values.
+
+    Raises:
+        UsageError: a pair without "=", an unknown name, or something that is no text.
+    """
+    known = [*(f.name for f in dataclasses.fields(Settings)), "dim"]
+    changes: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair!r} has no value; give NAME=VALUE, as in steps=80.")
+        if name not in known:
+            raise UsageError(f"unknown setting {name!r}; the known are {', '.join(known)}.")
+        changes[name] = _converted(name, text)
+    return changes
+
+
+def _converted(name: str, text: str) -> Any:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text: {text!r}.") from error
+    if name in ("prompt", "negative_prompt"):
+        return text
+    if name in ("karras", "exact", "save_int"):
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
+            text.lower(), text
+        )
+    if name == "scheduler" or not text:
+        return text or None
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _settings(record: Record, changes: Mapping[str, Any]) -> tuple[Settings, list[str]]:
+    """The settings of what is drawn, and remarks on what had to give way to the changes."""
+    told = record.settings()
+    if told.seed is None and "seed" not in changes:
+        raise RecordError("it tells no seed. Give one: --set seed=42.")
+    remarks: list[str] = []
+    values = {**told.to_dict(), **changes}
+    if "dim" in changes:
+        for side in {"width", "height"} - set(changes):
+            del values[side]
+    scheduler = changes.get("scheduler") or told.scheduler
+    if scheduler != told.scheduler:
+        if "lms_order" not in changes:
+            values["lms_order"] = None
+        if told.karras and "karras" not in changes and scheduler not in KARRAS_SCHEDULERS:
+            values["karras"] = False
+            remarks.append(f"its Karras noise levels are left out: {scheduler} has none.")
+    return (Settings.from_dict(values) if changes else told), remarks
+
+
+def _check_size(settings: Settings, changes: Mapping[str, Any]) -> None:
+    """A large picture is drawn on a person's word, and not on that of a picture."""
+    width, height = settings.width or 0, settings.height or 0
+    if width * height > MAX_PIXELS and not {"width", "height", "dim"} & set(changes):
+        raise RecordError(
+            f"it wants {width} x {height} pixels, and on a picture's word up to {MAX_PIXELS} are "
+            f"drawn. On yours they are: --set width={width} --set height={height}."
+        )
+
+
+def _batch(record: Record, settings: Settings, remarks: list[str]) -> tuple[int, int]:
+    """How many are drawn at once, and the picture's place among them."""
+    n, index, seed = record.n, record.index, settings.seed or 0
+    if settings.exact or n == 1:
+        return 1, 0
+    pixels = n * (settings.width or 512) * (settings.height or 512)
+    if pixels > MAX_PIXELS or seed < index or seed - index + n - 1 >= 2**64:
+        remarks.append(
+            f"it was one of {n} that were drawn at once; drawn alone it may differ in last bits."
+        )
+        return 1, 0
+    return n, index
+
+
+def _model(
+    record: Record, picture: str | os.PathLike[str], full: bool, remarks: list[str]
+) -> str | None:
+    """The model to load on the word of a picture: a built-in one, or one of the hub that is here.
+
+    Nothing is fetched, and no path opened, because a picture says so.
+    """
+    from sdpipe.loading.hub import is_hub_id
+    from sdpipe.loading.locate import BUILT_IN, is_cached
+
+    name, revision = record.model.get("name", ""), record.model.get("revision", "")
+    program = record.versions.get("program", "")
+    if name in BUILT_IN and (record.source == "sdpipe" or program.startswith("sdpipe ")):
+        if record.parts:
+            remarks.append(_swapped(record))
+        return name
+    if record.source != "sdpipe":
+        of = (
+            f"its model, {brief(name)}, is known by that name there"
+            if name
+            else "it tells no model"
+        )
+        remarks.append(f"{of}; the default model draws, or the one that --model names.")
+        return None
+    hub_id = f"{name.partition('@')[0]}@{revision}"
+    if not re.fullmatch("[0-9a-f]{40}", revision) or not is_hub_id(hub_id):
+        raise ModelError(
+            f"{picture} was drawn by the model {brief(name)}, a path on the machine that drew it, "
+            "and no path is opened on a picture's word; give the model yourself: --model NAME."
+        )
+    if not is_cached(hub_id, full=full):
+        raise ModelError(
+            f"{picture} was drawn by a model that is not here, and none is fetched on a picture's "
+            f"word; to have it fetched, give it yourself: --model {hub_id}"
+        )
+    if record.parts:
+        remarks.append(_swapped(record))
+    return hub_id
+
+
+def _swapped(record: Record) -> str:
+    parts = ", ".join(f"{brief(part)[1:-1]} ({brief(name)})" for part, name in record.parts.items())
+    return f"in its model other parts stood in: {parts}; the model's own draw."
+
+
+def _device(record: Record, remarks: list[str]) -> str:
+    """The device that drew the picture, where this machine has it."""
+    if record.device is None:
+        return "auto"
+    for name in (record.device, record.device.partition(":")[0]):
+        try:
+            check_device(name)
+            pick_device(name)
+        except (UsageError, RuntimeError):  # the latter of torch, for a number beyond its range
+            continue
+        return name
+    remarks.append(f"it was drawn on {brief(record.device)}, which is not here.")
+    return "auto"
+
+
+def _dtype(record: Record, remarks: list[str]) -> str:
+    if record.dtype is None or record.dtype in DTYPES:
+        return record.dtype or "auto"
+    remarks.append(f"it was drawn in {brief(record.dtype)}, which no model is loaded in here.")
+    return "auto"
