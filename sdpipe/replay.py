@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from sdpipe.device import DTYPES, check_device, check_dtype, pick_device
 from sdpipe.errors import ModelError, SdpipeError, UsageError
+from sdpipe.loading.hub import is_hub_id
+from sdpipe.loading.locate import BUILT_IN, find_model, is_cached
 from sdpipe.record import Record, RecordError, brief, read_record
 from sdpipe.settings import KARRAS_SCHEDULERS, Settings
 
@@ -125,6 +127,8 @@ def prepare(
         check_device(device)
     if dtype is not None:
         check_dtype(dtype)
+    if model is not None and not is_hub_id(model):
+        find_model(model)  # misspelt, it is told now; the hub is asked later
     record = read_record(picture)
     try:
         settings, remarks = _settings(record, changes or {})
@@ -229,9 +233,6 @@ def _model(
 
     Nothing is fetched, and no path opened, because a picture says so.
     """
-    from sdpipe.loading.hub import is_hub_id
-    from sdpipe.loading.locate import BUILT_IN, is_cached
-
     name, revision = record.model.get("name", ""), record.model.get("revision", "")
     program = record.versions.get("program", "")
     if name in BUILT_IN and (record.source == "sdpipe" or program.startswith("sdpipe ")):

@@ -1,0 +1,173 @@
+"""The commands that begin with a picture: what it tells, and the same picture again."""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdpipe import files, messages, options, progress, saving
+from sdpipe.errors import SdpipeError, UsageError
+
+if TYPE_CHECKING:
+    from sdpipe.pipeline import Pipeline, Result
+    from sdpipe.replay import Job
+    from sdpipe.verify import Verdict
+
+Pictures = Annotated[list[str], typer.Argument(metavar="PICTURE...", help="PNG, JPEG or WebP.")]
+Picture = Annotated[str, typer.Argument(metavar="PICTURE", help="PNG, JPEG or WebP.")]
+Verify = Annotated[
+    bool,
+    options.flag(
+        options.OUTPUT, "Write nothing; say whether it is the same, or by how much not.", "--verify"
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    options.option(
+        options.PICTURE,
+        "Change a setting, as in --set steps=80; can be given many times.",
+        "--set",
+        metavar="NAME=VALUE",
+    ),
+]
+Model = Annotated[
+    str | None,
+    options.option(
+        options.MODEL,
+        "In place of the model that the picture names; a path, or what is not here yet, is only "
+        "loaded if given here.",
+        metavar="NAME",
+    ),
+]
+Device = Annotated[
+    str | None,
+    options.option(options.MODEL, "Left out: the picture's, if it is here.", metavar="NAME"),
+]
+Dtype = Annotated[
+    str | None, options.option(options.MODEL, "Left out: the picture's.", metavar="NAME")
+]
+Out = Annotated[
+    str | None,
+    options.option(
+        options.OUTPUT,
+        "A folder, or a .png, .jpg or .webp file. Left out: outputs, or nowhere with --verify.",
+        metavar="PATH",
+    ),
+]
+Json = Annotated[bool, options.flag(options.OUTPUT, "Print JSON.", "--json")]
+
+
+def info(picture: Pictures, as_json: Json = False, debug: options.Debug = False) -> int:
+    """Prints what pictures tell of how they were drawn: those of sdpipe, A1111 and InvokeAI."""
+    from sdpipe.info import info as tell
+
+    told: list[dict[str, Any]] = []
+    status = 0
+    for path in picture:
+        try:
+            found = tell(path)
+        except SdpipeError as error:
+            status = messages.explain(error)
+            continue
+        told.append(found.to_dict())
+        if not as_json:
+            messages.print_result(str(found) + ("\n" if path != picture[-1] else ""))
+    if as_json:
+        messages.print_result(json.dumps(told, ensure_ascii=False, indent=2))
+    return status
+
+
+def replay(
+    picture: Picture,
+    verify: Verify = False,
+    changes: Set = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    out: Out = None,
+    as_json: Json = False,
+    debug: options.Debug = False,
+) -> int:
+    """Draws a picture again from what it carries, or, with --set, another one like it.
+
+    With --verify the exit status is 0 where it came out identical, 3 where it is as close as
+    another machine may draw it, and 1 where it is not.
+    """
+    from sdpipe.replay import parse_changes, prepare
+
+    new = parse_changes(changes or [])
+    if verify and new:
+        raise UsageError(
+            "--verify holds a picture against itself, and --set makes another of it; leave one out."
+        )
+    job = prepare(picture, model=model, device=device, dtype=dtype, changes=new)
+    destination = None
+    if out is not None or not verify:
+        destination = files.Destination("outputs" if out is None else out, len(job.wanted))
+    remarks = list(job.remarks)
+    _say(picture, remarks)
+    with progress.status("loading the model ..."):
+        pipe = job.load()
+    _say(picture, found := job.check(pipe))
+    remarks += found
+    started = time.monotonic()
+    with progress.step_bar(job.n) as on_step:
+        result = job.draw(pipe, on_step, save_int=None if destination else False)
+    seconds = time.monotonic() - started
+
+    report: dict[str, Any] = {"picture": picture, "remarks": remarks}
+    status = 0
+    if verify:
+        verdict = _verdict(picture, job, pipe, result)
+        status = verdict.status
+        report.update(verdict.to_dict())
+        if not as_json:
+            messages.print_result(str(verdict))
+    if destination is not None:
+        report["written"] = _written(job, pipe, result, destination, not as_json)
+    if as_json:
+        messages.print_result(json.dumps(report, ensure_ascii=False, indent=2))
+    drawn = [result.settings[k] for k in job.wanted]
+    messages.say(messages.summary(drawn, seconds) + _compared(job, result))
+    return status
+
+
+def _say(picture: str, remarks: Iterable[str]) -> None:
+    for remark in remarks:
+        messages.say(f"{Path(picture).name}: {remark}")
+
+
+def _verdict(picture: str, job: "Job", pipe: "Pipeline", result: "Result") -> "Verdict":
+    from sdpipe.verify import verify
+
+    now = saving.carried(pipe, result, job.index)["sdpipe"]
+    return verify(picture, job.record, result.images[job.index], now)
+
+
+def _written(
+    job: "Job", pipe: "Pipeline", result: "Result", destination: files.Destination, show: bool
+) -> list[dict[str, Any]]:
+    """Writes what was wanted, and its steps where they were kept."""
+    written = []
+    for entry in saving.saved(pipe, result, destination, some=job.wanted):
+        written.append(entry)
+        if show:
+            messages.print_result(entry["path"])
+    if result.steps:
+        for k, entry in zip(job.wanted, written, strict=True):
+            entry["steps"] = saving.saved_steps(pipe, result, k, entry["path"])
+    return written
+
+
+def _compared(job: "Job", result: "Result") -> str:
+    """The end of the summary: whether it is the same again, where that can be told at once."""
+    from sdpipe.pixels import pixels_sha256
+
+    recorded = job.record.pixels_sha256
+    if job.changed or recorded is None:
+        return ""
+    same = pixels_sha256(result.images[job.index]) == recorded
+    return ", the recorded pixels" if same else ", not the recorded pixels: see --verify"
