@@ -55,7 +55,13 @@ def tell_warnings(debug: bool) -> None:
 
 
 def print_result(text: str) -> None:
-    """A result on standard output, at once; a reader that has gone away is no error."""
+    """A result on standard output, at once; a reader that has gone away is no error.
+
+    What the output's encoding has no sign for, as in a file's name that is no text, is written as
+    Python writes it.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(text, flush=True)
     except BrokenPipeError:
