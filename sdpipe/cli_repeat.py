@@ -72,9 +72,9 @@ def info(picture: Pictures, as_json: Json = False, debug: options.Debug = False)
         except SdpipeError as error:
             status = messages.explain(error)
             continue
-        told.append(found.to_dict())
         if not as_json:
-            messages.print_result(str(found) + ("\n" if path != picture[-1] else ""))
+            messages.print_result(f"\n{found}" if told else str(found))
+        told.append(found.to_dict())
     if as_json:
         messages.print_result(json.dumps(told, ensure_ascii=False, indent=2))
     return status
