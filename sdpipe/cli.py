@@ -5,13 +5,12 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import sdpipe
-from sdpipe import files, messages, options, progress
+from sdpipe import cli_repeat, cli_train, files, messages, options, progress
 from sdpipe.device import check_device, check_dtype
 from sdpipe.errors import UsageError
 from sdpipe.interrupt import interruptible
@@ -26,8 +25,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-train_app = typer.Typer(help="Train a model from nothing.", no_args_is_help=False)
-app.add_typer(train_app, name="train")
 
 
 def _print_version(value: bool) -> None:
@@ -126,31 +123,12 @@ def generate(
     messages.say(messages.summary(result.settings, seconds))
 
 
-@train_app.command("emoji", short_help="Train the built-in model.")
-def train_emoji(
-    out: Annotated[
-        Path,
-        options.option(
-            None, "Where the model goes, and what a second start goes on from.", metavar="FOLDER"
-        ),
-    ] = Path("runs/emoji"),
-    recipe: Annotated[
-        Path | None,
-        options.option(
-            None, "All parameters. Left out: those of the built-in model.", metavar="FILE"
-        ),
-    ] = None,
-    device: Annotated[
-        str, options.option(None, "auto, cpu, mps, cuda, cuda:1.", metavar="NAME")
-    ] = "auto",
-    debug: options.Debug = False,
-) -> None:
-    """Trains the built-in model: tokenizer, VAE, text encoder and U-Net, on drawn emoji."""
-    check_device(device)
-    from sdpipe.training.recipe import EMOJI
-    from sdpipe.training.train import train
-
-    messages.print_result(str(train(EMOJI if recipe is None else recipe, out, device=device)))
+app.command(
+    short_help="Train a model on captioned pictures.",
+    epilog="Example:  sdpipe train --data photos --out runs/photos --dim 128",
+)(cli_train.train)
+app.command(short_help="Tell how pictures were drawn.")(cli_repeat.info)
+app.command(short_help="Draw a picture again, and verify that it is the same.")(cli_repeat.replay)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -215,21 +215,6 @@ def test_an_absent_device_is_wrong_usage(draw):
     assert "cuda:99" in err
 
 
-def test_training_is_called(monkeypatch, tmp_path, capsys):
-    train, called = pytest.importorskip("sdpipe.training.train"), []
-
-    def fake(*arguments, **options):
-        called.append((arguments, options))
-        return tmp_path / "model"
-
-    monkeypatch.setattr(train, "train", fake)
-    arguments = ["--out", str(tmp_path), "--recipe", "r.toml", "--device", "cpu"]
-    assert main(["train", "emoji", *arguments]) == 0
-    assert capsys.readouterr().out == f"{tmp_path}/model\n"
-    (((recipe, out), options),) = called
-    assert (str(recipe), out, options) == ("r.toml", tmp_path, {"device": "cpu"})
-
-
 def test_a_summary_of_one_and_of_many():
     one = Settings(prompt="x", seed=3, g=2.5).resolved({"width": 8, "height": 16})
     assert summary([one], 1.25) == "1 picture, 8 x 16, seed 3, 50 steps of lms, g 2.5, 1.2 s"
@@ -267,8 +252,11 @@ WRONG = {
     "generate -": "standard input has no prompt",
     "generate x --nonsense": "--nonsense",
     "draw x": "draw",
-    "train": "Missing command",
+    "train": "say what to train on",
     "train emoji --device tpu": "device='tpu'",
+    "train --data nowhere --out x": "'nowhere' is not a folder",
+    "train --data file --out x": "'file' is not a folder",
+    "train emoji --out file": "'file' is not a folder",
 }
 
 

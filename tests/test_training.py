@@ -1,8 +1,9 @@
 """Every formula of the training against something that does not share its code."""
 
+import dataclasses
+import math
 import random
 
-import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -10,11 +11,13 @@ from PIL import Image
 from torch import nn
 from torch.distributions import Laplace, Normal, kl_divergence
 
-from sdpipe import NotFiniteError, UsageError
-from sdpipe.training import ddpm, glyphs, text, vae
+from sdpipe import NotFiniteError, SdpipeError, UsageError
+from sdpipe.training import ddpm, text, vae
+from sdpipe.training.data import Captioned, Draws, squares, unit_variance
 from sdpipe.training.fit import fit
-from sdpipe.training.recipe import EMOJI, load_recipe
+from sdpipe.training.recipe import EMOJI, IMAGEFOLDER, adjusted, load_recipe
 from sdpipe.training.tokenizer import train_tokenizer
+from sdpipe.training.train import make_accelerator
 
 
 def test_alpha_bar_is_that_of_diffusers():
@@ -37,10 +40,15 @@ def test_reconstruction_is_a_laplace_likelihood_up_to_a_constant():
     x, y = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
     likelihood = Laplace(y, 1.0).log_prob(x).mean()
     constant = torch.tensor(2.0).log()
-    assert torch.allclose(vae.reconstruction_error(x, y, edges=0.0), -likelihood - constant)
-    assert vae.reconstruction_error(x, x, edges=0.5) == 0
+    plain = vae.reconstruction_error(x, y, edges=0.0, square=0.0)
+    assert torch.allclose(plain, -likelihood - constant)
+    assert vae.reconstruction_error(x, x, edges=0.5, square=1.0) == 0
+    # The square is that of a normal distribution, but for the half.
+    gaussian = -2 * Normal(y, 1.0).log_prob(x).mean() - math.log(2 * math.pi)
+    both = vae.reconstruction_error(x, y, edges=0.0, square=3.0)
+    assert torch.allclose(both, plain + 3 * gaussian, atol=1e-5)
     # A constant offset has no edges, so only the first term sees it.
-    offset = vae.reconstruction_error(x, x + 0.25, edges=10.0)
+    offset = vae.reconstruction_error(x, x + 0.25, edges=10.0, square=0.0)
     assert offset == pytest.approx(0.25, abs=1e-4)
 
 
@@ -56,16 +64,24 @@ class Knows(nn.Module):
         return type("Output", (), {"sample": self.eps})
 
 
+class Mute(nn.Module):
+    """A text encoder with nothing to say."""
+
+    def forward(self, tokens):
+        return type("Output", (), {"last_hidden_state": torch.zeros(*tokens.shape, 5)})
+
+
 def test_a_perfect_predictor_has_no_loss():
     generator = torch.Generator().manual_seed(0)
     x_0, eps = (torch.randn((6, 4, 2, 2), generator=generator) for _ in range(2))
+    recipe = load_recipe().unet
     alpha_bar = ddpm.cumulative_alpha(0.00085, 0.012, 1000)
-    t = torch.tensor([0, 10, 200, 500, 900, 999])
+    t, tokens = torch.tensor([0, 10, 200, 500, 900, 999]), torch.zeros(6, 3, dtype=torch.long)
     unet = Knows(eps)
-    assert ddpm.denoising_loss(unet, x_0, torch.zeros(6, 3, 5), t, eps, alpha_bar, 60.0) == 0
+    assert ddpm.DenoisingLoss(unet, Mute(), recipe)(x_0, tokens, t, eps) == 0
     a = alpha_bar[t].view(-1, 1, 1, 1)
     assert torch.allclose(unet.seen, a.sqrt() * x_0 + (1 - a).sqrt() * eps)
-    off = ddpm.denoising_loss(Knows(eps + 1), x_0, torch.zeros(6, 3, 5), t, eps, alpha_bar, 60.0)
+    off = ddpm.DenoisingLoss(Knows(eps + 1), Mute(), recipe)(x_0, tokens, t, eps)
     assert off == pytest.approx((1 / alpha_bar[t]).clamp(max=60).mean().item(), rel=1e-4)
 
 
@@ -83,14 +99,24 @@ def test_the_weight_makes_the_error_of_the_noise_that_of_v():
     assert ddpm.loss_weight(torch.tensor(1e-4), 60.0) == 60
 
 
-def test_contrastive_loss_is_least_where_each_caption_finds_its_picture():
-    same = torch.eye(4, dtype=torch.bool)
-    assert text.contrastive_loss(100 * torch.eye(4), same) == pytest.approx(0, abs=1e-6)
-    assert text.contrastive_loss(torch.zeros(4, 4), same) == pytest.approx(np.log(4))
-    twins = same.clone()
-    twins[0, 1] = twins[1, 0] = True
-    together, apart = 100 * twins.float(), 100 * same.float()
-    assert text.contrastive_loss(together, twins) < text.contrastive_loss(apart, twins)
+def test_each_output_of_the_text_encoder_is_a_field_of_the_picture():
+    class Numbers(nn.Module):
+        config = type("Config", (), {"hidden_size": 1})
+
+        def forward(self, tokens):
+            places = torch.arange(tokens.shape[1]).float()  # each output says where it stands
+            return type("O", (), {"last_hidden_state": places.expand(len(tokens), -1)[..., None]})
+
+    loss = text.LatentsFromText(Numbers(), grid=2, channels=3, size=4)
+    with torch.no_grad():
+        loss.read.weight.fill_(1.0)
+        loss.read.bias.zero_()
+        guess = loss.guess(torch.zeros(2, 10, dtype=torch.long))
+    assert guess.shape == (2, 3, 4, 4)
+    fields = torch.tensor([[6.0, 7.0], [8.0, 9.0]])  # the last four of ten, row by row
+    expected = fields.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert torch.equal(guess[1, 2], expected)
+    assert loss(torch.zeros(2, 10, dtype=torch.long), guess) == 0
 
 
 def test_a_tokenizer_is_laid_out_as_clips():
@@ -109,41 +135,36 @@ def test_a_tokenizer_is_laid_out_as_clips():
     assert tokenizer.decode(tokenizer("zebra ñ").input_ids, skip_special_tokens=True) == "zebra ñ"
 
 
-def test_draw_is_source_over_background():
-    ink = Image.new("RGBA", (136, 136))
-    ink.paste((200, 0, 0, 128), (0, 0, 136, 68))  # the upper half, half transparent
-    picture = glyphs.draw(ink.convert("RGBa"), 64, (0, 100, 200), scale=1.0)
-    upper, lower = picture.getpixel((32, 10)), picture.getpixel((32, 50))
-    expected = [round(c * 128 / 255 + b * 127 / 255) for c, b in ((200, 0), (0, 100), (0, 200))]
-    assert np.abs(np.array(upper) - expected).max() <= 2
-    assert lower == (0, 100, 200)
-    moved = glyphs.draw(ink.convert("RGBa"), 64, (255, 255, 255), scale=0.5, shift=(0.25, 0.0))
-    assert moved.getpixel((20, 20)) == (255, 255, 255)
-    assert moved.getpixel((60, 20)) != (255, 255, 255)
+def test_a_tokenizer_learns_from_what_it_will_cut():
+    captions = [f"A photo of a cat, no. {i}, sitting." for i in range(20)]
+    tokenizer = train_tokenizer(captions, vocabulary=4096, length=20)
+    words = tokenizer.convert_ids_to_tokens(tokenizer("cat, sitting.").input_ids)[1:-1]
+    assert words == ["cat</w>", ",</w>", "sitting</w>", ".</w>"]
 
 
-def test_captions_name_the_colour_that_is_drawn():
-    recipe = load_recipe()
-    ink = Image.new("RGBa", (136, 136))
+def test_a_tokenizer_learns_from_anything_that_people_write():
     rng = random.Random(0)
-    unsaid = 0
-    for _ in range(200):
-        picture, colour = glyphs.draw_at_random(ink, recipe.pictures, rng)
-        assert picture.getpixel((0, 0)) == glyphs.COLOURS[colour or "white"]
-        unsaid += colour is None
-    assert 0.3 < unsaid / 200 < 0.5
-    assert glyphs.caption("cat", "blue") == "cat on a blue background"
-    assert glyphs.caption("cat") == "cat"
+    letters = (
+        "abc",
+        "aab",
+        "0123456789",
+        "äöüß",
+        "日本語",
+        "👨\u200d👩🎉",
+        "'s-.,!\"<|>",
+        "\t\x00",
+        "é",
+    )
 
+    def word():
+        return "".join(rng.choice(rng.choice(letters)) for _ in range(rng.randint(1, 8)))
 
-def test_names_are_plain_english():
-    pytest.importorskip("emoji")
-    named = {glyph.name: glyph.text for glyph in glyphs.glyphs(load_recipe().pictures)}
-    assert named["red apple"] == "\N{RED APPLE}"
-    assert named["t-rex"]
-    assert not any(letter in name for name in named for letter in ":_()\u2019")
-    assert all(name == name.lower() for name in named)
-    assert "man" not in " ".join(named).split()
+    for vocabulary in (514, 515, 600, 4096):
+        captions = [" ".join(word() for _ in range(5)) for _ in range(30)] + ["a <|endoftext|> b"]
+        tokenizer = train_tokenizer(captions, vocabulary, length=24)
+        assert len(tokenizer) <= vocabulary
+        cut = tokenizer(captions, padding="max_length", truncation=True).input_ids
+        assert {len(ids) for ids in cut} == {24}
 
 
 @pytest.mark.parametrize(
@@ -165,45 +186,190 @@ def test_a_recipe_that_is_wrong_is_refused_by_name(tmp_path, old, new, message):
         load_recipe(tmp_path / "none.toml")
 
 
+def test_a_recipe_is_changed_as_a_whole():
+    recipe = load_recipe(IMAGEFOLDER)
+    short = adjusted(recipe, steps=recipe.unet.steps // 10, dim=64, seed=7)
+    assert (short.size, short.seed, short.unet.steps) == (64, 7, recipe.unet.steps // 10)
+    assert short.vae.steps == recipe.vae.steps // 10
+    assert short.text.steps == recipe.text.steps // 10
+    assert short.unet.warmup == recipe.unet.warmup // 10
+    # As many steps as before weigh as much: an average that outlived the run would not know it.
+    assert short.unet.ema**short.unet.steps == pytest.approx(
+        recipe.unet.ema**recipe.unet.steps, rel=0.2
+    )
+    assert adjusted(recipe) == recipe
+    emoji = load_recipe(EMOJI)
+    assert adjusted(emoji) == emoji
+    assert adjusted(emoji, dim=32).vae.crop == 32
+    tuned = adjusted(recipe, going_on=True).unet
+    assert (tuned.steps, tuned.learning_rate) == (recipe.tune.steps, recipe.tune.learning_rate)
+    assert tuned.block_out_channels == recipe.unet.block_out_channels
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dim": 100}, "dim=100 is not a multiple of 32.*take 96 or 128"),
+        ({"dim": 8}, "take 32"),
+        ({"tokenizer": {"length": 10}}, "tokenizer.length = 10"),
+        ({"vae": {"crop": 20}}, "vae.crop = 20"),
+        ({"vae": {"batch": 0}}, "vae.batch = 0"),
+        ({"unet": {"learning_rate": 0.0}}, "unet.learning_rate = 0.0"),
+        ({"unet": {"ema": 1.0}}, "unet.ema = 1.0"),
+    ],
+)
+def test_numbers_that_cannot_be_trained_with_are_refused(change, message):
+    recipe = load_recipe(IMAGEFOLDER)
+    dim = change.pop("dim", None)
+    tables = {k: dataclasses.replace(getattr(recipe, k), **v) for k, v in change.items()}
+    with pytest.raises(UsageError, match=message):
+        adjusted(dataclasses.replace(recipe, **tables), dim=dim)
+
+
+class Flat:
+    """Four pictures of one colour each."""
+
+    size = 16
+
+    def __len__(self):
+        return 4
+
+    def picture(self, i):
+        return Image.new("RGB", (16, 16), (60 * i, 0, 0))
+
+    any_picture = None
+
+    def caption(self, i, rng):
+        return f"number {i}"
+
+
+def test_a_batch_is_the_same_again_and_another_in_each_process():
+    tokenizer = train_tokenizer(["number 0 1 2 3"], vocabulary=520, length=8)
+    latents = torch.arange(4.0).view(4, 1, 1, 1).half()
+    data = Captioned(Flat(), latents, tokenizer)
+
+    def batch(step, process=0, dropped=0.0):
+        return data.batch(64, dropped, *Draws(5, process).at(step))
+
+    x_0, tokens = batch(3)
+    assert x_0.dtype == torch.float32
+    assert torch.equal(x_0, batch(3)[0])
+    assert not torch.equal(x_0, batch(4)[0])
+    assert not torch.equal(x_0, batch(3, process=1)[0])
+    for z, ids in zip(x_0.flatten().tolist(), tokens, strict=True):
+        said = tokenizer.decode(ids, skip_special_tokens=True).split()
+        assert said == ["number", str(int(z))]
+    empty = tokenizer("", padding="max_length").input_ids
+    share = sum(ids.tolist() == empty for ids in batch(3, dropped=0.5)[1]) / 64
+    assert 0.3 < share < 0.7
+
+
+def test_squares_are_cut_from_pictures():
+    pictures = Flat()
+    pictures.any_picture = lambda rng: pictures.picture(rng.randrange(4))
+    x = squares(pictures, 8, 12, random.Random(0))
+    assert x.shape == (12, 3, 8, 8)
+    assert {round((v + 1) * 127.5) for v in x[:, 0].flatten().tolist()} == {0, 60, 120, 180}
+    assert (x[:, 1:] == -1).all()
+
+
+def test_latents_are_scaled_to_unit_variance_and_the_vae_says_so():
+    latents = 3 * torch.randn((50, 4, 2, 2), generator=torch.Generator().manual_seed(0)).half()
+    autoencoder = vae.build_vae(load_recipe().vae, 128)
+    scaled = unit_variance(autoencoder, latents)
+    assert scaled.float().std() == pytest.approx(1, abs=1e-3)
+    factor = autoencoder.config.scaling_factor
+    assert torch.allclose(scaled.float(), latents.float() * factor, rtol=1e-3)
+    alone = unit_variance(autoencoder, torch.zeros(1, 4, 2, 2).half())  # nothing varies
+    assert torch.isfinite(alone).all()
+
+
 class KilledError(Exception):
     pass
 
 
-def test_training_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
-    monkeypatch.setattr("sdpipe.training.fit.SAVE_EVERY", 0.0)
+class Line(nn.Module):
+    """The loss of a line through points that lie on another."""
 
-    def start(folder, kill_at=None):
-        folder.mkdir(exist_ok=True)
+    def __init__(self):
+        super().__init__()
         torch.manual_seed(0)
-        model = nn.Linear(3, 1)
+        self.line = nn.Linear(3, 1)
 
-        def loss(step):
-            if step == kill_at:
-                raise KilledError
-            x = torch.randn((8, 3), generator=torch.Generator().manual_seed(step))
-            return (model(x) - x.sum(dim=1, keepdim=True)).square().mean()
+    def forward(self, x):
+        return (self.line(x) - x.sum(dim=1, keepdim=True)).square().mean()
 
-        return fit("line", model, loss, folder, steps=60, learning_rate=0.1, ema=0.9)
 
+def start(folder, *, kill_at=None, steps=60, show=None):
+    def batch(step):
+        if step == kill_at:
+            raise KilledError
+        return (torch.randn((8, 3), generator=torch.Generator().manual_seed(step)),)
+
+    folder.mkdir(exist_ok=True)
+    model, alone = Line(), make_accelerator("cpu")
+    fit("line", model, batch, folder, alone, steps=steps, learning_rate=0.1, ema=0.9, show=show)
+    return model.line
+
+
+def test_training_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     straight = start(tmp_path / "a")
+    monkeypatch.setattr("sdpipe.training.fit.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("sdpipe.training.fit.SHARE", 0)
     with pytest.raises(KilledError):
         start(tmp_path / "b", kill_at=31)
     resumed = start(tmp_path / "b")
     assert torch.equal(straight.weight, resumed.weight)
     assert torch.allclose(straight.weight, torch.ones(1, 3), atol=0.1)
-    log = (tmp_path / "b" / "loss.csv").read_text().splitlines()
-    assert log[0] == "stage,step,loss,seconds"
-    assert log[-1].startswith("line,60,")
+    logs = [(tmp_path / k / "loss.csv").read_text().splitlines() for k in "ab"]
+    assert logs[0][0] == "stage,step,loss,seconds"
+    steps = [[line.split(",")[1] for line in log[1:]] for log in logs]
+    assert steps[0] == steps[1] == ["25", "50", "60"]
+    assert start(tmp_path / "b", kill_at=0).weight.equal(straight.weight)  # finished: no more steps
+
+
+def test_what_was_logged_after_the_checkpoint_is_logged_once(tmp_path, monkeypatch):
+    with pytest.raises(KilledError):
+        start(tmp_path / "a", kill_at=40)  # no checkpoint yet, one line logged
+    with (tmp_path / "a" / "loss.csv").open("a") as file:
+        file.write("line,5")  # and half of one
+    start(tmp_path / "a")
+    log = (tmp_path / "a" / "loss.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in log] == ["step", "25", "50", "60"]
+
+
+def test_checkpoints_are_shown_with_what_the_model_would_be(tmp_path, monkeypatch):
+    monkeypatch.setattr("sdpipe.training.fit.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("sdpipe.training.fit.SHARE", 0)
+    seen = []
+    shown = start(
+        tmp_path / "a", steps=3, show=lambda step, m: seen.append((step, m.line.weight.clone()))
+    )
+    assert [step for step, _ in seen] == [1, 2, 3]
+    assert torch.equal(seen[-1][1], shown.weight)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    start(tmp_path / "a", steps=2)
+    path = tmp_path / "a" / "line.checkpoint"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(SdpipeError, match=r"line\.checkpoint is damaged .*Delete it"):
+        start(tmp_path / "a", steps=2)
+    torch.save({"model": {}}, path)
+    with pytest.raises(SdpipeError, match=r"line\.checkpoint is damaged"):
+        start(tmp_path / "a", steps=2)
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path):
-    model = nn.Linear(1, 1)
-    with pytest.raises(NotFiniteError, match="loss of the bad is nan"):
-        fit(
-            "bad",
-            model,
-            lambda _: model(torch.full((1, 1), float("nan"))).sum(),
-            tmp_path,
-            steps=30,
-            learning_rate=0.1,
-        )
+    class Bad(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line = nn.Linear(1, 1)
+
+        def forward(self, x):
+            return self.line(x * float("nan")).sum()
+
+    alone = make_accelerator("cpu")
+    batch = lambda step: (torch.ones(1, 1),)  # noqa: E731
+    with pytest.raises(NotFiniteError, match="loss of the bad is nan at step 25"):
+        fit("bad", Bad(), batch, tmp_path, alone, steps=30, learning_rate=0.1)

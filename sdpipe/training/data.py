@@ -10,12 +10,15 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
-from tqdm import tqdm
 from transformers import CLIPTokenizer
 
+from sdpipe.errors import SdpipeError
 from sdpipe.latents import pil_to_latents, to_tensor
+from sdpipe.progress import bar
+from sdpipe.training.work import written
 
 
 class Pictures(Protocol):
@@ -91,21 +94,34 @@ class Captioned:
 
 
 def encode(pictures: Pictures, vae: AutoencoderKL, path: Path, accelerator: Accelerator) -> Tensor:
-    """The latents of all pictures, scaled to unit variance, which the VAE's configuration then
-    says too. They are kept in a file in float16: a run that goes on does not encode again.
+    """The latents of all pictures as the VAE gives them, (N, C, h, w), in float16.
+
+    They are kept in a file: a run that goes on does not encode again.
+
+    Raises:
+        SdpipeError: the file is damaged, or cannot be written.
     """
     if accelerator.is_main_process and not path.exists():
         encoded = []
-        with accelerator.autocast():
-            for part in tqdm(list(_parts(len(pictures), 32)), desc="encode", mininterval=1):
+        with accelerator.autocast(), bar("encode") as move:
+            for part in _parts(len(pictures), 32):
                 drawn = [pictures.picture(i) for i in part]
                 encoded.append(pil_to_latents(vae, drawn).half().cpu())
-        partial = path.with_suffix(".partial")
-        save_file({"latents": torch.cat(encoded)}, partial)
-        partial.replace(path)
+                move(part.stop, len(pictures))
+        with written(path) as file:
+            file.write(save({"latents": torch.cat(encoded).contiguous()}))
     accelerator.wait_for_everyone()
-    latents = load_file(path)["latents"]
-    scale = 1 / latents.float().std().item()
+    try:
+        return load_file(path)["latents"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise SdpipeError(
+            f"{path} is damaged ({error}). Delete it, and the same command makes it again."
+        ) from error
+
+
+def unit_variance(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Latents (N, C, h, w) scaled to unit variance, which the VAE's configuration then says too."""
+    scale = 1 / max(latents.float().std().item(), 1e-3)
     vae.register_to_config(scaling_factor=scale)
     return (latents.float() * scale).half()
 

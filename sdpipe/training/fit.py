@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,10 +13,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from sdpipe.errors import NotFiniteError
+from sdpipe.errors import NotFiniteError, SdpipeError
+from sdpipe.training.work import cannot_write, written
 
 SAVE_EVERY = 60.0  # seconds between checkpoints
+SHARE = 20  # of the time of a checkpoint passes before the next, at least
 LOG_EVERY = 25  # steps
+
+Parts = dict[str, nn.Module | torch.optim.Optimizer]
 
 
 def fit(
@@ -41,20 +44,29 @@ def fit(
     goes on from its last checkpoint as if nothing had happened. The loss goes to `folder`/loss.csv;
     `show` is called with every checkpoint, with the step and what the model would be if it ended.
 
+    Several processes take each step together: the gradient is the mean of theirs. The first of
+    them writes, and shows.
+
     Raises:
         NotFiniteError: the loss is no longer a number.
+        SdpipeError: a checkpoint is damaged, or cannot be written.
     """
     path = folder / f"{name}.checkpoint"
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, learning_rate, weight_decay=0.01, fused=True)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
-    parts: dict[str, nn.Module | torch.optim.Optimizer] = {"model": model, "optimizer": optimizer}
+    parts: Parts = {"model": model, "optimizer": optimizer}
     if average is not None:
         parts["average"] = average
-    first = _restore(path, parts)
+    first, spent = _restore(path, parts)
+    first_here = accelerator.is_main_process
+    if first_here:
+        _cut_log(folder / "loss.csv", name, first)
+    accelerator.wait_for_everyone()  # what is read above, the first process writes below
     loss, stepper = accelerator.prepare(model, optimizer)
 
-    begun = saved = time.monotonic()
+    begun = time.monotonic() - spent
+    save_at = time.monotonic() + SAVE_EVERY
     bar = tqdm(
         range(first, steps),
         desc=name,
@@ -63,10 +75,10 @@ def fit(
         file=sys.stderr,
         mininterval=0.5 if sys.stderr.isatty() else 30,
         unit="step",
-        disable=not accelerator.is_main_process,
+        disable=not first_here,
     )
     model.train()
-    recent: list[float] = []
+    recent: list[Tensor] = []
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _rate(step, steps, warmup)
@@ -77,24 +89,25 @@ def fit(
         stepper.step()
         if average is not None:
             average.update_parameters(model)
-        recent.append(value.item())
+        recent.append(value.detach())
         if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
-            mean = sum(recent) / len(recent)
+            mean = float(accelerator.reduce(torch.stack(recent).mean(), "mean"))
             if not math.isfinite(mean):
                 raise NotFiniteError(
                     f"the loss of the {name} is {mean} at step {step + 1}; take a smaller "
                     "learning rate, and begin again in another folder."
                 )
             bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
-            if accelerator.is_main_process:
+            if first_here:
                 _log(folder / "loss.csv", name, step + 1, mean, time.monotonic() - begun)
             recent.clear()
-        if time.monotonic() - saved > SAVE_EVERY or step + 1 == steps:
-            if accelerator.is_main_process:
-                _save(path, parts, step + 1)
-                if show is not None:
-                    show(step + 1, model if average is None else average.module)
+        if first_here and (time.monotonic() > save_at or step + 1 == steps):
+            saving = time.monotonic()
+            _save(path, parts, step + 1, saving - begun)
             saved = time.monotonic()
+            save_at = saved + max(SAVE_EVERY, SHARE * (saved - saving))
+            if show is not None:
+                show(step + 1, model if average is None else average.module)
     accelerator.wait_for_everyone()
     if average is not None:
         model.load_state_dict(average.module.state_dict())
@@ -108,28 +121,52 @@ def _rate(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
-def _restore(path: Path, parts: dict[str, nn.Module | torch.optim.Optimizer]) -> int:
-    """Puts a checkpoint back and returns the step to go on with, 0 where there is none."""
+def _restore(path: Path, parts: Parts) -> tuple[int, float]:
+    """Puts a checkpoint back and returns the step to go on with, and the seconds that it took.
+
+    Both are 0 where there is none.
+    """
     if not path.exists():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for key, part in parts.items():
-        part.load_state_dict(state[key])
-    return int(state["step"])
+        return 0, 0.0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for key, part in parts.items():
+            part.load_state_dict(state[key])
+        return int(state["step"]), float(state["seconds"])
+    except Exception as error:  # there are many ways to read what is damaged
+        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        raise SdpipeError(
+            f"the checkpoint {path} is damaged ({reason}). Delete it, and the same command begins "
+            "this part again; those before it are kept."
+        ) from error
 
 
-def _save(path: Path, parts: dict[str, nn.Module | torch.optim.Optimizer], step: int) -> None:
+def _save(path: Path, parts: Parts, step: int, seconds: float) -> None:
     """Writes a checkpoint under another name, then renames it: a kill never leaves half of one."""
     state: dict[str, object] = {key: part.state_dict() for key, part in parts.items()}
-    temporary = path.with_suffix(".partial")
-    torch.save({**state, "step": step}, temporary)
-    os.replace(temporary, path)
+    with written(path) as file:
+        torch.save({**state, "step": step, "seconds": seconds}, file)
 
 
 def _log(path: Path, name: str, step: int, loss: float, seconds: float) -> None:
     new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["stage", "step", "loss", "seconds"])
-        writer.writerow([name, step, f"{loss:.6f}", f"{seconds:.1f}"])
+    try:
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["stage", "step", "loss", "seconds"])
+            writer.writerow([name, step, f"{loss:.6f}", f"{seconds:.1f}"])
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _cut_log(path: Path, name: str, step: int) -> None:
+    """Takes out what was logged after the checkpoint that a run goes on from: it comes again."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = [line for line in lines if line.endswith("\n") and line.count(",") == 3]
+    kept = [r for r in rows if not (r.startswith(f"{name},") and int(r.split(",")[1]) > step)]
+    if kept != lines:
+        with written(path) as file:
+            file.write("".join(kept).encode())

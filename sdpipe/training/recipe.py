@@ -1,16 +1,18 @@
 """`Recipe`: every number that a training run uses, read from one TOML file."""
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sdpipe.errors import UsageError
 
 EMOJI = Path(__file__).with_name("emoji.toml")
+IMAGEFOLDER = Path(__file__).with_name("imagefolder.toml")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,29 @@ class Unet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tune:
+    """What differs where a model goes on learning: the U-Net and the text encoder, `--from`."""
+
+    steps: int = 2000
+    batch: int = 8
+    learning_rate: float = 1e-4
+    warmup: int = 100
+    ema: float = 0.998
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """The sheets of pictures that show how far the U-Net is; what is learned is the same without.
+
+    `every` is in seconds.
+    """
+
+    pictures: int = 8
+    every: float = 300.0
+    steps: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole training run. `sampling` is what the model says of itself in its `sdpipe.json`."""
 
@@ -95,7 +120,28 @@ class Recipe:
     vae: Vae
     text: Text
     unet: Unet
+    tune: Tune = Tune()
+    samples: Samples = Samples()
     sampling: dict[str, Any]
+
+    @property
+    def side(self) -> int:
+        """What the sides of its pictures are multiples of: 8, as everywhere; the VAE's factor times
+        the text encoder's grid; and what the U-Net halves again and again.
+        """
+        factor = 2 ** (len(self.vae.block_out_channels) - 1)
+        halvings = 2 ** (len(self.unet.block_out_channels) - 1)
+        return math.lcm(8, factor * self.text.grid, factor * halvings)
+
+    def numbers(self) -> dict[str, Any]:
+        """What the weights depend on, by names such as `unet.steps`; plain JSON types."""
+        values = dataclasses.asdict(self)
+        told = {k: v for k, v in values.items() if k not in ("samples", "sampling")}
+        flat: dict[str, Any] = {}
+        for name, value in told.items():
+            table = value if isinstance(value, dict) else None
+            flat |= {f"{name}.{k}": v for k, v in table.items()} if table else {name: value}
+        return flat
 
 
 def load_recipe(path: Path = EMOJI) -> Recipe:
@@ -114,6 +160,82 @@ def load_recipe(path: Path = EMOJI) -> Recipe:
         return _build(Recipe, values, "")
     except UsageError as error:
         raise UsageError(f"the recipe {path}: {error}") from None
+
+
+def adjusted(
+    recipe: Recipe,
+    *,
+    dim: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    going_on: bool = False,
+) -> Recipe:
+    """The recipe with another size, seed or length. None leaves what it says.
+
+    `steps` are the U-Net's; those of the other parts, the warm-up and the reach of the moving
+    averages change in proportion. `going_on` says that no part is made anew (`--from`): then the
+    U-Net's training is that of `tune`, and the size is for the model to judge.
+
+    Raises:
+        UsageError: a number cannot be trained with.
+    """
+    seed = recipe.seed if seed is None else seed
+    size = recipe.size if dim is None else dim
+    unet = replace(recipe.unet, **dataclasses.asdict(recipe.tune)) if going_on else recipe.unet
+    share = 1.0 if steps is None else steps / max(unet.steps, 1)
+    unet = replace(
+        unet,
+        steps=unet.steps if steps is None else steps,
+        warmup=round(unet.warmup * min(share, 1)),
+        ema=_ema(unet.ema, share),
+    )
+    vae = replace(
+        recipe.vae,
+        crop=min(recipe.vae.crop, size),
+        steps=_times(recipe.vae.steps, share),
+        ema=_ema(recipe.vae.ema, share),
+    )
+    text = replace(recipe.text, steps=_times(recipe.text.steps, share))
+    recipe = replace(recipe, seed=seed, size=size, unet=unet, vae=vae, text=text)
+    _check(recipe, anew=not going_on)
+    return recipe
+
+
+def _times(steps: int, share: float) -> int:
+    return max(round(steps * share), 1) if steps else 0
+
+
+def _ema(decay: float, share: float) -> float:
+    """The decay a step that forgets as much over a run of another length; longer ones keep it."""
+    return decay if share >= 1 else max(1 - (1 - decay) / share, 0.0)
+
+
+def _check(recipe: Recipe, *, anew: bool) -> None:
+    """Refuses what would fail later. Where no part is made anew, `size` is not looked at."""
+    for name, value in recipe.numbers().items():
+        least = 0 if name in ("vae.steps", "text.steps", "unet.warmup", "tune.warmup") else 1
+        last = name.rpartition(".")[2]
+        if last in ("steps", "batch", "warmup", "timesteps", "length") and value < least:
+            raise UsageError(f"{name} = {value} is out of range; it is {least} or more.")
+        if last == "learning_rate" and not value > 0:
+            raise UsageError(f"{name} = {value} is out of range; it is more than 0.")
+        if last == "ema" and not 0 <= value < 1:
+            raise UsageError(f"{name} = {value} is out of range; it is from 0 to below 1.")
+    if anew and (recipe.size < recipe.side or recipe.size % recipe.side):
+        below = recipe.size - recipe.size % recipe.side
+        near = " or ".join(str(s) for s in (below, below + recipe.side) if s)
+        raise UsageError(
+            f"dim={recipe.size} is not a multiple of {recipe.side}, which the networks of this "
+            f"recipe ask for; take {near}."
+        )
+    if anew and recipe.tokenizer.length < recipe.text.grid**2 + 2:
+        raise UsageError(
+            f"tokenizer.length = {recipe.tokenizer.length} is too short; the text encoder's grid "
+            f"takes {recipe.text.grid**2} tokens, and two are marks."
+        )
+    factor = 2 ** (len(recipe.vae.block_out_channels) - 1)
+    if anew and (recipe.vae.crop < factor or recipe.vae.crop % factor):
+        raise UsageError(f"vae.crop = {recipe.vae.crop} is not a multiple of {factor}.")
 
 
 def _build(kind: type[Any], values: dict[str, Any], table: str) -> Any:

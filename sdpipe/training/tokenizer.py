@@ -16,27 +16,27 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> CL
     `vocabulary` is the most tokens it may have, `length` the tokens of a padded caption.
     Sennrich et al. (2016), algorithm 1.
     """
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    cuts = _tokenizer(symbols, [], length).backend_tokenizer
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.normalizer, learner.pre_tokenizer = cuts.normalizer, cuts.pre_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         initial_alphabet=symbols,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    learner.train_from_iterator((caption.lower() for caption in captions), trainer)
-    merges = _merges(learner)[: vocabulary - 2 * len(symbols) - 2]
-    tokens = [*symbols, *(s + "</w>" for s in symbols), *map("".join, merges), START, END]
-    tokenizer = CLIPTokenizer(
-        vocab={token: number for number, token in enumerate(tokens)},
-        merges=merges,
-        model_max_length=length,
-    )
-    if len(tokenizer) != len(tokens):
-        raise AssertionError(f"{len(tokens)} tokens were made and {len(tokenizer)} arrived")
+    learner.train_from_iterator(captions, trainer)
+    return _tokenizer(symbols, _merges(learner)[: vocabulary - 2 * len(symbols) - 2], length)
+
+
+def _tokenizer(symbols: list[str], merges: list[tuple[str, str]], length: int) -> CLIPTokenizer:
+    """The tokenizer with these merges, two of which may make the same token."""
+    made = [*symbols, *(s + "</w>" for s in symbols), *map("".join, merges), START, END]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(made))}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+    if len(tokenizer) != len(vocabulary):
+        raise AssertionError(f"{len(vocabulary)} tokens were made and {len(tokenizer)} arrived")
     return tokenizer
 
 

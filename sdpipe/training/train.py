@@ -1,127 +1,233 @@
-"""`train`: the whole way from captioned pictures to a model folder that diffusers opens."""
+"""`train`: the whole way from captioned pictures to a model folder that diffusers opens.
 
-import json
-import shutil
-import sys
+One process, or several that share every step: `accelerate launch -m sdpipe train ...`. Then each
+draws its own part of every batch, and the first one writes and speaks.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from accelerate import Accelerator
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, is_bf16_available, parse_flag_from_env
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
+from sdpipe import messages, progress
 from sdpipe.device import pick_device, pick_dtype
+from sdpipe.errors import SdpipeError, SdpipeWarning
 from sdpipe.latents import vae_factor
-from sdpipe.training import ddpm, text, vae
-from sdpipe.training.data import Captioned, Draws, Pictures, encode, squares
+from sdpipe.training import ddpm, imagefolder, text, vae, work
+from sdpipe.training.data import Captioned, Draws, Pictures, encode, squares, unit_variance
 from sdpipe.training.fit import fit
 from sdpipe.training.glyphs import Emoji
-from sdpipe.training.recipe import EMOJI, Recipe, load_recipe
-from sdpipe.training.tokenizer import train_tokenizer
+from sdpipe.training.job import Job
+from sdpipe.training.model import Model, load_model, new_model, noise_of, save_model
+from sdpipe.training.recipe import Recipe
+from sdpipe.training.samples import Sheets
 
 
-def train(
-    recipe_path: Path = EMOJI, out: Path = Path("runs/emoji"), *, device: str = "auto"
-) -> Path:
-    """Trains tokenizer, VAE, text encoder and U-Net by a recipe, and writes the model to `out`.
+@dataclass(frozen=True)
+class Run:
+    """What every stage of a training run works with; `folder` holds what it leaves."""
 
-    Checkpoints stand in `out`/training while it runs; started again with the same `out`, it goes
-    on from them. Returns the folder of the finished model, `out`/model.
+    recipe: Recipe
+    model: Model
+    folder: Path
+    accelerator: Accelerator
+
+    def draws(self) -> Draws:
+        """The random numbers of this process."""
+        return Draws(self.recipe.seed, self.accelerator.process_index)
+
+    def share(self, batch: int) -> int:
+        """How much of a batch this process draws."""
+        return max(batch // self.accelerator.num_processes, 1)
+
+
+def train(job: Job) -> Path | None:
+    """Trains tokenizer, VAE, text encoder and U-Net, and writes the model to `job.out`.
+
+    Or, where the job goes on from a model, the text encoder and the U-Net: the VAE and with it the
+    meaning of the latents stay as they are, and so does the tokenizer, which spells new words.
+
+    Checkpoints stand in `job.out`/training while it runs; the same job, started again, goes on from
+    them. Returns `job.out`, in the first process; None in others.
 
     Raises:
-        UsageError: the recipe or the device cannot be used.
-        SdpipeError: the font or the package with the glyphs' names is missing.
+        UsageError: what was asked for cannot be trained.
+        ModelError: the model to go on from cannot be had, or does not fit.
+        NotFiniteError: a loss is no longer a number.
+        SdpipeError: the font or a package is missing, memory or disk is full.
     """
-    recipe = load_recipe(recipe_path)
+    accelerator = make_accelerator(job.device)
+    try:
+        _train(job, accelerator)
+        accelerator.end_training()
+    except (SdpipeError, torch.OutOfMemoryError) as error:
+        if not accelerator.is_main_process and isinstance(error, SdpipeError):
+            raise SystemExit(1) from None  # the first process says why
+        if isinstance(error, SdpipeError):
+            raise
+        raise SdpipeError(
+            f"{accelerator.device} is out of memory; train with a smaller --dim, or with a smaller "
+            "batch in a --recipe of your own."
+        ) from error
+    return job.out if accelerator.is_main_process else None
+
+
+def _train(job: Job, accelerator: Accelerator) -> None:
+    recipe, origin = job.recipe, None
+    if job.start is not None:
+        with accelerator.main_process_first():
+            model, size, origin = load_model(job.start, accelerator.device, job.dim)
+        unet = noise_of(model, recipe.unet)
+        recipe = replace(recipe, size=size, unet=unet)
+    emoji = None
+    if job.entries is None:
+        assert recipe.scenes is not None
+        emoji = Emoji(recipe.scenes, recipe.size, recipe.seed)
+    captions = emoji.captions() if emoji else [entry.text for entry in job.entries or []]
+    if job.start is None:
+        model = new_model(recipe, captions)
+
+    run = Run(recipe, model, job.out / work.FOLDER, accelerator)
+    pixels = run.folder / "pictures.rgb"
+    _in_first(accelerator, lambda: _begin(job, run, origin, emoji, pixels))
+    pictures: Pictures = emoji or imagefolder.ImageFolder(job.entries or [], recipe.size, pixels)
+
+    if job.start is None:
+        _train_vae(run, pictures)
+    model.vae.to(accelerator.device)
+    latents = encode(pictures, model.vae, run.folder / "latents.safetensors", accelerator)
+    if job.start is None:
+        latents = unit_variance(model.vae, latents)
+    data = Captioned(pictures, latents, model.tokenizer)
+    if job.start is None:
+        _train_text_encoder(run, data)
+    _train_unet(run, data)
+    _in_first(accelerator, lambda: save_model(model, job.out, run.folder))
+
+
+def make_accelerator(device: str) -> Accelerator:
+    """Where training runs: as it was asked for, or as `accelerate launch` has it.
+
+    Raises:
+        UsageError: the device is unknown, or not here.
+    """
     place = pick_device(device)
-    half = pick_dtype("auto", place) != torch.float32
-    accelerator = Accelerator(cpu=place.type == "cpu", mixed_precision="bf16" if half else "no")
-    work = out / "training"
-    work.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(recipe_path, work / "recipe.toml")
-
-    assert recipe.scenes is not None
-    pictures = Emoji(recipe.scenes, recipe.size, recipe.seed)
-    print(f"{len(pictures.names)} glyphs, {len(pictures)} pictures", file=sys.stderr)
-
-    torch.manual_seed(recipe.seed)
-    learned = recipe.tokenizer
-    tokenizer = train_tokenizer(pictures.captions(), learned.vocabulary, learned.length)
-    autoencoder = vae.build_vae(recipe.vae, recipe.size)
-    _train_vae(recipe, pictures, autoencoder, work, accelerator)
-    latents = encode(pictures, autoencoder, work / "latents.safetensors", accelerator)
-    data = Captioned(pictures, latents, tokenizer)
-    text_encoder = text.build_text_encoder(recipe.text, tokenizer)
-    _train_text_encoder(recipe, data, text_encoder, work, accelerator)
-    channels, size = latents.shape[1:3]
-    unet = ddpm.build_unet(recipe.unet, size, channels, recipe.text.hidden_size)
-    _train_unet(recipe, data, text_encoder, unet, work, accelerator)
-    if accelerator.is_main_process:
-        _save(out / "model", recipe, tokenizer, text_encoder, unet, autoencoder)
-    return out / "model"
+    if place.type == "cuda" and place.index is not None:
+        torch.cuda.set_device(place)
+    on_cpu = place.type == "cpu" or (device == "auto" and parse_flag_from_env("ACCELERATE_USE_CPU"))
+    # The others wait while the first encodes; for a large folder that takes longer than usual.
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
+    half = pick_dtype("auto", state.device) != torch.float32 and is_bf16_available()
+    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if half else "no")
 
 
-def _train_vae(
-    recipe: Recipe,
-    pictures: Pictures,
-    autoencoder: AutoencoderKL,
-    work: Path,
-    accelerator: Accelerator,
-) -> None:
+def _in_first(accelerator: Accelerator, task: Callable[[], None]) -> None:
+    """Does something in the first process; the others wait for it, and end where it fails."""
+    failed: list[Any] = [False]
+    try:
+        if accelerator.is_main_process:
+            task()
+    except BaseException:
+        failed = [True]
+        raise
+    finally:
+        if accelerator.num_processes > 1:
+            broadcast_object_list(failed)
+    if failed[0]:
+        raise SystemExit(1)
+
+
+def _begin(job: Job, run: Run, origin: str | None, emoji: Emoji | None, pixels: Path) -> None:
+    """Claims the folder, reads the pictures, and says what is learned from."""
+    if emoji is not None:
+        inks = hashlib.sha256(b"".join(ink.tobytes() for ink in emoji.inks.values()))
+        data = [["the font's glyphs", ", ".join(emoji.names), inks.hexdigest()]]
+    else:
+        data = imagefolder.fingerprint(job.entries or [])
+    begun_with = {"recipe": run.recipe.numbers(), "from": origin, "data": data}
+    new = work.claim(job.out, begun_with, job.recipe_path.read_text(encoding="utf-8"))
+    if emoji is not None:
+        messages.say(f"{len(emoji.names)} glyphs, {len(emoji)} pictures")
+        return
+    entries = job.entries or []
+    try:
+        with progress.bar("reading the pictures") as move:
+            imagefolder.prepare(entries, run.recipe.size, pixels, move)
+    except BaseException:
+        if new:  # what was begun with is about to change
+            work.discard(job.out)
+        raise
+    side = run.recipe.size
+    messages.say(f"{len(entries)} captioned pictures, {side} x {side}")
+    length = run.model.tokenizer.model_max_length
+    long = sum(len(t) > length for t in _tokens(run.model, [entry.text for entry in entries]))
+    if long:
+        warnings.warn(
+            f"{long} of the {len(entries)} captions are longer than the {length - 2} tokens that "
+            "the text encoder takes; their ends are not learned.",
+            SdpipeWarning,
+            stacklevel=2,
+        )
+
+
+def _tokens(model: Model, captions: list[str]) -> list[list[int]]:
+    """The tokens of captions, marks included, however many they are."""
+    return model.tokenizer(captions, verbose=False).input_ids
+
+
+def _train_vae(run: Run, pictures: Pictures) -> None:
     """Trains the VAE on squares, and in the end on whole pictures, of which it takes fewer."""
-    r = recipe.vae
-    draws = Draws(recipe.seed, accelerator.process_index)
-    factor = vae_factor(autoencoder)
+    r, draws, size = run.recipe.vae, run.draws(), run.recipe.size
+    factor = vae_factor(run.model.vae)
 
     def batch(step: int) -> tuple[Tensor, ...]:
         rng, generator = draws.at(step)
         whole = step >= (1 - r.whole) * r.steps
-        side = recipe.size if whole else r.crop
-        pixels = r.batch * r.crop**2 / accelerator.num_processes
+        side = size if whole else r.crop
+        pixels = r.batch * r.crop**2 / run.accelerator.num_processes
         x = squares(pictures, side, max(round(pixels / side**2), 1), rng)
         shape = (len(x), r.latent_channels, side // factor, side // factor)
         return x, torch.randn(shape, generator=generator)
 
-    loss = vae.NegativeElbo(autoencoder, r).to(accelerator.device)
+    loss = vae.NegativeElbo(run.model.vae, r).to(run.accelerator.device)
     rate = r.learning_rate
-    fit("vae", loss, batch, work, accelerator, steps=r.steps, learning_rate=rate, ema=r.ema)
+    fit(
+        "vae",
+        loss,
+        batch,
+        run.folder,
+        run.accelerator,
+        steps=r.steps,
+        learning_rate=rate,
+        ema=r.ema,
+    )
 
 
-def _train_text_encoder(
-    recipe: Recipe,
-    data: Captioned,
-    text_encoder: CLIPTextModel,
-    work: Path,
-    accelerator: Accelerator,
-) -> None:
-    r = recipe.text
-    draws = Draws(recipe.seed, accelerator.process_index)
-    count = max(r.batch // accelerator.num_processes, 1)
+def _train_text_encoder(run: Run, data: Captioned) -> None:
+    r, draws, count = run.recipe.text, run.draws(), run.share(run.recipe.text.batch)
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        x_0, tokens = data.batch(count, recipe.unet.dropped / 4, *draws.at(step))
+        x_0, tokens = data.batch(count, run.recipe.unet.dropped / 4, *draws.at(step))
         return tokens, x_0
 
     channels, size = data.latents.shape[1:3]
-    loss = text.LatentsFromText(text_encoder, r.grid, channels, size).to(accelerator.device)
-    fit("text", loss, batch, work, accelerator, steps=r.steps, learning_rate=r.learning_rate)
+    loss = text.LatentsFromText(run.model.text_encoder, r.grid, channels, size)
+    loss.to(run.accelerator.device)
+    rate = r.learning_rate
+    fit("text", loss, batch, run.folder, run.accelerator, steps=r.steps, learning_rate=rate)
 
 
-def _train_unet(
-    recipe: Recipe,
-    data: Captioned,
-    text_encoder: CLIPTextModel,
-    unet: UNet2DConditionModel,
-    work: Path,
-    accelerator: Accelerator,
-) -> None:
+def _train_unet(run: Run, data: Captioned) -> None:
     """Trains the U-Net, and the text encoder on with it."""
-    r = recipe.unet
-    draws = Draws(recipe.seed, accelerator.process_index)
-    count = max(r.batch // accelerator.num_processes, 1)
+    r, draws, count = run.recipe.unet, run.draws(), run.share(run.recipe.unet.batch)
 
     def batch(step: int) -> tuple[Tensor, ...]:
         rng, generator = draws.at(step)
@@ -129,62 +235,17 @@ def _train_unet(
         t = torch.randint(r.timesteps, (count,), generator=generator)
         return x_0, tokens, t, torch.randn(x_0.shape, generator=generator)
 
-    text_encoder.requires_grad_(True)
-    loss = ddpm.DenoisingLoss(unet, text_encoder, r).to(accelerator.device)
+    loss = ddpm.DenoisingLoss(run.model.unet, run.model.text_encoder, r).to(run.accelerator.device)
+    loss.requires_grad_(True)
     fit(
         "unet",
         loss,
         batch,
-        work,
-        accelerator,
+        run.folder,
+        run.accelerator,
         steps=r.steps,
         learning_rate=r.learning_rate,
         warmup=r.warmup,
         ema=r.ema,
+        show=Sheets(data, run.model, run.recipe.samples, r.steps, run.folder / "samples"),
     )
-
-
-def _save(
-    folder: Path,
-    recipe: Recipe,
-    tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
-    unet: UNet2DConditionModel,
-    autoencoder: AutoencoderKL,
-) -> Path:
-    """Writes the five parts in float16 in the diffusers folder layout, and `sdpipe.json`."""
-    tokenizer.save_pretrained(folder / "tokenizer")
-    for name, model in (("text_encoder", text_encoder), ("unet", unet), ("vae", autoencoder)):
-        model.half().save_pretrained(folder / name, safe_serialization=True)
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "LMSDiscreteScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    # Only what was trained with: where steps are placed is for each scheduler's class to say.
-    scheduler = {
-        "_class_name": "LMSDiscreteScheduler",
-        "_diffusers_version": diffusers.__version__,
-        "beta_start": recipe.unet.beta_start,
-        "beta_end": recipe.unet.beta_end,
-        "beta_schedule": "scaled_linear",
-        "num_train_timesteps": recipe.unet.timesteps,
-        "prediction_type": "epsilon",
-        "steps_offset": 1,
-    }
-    (folder / "scheduler").mkdir(exist_ok=True)
-    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    _write_json(folder / "model_index.json", index)
-    _write_json(folder / "sdpipe.json", recipe.sampling)
-    return folder
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
