@@ -75,12 +75,9 @@ class Record:
             RecordError: a value breaks its rule.
         """
         try:
-            settings = Settings.from_dict(self.values)
+            return Settings.from_dict(self.values)
         except UsageError as error:
             raise RecordError(str(error)) from error
-        if settings.n != 1:
-            raise RecordError(f"n={settings.n} in the settings of a single picture.")
-        return settings
 
     @classmethod
     def of_sdpipe(cls, own: Mapping[str, Any]) -> Self:

@@ -184,22 +184,26 @@ def _converted(name: str, text: str) -> Any:
 
 def _settings(record: Record, changes: Mapping[str, Any]) -> tuple[Settings, list[str]]:
     """The settings of what is drawn, and remarks on what had to give way to the changes."""
-    told = record.settings()
-    if told.seed is None and "seed" not in changes:
-        raise RecordError("it tells no seed. Give one: --set seed=42.")
     remarks: list[str] = []
-    values = {**told.to_dict(), **changes}
+    values = dict(record.values)
     if "dim" in changes:
-        for side in {"width", "height"} - set(changes):
-            del values[side]
-    scheduler = changes.get("scheduler") or told.scheduler
-    if scheduler != told.scheduler:
-        if "lms_order" not in changes:
-            values["lms_order"] = None
-        if told.karras and "karras" not in changes and scheduler not in KARRAS_SCHEDULERS:
-            values["karras"] = False
-            remarks.append(f"its Karras noise levels are left out: {scheduler} has none.")
-    return (Settings.from_dict(values) if changes else told), remarks
+        values.pop("width", None)
+        values.pop("height", None)
+    if (scheduler := changes.get("scheduler")) not in (None, values.get("scheduler")):
+        values.pop("lms_order", None)
+        if values.get("karras") is True and scheduler not in KARRAS_SCHEDULERS:
+            del values["karras"]
+            remarks.append(f"its Karras noise levels are left out: {brief(scheduler)} has none.")
+    try:
+        settings = Settings.from_dict({**values, **changes})
+    except UsageError:
+        record.settings()  # where these break a rule too, the changes are not to blame
+        raise
+    if settings.n != 1 and "n" not in changes:
+        raise RecordError(f"n={settings.n} in the settings of a single picture.")
+    if settings.seed is None and "seed" not in changes:
+        raise RecordError("it tells no seed. Give one: --set seed=42.")
+    return settings, remarks
 
 
 def _check_size(settings: Settings, changes: Mapping[str, Any]) -> None:
