@@ -14,6 +14,7 @@ from sdpipe import cli_repeat, cli_train, files, messages, options, progress
 from sdpipe.device import check_device, check_dtype
 from sdpipe.errors import UsageError
 from sdpipe.interrupt import interruptible
+from sdpipe.loading.locate import check_model
 from sdpipe.saving import saved, saved_steps
 from sdpipe.settings import Settings
 
@@ -97,7 +98,7 @@ def generate(
     check_device(device)
     check_dtype(dtype)
     destination = files.Destination(out, pictures)
-    _check_model(model)
+    check_model(model)
 
     with progress.status("loading the model ..."):
         from sdpipe.pipeline import Pipeline
@@ -180,12 +181,3 @@ def _text(name: str, text: str) -> str:
     except UnicodeEncodeError as error:
         raise UsageError(f"{name} is not UTF-8 text: {text!r}.") from error
     return text
-
-
-def _check_model(model: str | None) -> None:
-    """Finds a misspelt or incomplete model before torch is imported; the hub is asked later."""
-    from sdpipe.loading.hub import is_hub_id
-    from sdpipe.loading.locate import find_model
-
-    if model is not None and not is_hub_id(model):
-        find_model(model)

@@ -20,7 +20,7 @@ from sdpipe.denoise import Step, denoise, join
 from sdpipe.errors import NotFiniteError, SdpipeWarning
 from sdpipe.latents import draw_noise, latents_to_pil, make_generators, vae_factor
 from sdpipe.plan import plan
-from sdpipe.prompt import Conditioning, condition, cut_off
+from sdpipe.prompt import Conditioning, condition, tell_cut
 from sdpipe.schedule import make_scheduler
 from sdpipe.settings import Settings
 
@@ -166,14 +166,8 @@ class Pipeline:
     def _embed(self, run: list[Settings]) -> Conditioning:
         """The prompts as the U-Net listens to them; a warning names the words that are cut off."""
         tokenizer, encoder = self.components.tokenizer, self.components.text_encoder
-        for text in dict.fromkeys(t for s in run for t in (s.prompt, s.negative_prompt)):
-            if cut := cut_off(tokenizer, text):
-                warnings.warn(
-                    f"the text encoder takes {tokenizer.model_max_length - 2} tokens and the "
-                    f"prompt is longer; what it does not see: {cut!r}.",
-                    SdpipeWarning,
-                    stacklevel=3,
-                )
+        texts = (text for s in run for text in (s.prompt, s.negative_prompt))
+        tell_cut(tokenizer, texts, stacklevel=4)
         return condition(
             tokenizer, encoder, [s.prompt for s in run], [s.negative_prompt for s in run]
         )

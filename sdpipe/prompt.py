@@ -3,12 +3,15 @@
 Shapes: B pictures, L tokens (77 for CLIP), D the text encoder's width (768 for v1-4).
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from sdpipe.errors import SdpipeWarning
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,18 @@ def condition(
         torch.cat([embedded[text] for text in prompts]),
         torch.cat([embedded[text] for text in negative_prompts]),
     )
+
+
+def tell_cut(tokenizer: CLIPTokenizer, texts: Iterable[str], *, stacklevel: int = 3) -> None:
+    """Warns, with an `SdpipeWarning`, of the words of each text that do not fit."""
+    for text in dict.fromkeys(texts):
+        if cut := cut_off(tokenizer, text):
+            warnings.warn(
+                f"the text encoder takes {tokenizer.model_max_length - 2} tokens and the "
+                f"prompt is longer; what it does not see: {cut!r}.",
+                SdpipeWarning,
+                stacklevel=stacklevel,
+            )
 
 
 @torch.no_grad()

@@ -103,6 +103,16 @@ def is_cached(hub_id: str, *, full: bool = False) -> bool:
     return cached(hub_id, select, full=full) is not None
 
 
+def check_model(model: str | os.PathLike[str] | None) -> None:
+    """Finds a misspelt or incomplete model at once; one that may be on the hub is asked for later.
+
+    Raises:
+        ModelError: there is no such model, or a part of it is missing.
+    """
+    if model is not None and not (isinstance(model, str) and is_hub_id(model)):
+        find_model(model)
+
+
 def find_part(value: str | os.PathLike[str], part: str, *, full: bool = False) -> Location:
     """Where one part is: in a folder of its own, in a model's folder, or either on the hub.
 
