@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sdpipe.replay import Job
     from sdpipe.verify import Verdict
 
-Pictures = Annotated[list[str], typer.Argument(metavar="PICTURE...", help="PNG, JPEG or WebP.")]
+Pictures = Annotated[list[str], typer.Argument(metavar="PICTURE", help="PNG, JPEG or WebP.")]
 Picture = Annotated[str, typer.Argument(metavar="PICTURE", help="PNG, JPEG or WebP.")]
 Verify = Annotated[
     bool,
@@ -82,11 +82,11 @@ def info(picture: Pictures, as_json: Json = False, debug: options.Debug = False)
 
 def replay(
     picture: Picture,
-    verify: Verify = False,
     changes: Set = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
+    verify: Verify = False,
     out: Out = None,
     as_json: Json = False,
     debug: options.Debug = False,

@@ -244,12 +244,8 @@ def _model(
             remarks.append(_swapped(record))
         return name
     if record.source != "sdpipe":
-        of = (
-            f"its model, {brief(name)}, is known by that name there"
-            if name
-            else "it tells no model"
-        )
-        remarks.append(f"{of}; the default model draws, or the one that --model names.")
+        told = f"which model {brief(name)} is, is not told" if name else "it tells no model"
+        remarks.append(f"{told}; the default model draws, or the one that --model names.")
         return None
     hub_id = f"{name.partition('@')[0]}@{revision}"
     if not re.fullmatch("[0-9a-f]{40}", revision) or not is_hub_id(hub_id):
