@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sdpipe.device import DTYPES, check_device, check_dtype, pick_device
 from sdpipe.errors import ModelError, SdpipeError, UsageError
 from sdpipe.loading.hub import is_hub_id
-from sdpipe.loading.locate import BUILT_IN, find_model, is_cached
+from sdpipe.loading.locate import BUILT_IN, check_model, is_cached
 from sdpipe.record import Record, RecordError, brief, read_record
 from sdpipe.settings import KARRAS_SCHEDULERS, Settings
 
@@ -127,8 +127,7 @@ def prepare(
         check_device(device)
     if dtype is not None:
         check_dtype(dtype)
-    if model is not None and not is_hub_id(model):
-        find_model(model)  # misspelt, it is told now; the hub is asked later
+    check_model(model)
     record = read_record(picture)
     try:
         settings, remarks = _settings(record, changes or {})
@@ -137,10 +136,14 @@ def prepare(
         raise SdpipeError(f"{picture} cannot be drawn again: {error}") from error
     remarks = [*record.remarks, *remarks]
     n, index = (settings.n, 0) if changes else _batch(record, settings, remarks)
-    dtype = dtype or _dtype(record, remarks)
-    name = model or _model(record, picture, dtype == "float32", remarks)
+    type_here = dtype or _dtype(record, remarks)
+    name = model or _model(record, picture, type_here == "float32", remarks)
     device = device or _device(record, remarks)
-    return Job(record, settings, n, index, name, device, dtype, bool(changes), tuple(remarks))
+    slow = dtype is None and type_here == "float16" and record.device != "cpu"
+    if slow and pick_device(device).type == "cpu":
+        type_here = "auto"
+        remarks.append("it was drawn in float16, in which a CPU takes minutes; auto picks another.")
+    return Job(record, settings, n, index, name, device, type_here, bool(changes), tuple(remarks))
 
 
 def parse_changes(pairs: Iterable[str]) -> dict[str, Any]:

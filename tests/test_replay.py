@@ -299,6 +299,17 @@ def test_a_machine_that_is_not_here_is_told(tmp_path):
     assert (job.device, job.dtype, job.remarks) == ("cpu", "float32", ())
 
 
+def test_float16_is_not_drawn_on_a_cpu_unless_asked_for():
+    path = mine("x.png", lambda told: told.update(device="mps", dtype="float16"))
+    job = prepare(path, device="cpu")
+    assert (job.device, job.dtype) == ("cpu", "auto")
+    assert job.remarks == (
+        "it was drawn in float16, in which a CPU takes minutes; auto picks another.",
+    )
+    assert prepare(path, device="cpu", dtype="float16").dtype == "float16"
+    assert prepare(mine("y.png", change("dtype", "float16"))).dtype == "float16"
+
+
 @pytest.mark.parametrize(
     "batch",
     [
