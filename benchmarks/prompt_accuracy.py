@@ -1,145 +1,415 @@
 """How well the built-in model draws what it is asked for.
 
-    python benchmarks/prompt_accuracy.py [--model emoji] [--names 96] [--batch 16]
+    python benchmarks/prompt_accuracy.py [--model emoji] [--quick] [--batch 16] [--limit N]
 
-Draws names from a fixed list, and asks of every picture which glyph that the model was trained on
-is nearest to it, in plain pixels: the judge is the font, and shares nothing with the model. Needs
-the font and the package emoji, as training does. Writes prompt_accuracy.json beside this file.
+Each function from `glyph` to `cost` measures one thing; judge.py says what a picture shows, from
+the font alone. Needs the font and the package emoji, as training does. Writes prompt_accuracy.json
+beside this file, anew after each part. --quick runs four parts with fewer pictures, --limit all of
+them with N names, for a trial.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import random
+import statistics
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import diffusers
 import numpy as np
 import torch
+import transformers
+from judge import Judge, Range, Tally, check
 from PIL import Image
 
 from sdpipe import Pipeline
+from sdpipe.components import load
+from sdpipe.latents import latents_to_pil, pil_to_latents
+from sdpipe.settings import FALLBACKS
 from sdpipe.training import glyphs
 from sdpipe.training.recipe import load_recipe
+from sdpipe.training.scenes import (
+    COLOURS,
+    PLACES,
+    RELATIONS,
+    SIZES,
+    Scene,
+    caption,
+    mistype,
+    plural,
+    with_article,
+)
 
-SIDE = 32  # pixels a side at which pictures are compared
-SCALES = (0.92, 0.96, 1.0)
+NAMES = 200
+QUICK_NAMES = 64
+STEPS = 30
+FIRST_SEED = 1000  # picture i of a part has seed FIRST_SEED + i: a name and its other words too
+HIGH_G = 7.5
+CURVE = (1.0, 2.0, 3.0, 5.0, HIGH_G, 12.0)
+SEEDS, SEEDED_NAMES = 16, 20
+SOLVERS = {"lms": "LMS", "euler": "Euler", "dpm++": "DPM++ 2M"}
 
-
-def small(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32).ravel()
-
-
-class Judge:
-    """Names the glyph whose rendering, on a given background, is nearest to a picture."""
-
-    def __init__(self, size: int) -> None:
-        font = glyphs.load_font()
-        chosen = glyphs.glyphs(load_recipe().pictures)
-        self.size = size
-        self.ink = {g.name: glyphs.render(g.text, font) for g in chosen}
-        self.ink = {name: ink for name, ink in self.ink.items() if ink.getbbox() is not None}
-        self.names = [name for name in self.ink for _ in SCALES]
-        self.known: dict[str, np.ndarray] = {}
-
-    def name(self, picture: Image.Image, colour: str) -> str:
-        if colour not in self.known:
-            plain = glyphs.COLOURS[colour]
-            self.known[colour] = np.stack(
-                [
-                    small(glyphs.draw(ink, self.size, plain, scale=scale))
-                    for ink in self.ink.values()
-                    for scale in SCALES
-                ]
-            )
-        distance = np.square(self.known[colour] - small(picture)).sum(axis=1)
-        return self.names[int(distance.argmin())]
+Figures = dict[str, Any]
 
 
-def background(picture: Image.Image) -> str:
-    """The colour whose value is nearest to the middle one of the picture's rim."""
-    rim = np.asarray(picture, np.float32)
-    rim = np.concatenate([rim[:3].reshape(-1, 3), rim[-3:].reshape(-1, 3)])
-    middle = np.median(rim, axis=0)
-    return min(glyphs.COLOURS, key=lambda name: float(np.abs(glyphs.COLOURS[name] - middle).sum()))
+class Bench:
+    """A model, the judge, and the names that the parts ask for: `count` at most in each.
+
+    all_names: nothing is left out, this is no trial.
+    """
+
+    def __init__(self, model: str, batch: int, count: int) -> None:
+        self.model, self.batch, self.count = model, batch, count
+        self.all_names = count == NAMES
+        self.pipe = Pipeline(model)
+        self.own = {**FALLBACKS, **self.pipe.components.defaults}
+        self.judge = Judge()
+        self.names = random.Random(0).sample(self.judge.names, NAMES)[:count]
+        scenes = load_recipe().scenes
+        assert scenes is not None
+        self.scale: Range = scenes.scale  # of a glyph whose size is not said
+        self._alone: dict[tuple[float, str], Tally] = {}
+
+    def draw(self, prompts: Sequence[str], **settings: Any) -> Iterator[Image.Image]:
+        settings = {"g": self.own["g"], "steps": STEPS, **settings}
+        for i in range(0, len(prompts), self.batch):
+            some = prompts[i : i + self.batch]
+            yield from self.pipe.generate(some, seed=FIRST_SEED + i, **settings).images
+
+    def on_white(self, prompts: Sequence[str], **settings: Any) -> Tally:
+        """Draws a prompt for each of the names, and looks for its glyph and a white background."""
+        tally = Tally()
+        pictures = self.draw(prompts, **settings)
+        for name, prompt, picture in zip(self.names, prompts, pictures, strict=True):
+            seen, on = self.judge.name(picture, scales=self.scale), self.judge.background(picture)
+            said = seen if on == "white" else f"{seen} on {on}"
+            tally.add(prompt, said, glyph=self.judge.is_a(name, seen), background=on == "white")
+        return tally
+
+    def alone(self, g: float | None = None, scheduler: str | None = None) -> Tally:
+        """The names, and nothing else said. Each g and scheduler is drawn once."""
+        key = (self.own["g"] if g is None else g, scheduler or self.own["scheduler"])
+        if key not in self._alone:
+            self._alone[key] = self.on_white(self.names, g=key[0], scheduler=key[1])
+        return self._alone[key]
+
+    def held_out(self, scenes: list[Scene], count: int) -> list[Scene]:
+        """So many of those that training left out; a glyph with two names may have been seen."""
+        known_twice = {n for both in self.judge.same.items() if both[0] != both[1] for n in both}
+        never = [s for s in scenes if s.held_out and known_twice.isdisjoint(s.names)]
+        return random.Random(0).sample(never, NAMES)[:count]
 
 
-def measure(pipe, judge, names, colours, batch, **settings) -> dict[str, object]:
-    glyph = colour = both = 0
-    wrong = []
-    started = time.monotonic()
-    for i in range(0, len(names), batch):
-        part = list(zip(names[i : i + batch], colours[i : i + batch], strict=True))
-        prompts = [glyphs.caption(n, None if c == "white" else c) for n, c in part]
-        images = pipe.generate(prompts, seed=1000 + i, **settings).images
-        for (n, c), image in zip(part, images, strict=True):
-            seen, ground = judge.name(image, c), background(image)
-            glyph += seen == n
-            colour += ground == c
-            both += seen == n and ground == c
-            if seen != n:
-                wrong.append(f"{n}: {seen}")
-    count = len(names)
-    return {
-        **settings,
-        "pictures": count,
-        "glyph": round(glyph / count, 4),
-        "colour": round(colour / count, 4),
-        "both": round(both / count, 4),
-        "seconds_a_picture": round((time.monotonic() - started) / count, 3),
-        "wrong": wrong,
+def glyph(bench: Bench) -> Figures:
+    """Glyph and background, from the name alone."""
+    return {"g": bench.own["g"], **bench.alone().figures()}
+
+
+def solvers(bench: Bench) -> Figures:
+    """The same at a high g, by three schedulers."""
+    return {name: bench.alone(HIGH_G, name).figures() for name in SOLVERS}
+
+
+def colour(bench: Bench) -> Figures:
+    """Glyph and background, of names and colours that training never had together."""
+    said = [c for c in COLOURS if c != "white"]
+    scenes = [Scene(name, c) for name in bench.judge.names for c in said]
+    scenes = bench.held_out(scenes, bench.count)
+    tally = Tally()
+    for scene, picture in zip(scenes, bench.draw([*map(caption, scenes)]), strict=True):
+        seen = bench.judge.name(picture, scales=bench.scale)
+        on = bench.judge.background(picture)
+        right = {"glyph": bench.judge.is_a(scene.name, seen), "background": on == scene.colour}
+        tally.add(caption(scene), f"{seen} on {on}", **right)
+    return tally.figures()
+
+
+def place(bench: Bench) -> Figures:
+    """Glyph, size and place, of names, sizes and places that training never had together."""
+    scenes = [
+        Scene(name, size=size, place=where)
+        for name in bench.judge.names
+        for size in SIZES
+        for where in PLACES
+    ]
+    scenes = bench.held_out(scenes, bench.count)
+    tally = Tally()
+    for scene, picture in zip(scenes, bench.draw([*map(caption, scenes)]), strict=True):
+        assert scene.size is not None
+        seen = bench.judge.name(picture, scales=(SIZES[scene.size], SIZES[scene.size]))
+        size, where = bench.judge.size_and_place(picture, scene.name)
+        right = {"size": size == scene.size, "place": where == scene.place}
+        right |= {"glyph": bench.judge.is_a(scene.name, seen)}
+        tally.add(caption(scene), f"{seen}, {size}, {where}", **right)
+    return tally.figures()
+
+
+def pair(bench: Bench) -> Figures:
+    """Two glyphs, each in its place, of names that training never had together."""
+    rng = random.Random(0)
+    tally, relations = Tally(), {}
+    scenes: list[Scene] = []
+    for i, relation in enumerate(RELATIONS):
+        couples = [rng.sample(bench.judge.names, 2) for _ in range(20 * NAMES)]
+        some = [Scene(one, relation=relation, other=other) for one, other in couples]
+        scenes += bench.held_out(some, (bench.count + i) // len(RELATIONS))  # count in all
+        relations[relation] = Tally()
+    for scene, picture in zip(scenes, bench.draw([*map(caption, scenes)]), strict=True):
+        assert scene.relation is not None
+        seen = bench.judge.pair(picture, scene.relation)
+        first, second = map(bench.judge.is_a, scene.names, seen)
+        for one in (tally, relations[scene.relation]):
+            one.add(caption(scene), ", ".join(seen), first=first, second=second)
+    by_relation = {name: t.figures()["all"] for name, t in relations.items() if t.asked}
+    return {**tally.figures(), "by relation": by_relation}
+
+
+def words(bench: Bench) -> Figures:
+    """The names in other words. `points` is the difference from the same names alone."""
+    rng = random.Random(0)
+
+    def typo(name: str) -> str:
+        """One letter wrong, but no other name; the name itself where no word has four letters."""
+        texts = (mistype(name, rng) for _ in range(100))
+        return next((t for t in texts if t != name and t not in bench.judge.inks), name)
+
+    ways: dict[str, Callable[[str], str]] = {
+        "picture of a NAME": lambda name: f"picture of {with_article(name)}",
+        "one NAME": lambda name: f"one {name}",
+        "plural": plural,
+        "capitals": str.upper,
+        "one letter wrong": typo,
     }
+    found = {}
+    for way, say in ways.items():
+        prompts = [say(name) for name in bench.names]
+        changed = [prompt != name for prompt, name in zip(prompts, bench.names, strict=True)]
+        tally = bench.on_white(prompts).only(changed)
+        said, alone = (t.figures()["glyph"] for t in (tally, bench.alone().only(changed)))
+        found[way] = {**tally.figures(), "alone": alone, "points": round(100 * (said - alone), 2)}
+    return found
+
+
+def guidance(bench: Bench) -> Figures:
+    """The names alone at each g."""
+    curve = {f"{g:g}": bench.alone(g).figures() for g in CURVE}
+    best = max(figures["glyph"] for figures in curve.values())
+    return {**curve, "best at": [g for g, figures in curve.items() if figures["glyph"] == best]}
+
+
+def seeds(bench: Bench) -> Figures:
+    """How much pictures of the same name differ: the root of the mean squared difference."""
+    tally, means, nearest = Tally(), [], []
+    for name in bench.names[:SEEDED_NAMES]:
+        pictures = list(bench.draw([name] * SEEDS))
+        for picture in pictures:
+            seen = bench.judge.name(picture, scales=bench.scale)
+            tally.add(name, seen, glyph=bench.judge.is_a(name, seen))
+        apart = [rmse(*two) for two in itertools.combinations(pictures, 2)]
+        means.append(statistics.mean(apart))
+        nearest.append((round(min(apart), 2), name))
+    return {
+        **tally.figures(),
+        "mean distance": round(statistics.mean(means), 2),
+        "nearest two": min(nearest),
+    }
+
+
+def vae(bench: Bench) -> Figures:
+    """What is left of pictures that the VAE never saw, and of the model's own: PSNR in dB."""
+    model = load(bench.model, dtype="float32").vae
+    found: dict[str, list[float]] = {}
+    for kind, inks in {**unseen(), "own": list(bench.judge.inks.values())[::8]}.items():
+        found[kind] = []
+        for ink in inks if bench.all_names else inks[: bench.count]:
+            picture = glyphs.draw([(ink, 0.96, (0, 0))], bench.own["width"])
+            [again] = latents_to_pil(model, pil_to_latents(model, picture))
+            found[kind].append(20 * float(np.log10(255 / rmse(picture, again))))
+    values = [psnr for kind, some in found.items() if kind != "own" for psnr in some]
+    return {
+        "pictures": len(values),
+        "mean": round(statistics.mean(values), 2),
+        "worst": round(min(values), 2),
+        "by kind": {
+            kind: {"pictures": len(some), "mean": round(statistics.mean(some), 2)}
+            for kind, some in found.items()
+        },
+    }
+
+
+def unseen() -> dict[str, list[Image.Image]]:
+    """The ink of the flags and keycaps of the font, which no training has."""
+    from emoji import EMOJI_DATA, STATUS
+
+    font = glyphs.load_font()
+    kinds: dict[str, list[Image.Image]] = {"keycaps": [], "flags of regions": [], "other flags": []}
+    for text, entry in EMOJI_DATA.items():
+        marks = set(map(ord, text))
+        if entry["status"] != STATUS["fully_qualified"]:
+            continue
+        if glyphs.KEYCAP in marks:
+            kinds["keycaps"].append(glyphs.render(text, font))
+        elif marks & {*glyphs.REGIONS, *glyphs.TAGS}:
+            kinds["flags of regions"].append(glyphs.render(text, font))
+        elif "flag" in glyphs.plain(entry["en"]):
+            kinds["other flags"].append(glyphs.render(text, font))
+    return kinds
+
+
+def rmse(one: Image.Image, other: Image.Image) -> float:
+    """The root of the mean squared difference of two pictures, in levels of 255."""
+    difference = np.asarray(one, np.float64) - np.asarray(other, np.float64)
+    return float(np.sqrt(np.square(difference).mean()))
+
+
+def cost(bench: Bench) -> Figures:
+    """The size of the model's files, and what a picture costs beside its three networks."""
+    parts = bench.pipe.components
+    assert parts.folder is not None
+    files = [path for path in parts.folder.rglob("*") if path.is_file()]
+    inside = 0.0
+
+    def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal inside
+        started = time.perf_counter()
+        result = function(*args, **kwargs)
+        inside += time.perf_counter() - started
+        return result
+
+    calls = ((parts.unet, "forward"), (parts.text_encoder, "forward"), (parts.vae, "decode"))
+    whole, outside = [], []
+    with ExitStack() as stack:
+        for part, name in calls:
+            stack.enter_context(patch.object(part, name, partial(timed, getattr(part, name))))
+        for i in range(6):
+            inside, started = 0.0, time.perf_counter()
+            bench.pipe.generate("red apple", steps=STEPS, seed=FIRST_SEED + i)
+            whole.append(time.perf_counter() - started)
+            outside.append(1 - inside / whole[-1])
+    return {
+        "megabytes": round(sum(path.stat().st_size for path in files) / 1e6, 2),
+        "a picture's seconds": round(statistics.median(whole[1:]), 3),  # the first one warms up
+        "share outside": round(statistics.median(outside[1:]), 4),
+    }
+
+
+PARTS = (glyph, solvers, colour, place, pair, words, guidance, seeds, vae, cost)
+QUICK = (glyph, colour, place, pair)
+
+
+def table(report: Figures) -> str:
+    """What was measured beside what it should be, in Markdown."""
+    rows = [("", "target", "measured"), ("---", "---", "---")]
+    parts = report["parts"]
+
+    def percent(figures: Figures, *names: str) -> str:
+        """The first as a figure, the others in brackets behind it."""
+        said = [f"{100 * figures[name]:.1f} %" for name in names]
+        rest = ", ".join(f"{n} {s}" for n, s in zip(names[1:], said[1:], strict=True))
+        return f"{said[0]} ({rest})" if rest else said[0]
+
+    if p := parts.get("glyph"):
+        rows += [
+            (f"the name alone, g {p['g']:g}: glyph", "98 %", percent(p, "glyph")),
+            ("the name alone: white background", "99 %", percent(p, "background")),
+        ]
+    for solver, p in parts.get("solvers", {}).items():
+        if solver in SOLVERS:
+            title = f"the name alone, g {HIGH_G:g}, {SOLVERS[solver]}: glyph"
+            rows.append((title, "95 %", percent(p, "glyph")))
+    if p := parts.get("colour"):
+        title = "on another colour, held out: glyph and background"
+        rows.append((title, "95 %", percent(p, "all", "glyph", "background")))
+    if p := parts.get("place"):
+        title = "of a size, at a place, held out: glyph, size and place"
+        rows.append((title, "90 %", percent(p, "all", "glyph", "size", "place")))
+    if p := parts.get("pair"):
+        title = "two glyphs, held out: both, each in its place"
+        rows.append((title, "80 %", percent(p, "all", "first", "second")))
+    for way, p in parts.get("words", {}).items():
+        if isinstance(p, dict):
+            said = f"{percent(p, 'glyph')} ({p['points']:+.1f} points)"
+            rows.append((f"other words, {way}: glyph", "at most 5 points lower", said))
+    if p := parts.get("guidance"):
+        title = f"the name alone, g {', '.join(f'{g:g}' for g in CURVE)}: glyph"
+        said = ", ".join(percent(p[f"{g:g}"], "glyph") for g in CURVE)
+        rows.append((title, "", f"{said}; best at g {', '.join(p['best at'])}"))
+    if p := parts.get("seeds"):
+        said = f"{p['mean distance']:.1f} (the nearest two {p['nearest two'][0]:.1f})"
+        rows.append((f"{SEEDS} seeds: distance of two pictures, of 255", "", said))
+        rows.append((f"{SEEDS} seeds: glyph", "", percent(p, "glyph")))
+    if p := parts.get("vae"):
+        said = f"{p['mean']:.1f} dB (its own glyphs {p['by kind']['own']['mean']:.1f} dB)"
+        rows.append(("VAE, flags and keycaps that it never saw: PSNR", "28 dB", said))
+    if p := parts.get("cost"):
+        rows += [
+            ("all files of the model", "at most 40 MB", f"{p['megabytes']:.1f} MB"),
+            ("time outside the three networks", "at most 10 %", percent(p, "share outside")),
+        ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def processor() -> str:
+    """The name of the CPU, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.machine()
+
+
+def line(figures: Figures) -> str:
+    """The figures without the lists of what was wrong."""
+    shown = {name: value for name, value in figures.items() if name != "wrong"}
+    return ", ".join(
+        f"{name} ({line(value)})" if isinstance(value, dict) else f"{name} {value}"
+        for name, value in shown.items()
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="emoji")
-    parser.add_argument("--names", type=int, default=96)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--quick", action="store_true", help="the default settings only")
+    parser.add_argument("--quick", action="store_true", help=f"four parts, {QUICK_NAMES} names")
+    parser.add_argument("--batch", type=int, default=16, help="pictures drawn at a time")
+    parser.add_argument("--limit", type=int, default=NAMES, help="names at most, for a trial")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
 
-    pipe = Pipeline(options.model)
-    defaults = pipe.components.defaults
-    judge = Judge(defaults["width"])
-    names = random.Random(0).sample(sorted(judge.ink), options.names)
-    white = ["white"] * len(names)
-    others = [c for c in glyphs.COLOURS if c != "white"]
-    coloured = [others[i % len(others)] for i in range(len(names))]
-
-    g, order = defaults["g"], defaults.get("lms_order", 4)
-    runs = [
-        ("white, its own settings", white, {"g": g, "steps": defaults["steps"]}),
-        ("nine other colours, its own settings", coloured, {"g": g, "steps": defaults["steps"]}),
-    ]
-    if not options.quick:
-        runs += [(f"white, g {v:g}", white, {"g": v, "steps": 30}) for v in (1, 5, 7.5)]
-        high = {"g": 7.5, "steps": 30}
-        runs += [
-            (f"white, g 7.5, {name}", white, {**high, "scheduler": name})
-            for name in ("euler", "dpm++")
-        ]
-        runs += [
-            (f"white, g 7.5, lms of order {o}", white, {**high, "lms_order": o})
-            for o in (1, 2, 3, 4)
-            if o != order
-        ]
-    results = {}
-    for title, colours, settings in runs:
-        results[title] = measure(pipe, judge, names, colours, options.batch, **settings)
-        shown = {k: v for k, v in results[title].items() if k != "wrong"}
-        print(f"{title}: {shown}", flush=True)
-    report = {
-        "model": pipe.components.identity(),
-        "glyphs": len(judge.ink),
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "dtype": str(pipe.components.dtype).removeprefix("torch."),
-        "results": results,
+    count = min(options.limit, QUICK_NAMES if options.quick else NAMES)
+    bench = Bench(options.model, options.batch, count)
+    model = bench.pipe.components
+    report: Figures = {
+        "model": model.identity(),
+        "machine": f"{processor()}, {torch.get_num_threads()} threads",
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
+        "steps": STEPS,
+        "judge": {},
+        "parts": {},
     }
-    path = Path(__file__).with_name("prompt_accuracy.json")
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {path}")
+
+    def measure(part: Callable[[], Figures], name: str, among: Figures) -> None:
+        started = time.monotonic()
+        figures = part()
+        among[name] = {**figures, "seconds": round(time.monotonic() - started, 1)}
+        print(f"{name}: {line(among[name])}", flush=True)
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+    some = None if bench.all_names else 4 * count
+    measure(partial(check, bench.judge, bench.own["width"], some), "judge", report)
+    for part in QUICK if options.quick else PARTS:
+        measure(partial(part, bench), part.__name__, report["parts"])
+    print(f"\n{table(report)}\n\nwritten to {options.output}")
 
 
 if __name__ == "__main__":
