@@ -12,10 +12,10 @@ import secrets
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sdpipe.errors import UsageError
+from sdpipe.errors import SdpipeError, UsageError
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 OTHER_SUFFIXES = {
@@ -37,8 +37,10 @@ class Destination:
     Anything else is a folder, whose pictures are numbered on from the highest number in it.
     """
 
-    def __init__(self, out: str | os.PathLike[str], pictures: int) -> None:
-        """`pictures` is how many the run will draw.
+    def __init__(
+        self, out: str | os.PathLike[str], pictures: int, formats: Iterable[str] = FORMATS
+    ) -> None:
+        """`pictures` is how many the run will draw, `formats` the suffixes that they may have.
 
         Raises:
             UsageError: the format is not one that can be written, or the folder cannot be.
@@ -48,12 +50,12 @@ class Destination:
         self._last = 0
         suffix = self._target.suffix.lower()
         as_folder = os.fspath(out).endswith(("/", os.sep)) or os.path.isdir(out)
-        if not as_folder and suffix in OTHER_SUFFIXES:
+        self._is_file = not as_folder and suffix in formats
+        if not as_folder and not self._is_file and suffix in (*FORMATS, *OTHER_SUFFIXES):
             raise UsageError(
                 f"{out} asks for a {suffix} file, which cannot be written; the formats are "
-                f"{', '.join(FORMATS)}."
+                f"{', '.join(formats)}."
             )
-        self._is_file = not as_folder and suffix in FORMATS
         self.folder = self._target.parent if self._is_file else self._target
         longest = self._target if self._is_file else self._target / "0000"
         _check_name(longest.with_name(f"{longest.stem}-{pictures}.steps"), out)
@@ -69,6 +71,28 @@ class Destination:
             self._last = _highest_number(self.folder)
         self._last += 1
         return self.folder / f"{self._last:04}-{slug(prompt)}.png"
+
+
+def write(path: Path, data: bytes) -> Path:
+    """Writes a file, under `path` or the next free number after it, and returns which.
+
+    It appears whole, with its final name, or not at all, and never in the place of another.
+
+    Raises:
+        SdpipeError: it cannot be written.
+    """
+    try:
+        with unfinished(path.parent) as temporary:
+            temporary.write_bytes(data)
+            for name in free_names(path):
+                try:
+                    put_in_place(temporary, name)
+                except FileExistsError:  # another process was faster
+                    continue
+                return name
+    except OSError as error:
+        raise SdpipeError(f"{path} cannot be written: {error.strerror}.") from error
+    raise AssertionError("free names never end")
 
 
 def slug(prompt: str) -> str:

@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import sdpipe
 from sdpipe.errors import SdpipeError, SdpipeWarning
-from sdpipe.files import FORMATS, free_names, put_in_place, unfinished
+from sdpipe.files import FORMATS, write
 from sdpipe.pixels import opened, pixels_sha256
 from sdpipe.settings import Settings
 
@@ -126,19 +126,7 @@ def save(
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise SdpipeError(f"{path} has no suffix of a known format: {', '.join(FORMATS)}.")
-    data = _encode(image, FORMATS[path.suffix.lower()], metadata)
-    try:
-        with unfinished(path.parent) as temporary:
-            temporary.write_bytes(data)
-            for name in free_names(path):
-                try:
-                    put_in_place(temporary, name)
-                except FileExistsError:  # another process was faster
-                    continue
-                return name
-    except OSError as error:
-        raise SdpipeError(f"{path} cannot be written: {error.strerror}.") from error
-    raise AssertionError("free names never end")
+    return write(path, _encode(image, FORMATS[path.suffix.lower()], metadata))
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
