@@ -28,7 +28,7 @@ test: .venv/test
 	@touch $@
 
 .venv/test: .venv/bin/python pyproject.toml constraints.txt
-	.venv/bin/pip install --quiet --constraint constraints.txt --editable ".[test,train]"
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable ".[test,train,show]"
 	@touch $@ .venv/sdpipe
 
 clean:

@@ -11,6 +11,7 @@ import typer
 
 import sdpipe
 from sdpipe import cli_repeat, cli_train, files, messages, options, progress
+from sdpipe.cli_show import show_app
 from sdpipe.device import check_device, check_dtype
 from sdpipe.errors import UsageError
 from sdpipe.interrupt import interruptible
@@ -80,7 +81,7 @@ def generate(
     prompts = _prompts(prompt)
     pictures = n * len(prompts)
     inputs: dict[str, Any] = {
-        "negative_prompt": _text("--negative", negative),
+        "negative_prompt": options.text("--negative", negative),
         "g": g,
         "seed": seed,
         "steps": steps,
@@ -128,6 +129,7 @@ app.command(
     short_help="Train a model on captioned pictures.",
     epilog="Example:  sdpipe train --data photos --out runs/photos --dim 128",
 )(cli_train.train)
+app.add_typer(show_app, name="show")
 app.command(short_help="Tell how pictures were drawn.")(cli_repeat.info)
 app.command(short_help="Draw a picture again, and verify that it is the same.")(cli_repeat.replay)
 
@@ -163,21 +165,12 @@ def _explain_usage(error: Any) -> int:
 
 def _prompts(prompt: str) -> list[str]:
     if prompt != "-":
-        return [_text("the prompt", prompt)]
+        return [options.text("the prompt", prompt)]
     try:
         lines = [line.strip() for line in sys.stdin]
     except UnicodeDecodeError as error:
         raise UsageError(f"standard input is not UTF-8 text ({error}).") from error
-    prompts = [_text("standard input", line) for line in lines if line]
+    prompts = [options.text("standard input", line) for line in lines if line]
     if not prompts:
         raise UsageError("standard input has no prompt; give one a line.")
     return prompts
-
-
-def _text(name: str, text: str) -> str:
-    """Python lets bytes that are no text through, as code points that nothing can encode."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{name} is not UTF-8 text: {text!r}.") from error
-    return text

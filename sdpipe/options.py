@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sdpipe import messages
+from sdpipe.errors import UsageError
 from sdpipe.settings import SCHEDULERS
 
 PICTURE, SAMPLING, MODEL, OUTPUT = "Picture", "Sampling", "Model and machine", "Output"
@@ -26,6 +27,19 @@ def flag(panel: str | None, help: str, name: str, **more: Any) -> Any:
 def whole(panel: str, help: str, *names: str) -> Any:
     """An option that takes a whole number."""
     return option(panel, help, *names, metavar="N", parser=_parse_int)
+
+
+def text(name: str, text: str) -> str:
+    """Python lets bytes that are no text through, as code points that nothing can encode.
+
+    Raises:
+        UsageError: `text`, which messages call `name`, holds such.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text: {text!r}.") from error
+    return text
 
 
 def _parse_int(text: str) -> int:

@@ -49,9 +49,9 @@ def filmstrip(columns: Sequence[Column], title: str = "", subtitle: str = "") ->
     draw = ImageDraw.Draw(strip)
 
     room = right - MARGIN
-    draw.text((MARGIN, MARGIN), _short(draw, title, TITLE, room), INK, _font(TITLE))
+    draw.text((MARGIN, MARGIN), short(draw, title, TITLE, room), INK, font(TITLE))
     under_title = MARGIN + (TITLE + 14 if title else 0)
-    draw.text((MARGIN, under_title), _short(draw, subtitle, SMALL, room), FAINT, _font(SMALL))
+    draw.text((MARGIN, under_title), short(draw, subtitle, SMALL, room), FAINT, font(SMALL))
 
     middles = (top + row_height // 2, top + row_height + GAP + row_height // 2)
     _row_name(draw, middles[0], "t", "the latents,\ndecoded")
@@ -63,9 +63,9 @@ def filmstrip(columns: Sequence[Column], title: str = "", subtitle: str = "") ->
             strip.paste(picture, (x, y))
             draw.rectangle((x - 1, y - 1, x + width, y + height), outline=EDGE)
         name = f"step {column.step}" if column.step else "noise"
-        draw.text((centre, bottom + 27), name, INK, _font(TEXT), anchor="ms")
-        sigma = f"sigma {_number(column.sigma)}"
-        draw.text((centre, bottom + 50), sigma, FAINT, _font(SMALL), anchor="ms")
+        draw.text((centre, bottom + 27), name, INK, font(TEXT), anchor="ms")
+        sigma = f"sigma {number(column.sigma)}"
+        draw.text((centre, bottom + 50), sigma, FAINT, font(SMALL), anchor="ms")
     return strip
 
 
@@ -78,7 +78,7 @@ def titles(settings: Settings) -> tuple[str, str]:
         details.append(f"g {settings.g:g}")
     if settings.negative_prompt:
         details.append(f"not: {settings.negative_prompt}")
-    return _printable(settings.prompt), _printable(" · ".join(details))
+    return printable(settings.prompt), printable(" · ".join(details))
 
 
 def _fitted(picture: Image.Image) -> Image.Image:
@@ -95,30 +95,33 @@ def _fitted(picture: Image.Image) -> Image.Image:
 
 def _row_name(draw: ImageDraw.ImageDraw, middle: int, index: str, meaning: str) -> None:
     """x with an index, set by hand because the font has no such letters, and what it means."""
-    draw.text((MARGIN, middle - 8), "x", INK, _font(TITLE), anchor="ls")
-    after = MARGIN + round(draw.textlength("x", _font(TITLE))) + 1
-    draw.text((after, middle - 3), index, INK, _font(SMALL), anchor="ls")
-    draw.multiline_text((MARGIN, middle + 4), meaning, FAINT, _font(SMALL), spacing=4)
+    draw.text((MARGIN, middle - 8), "x", INK, font(TITLE), anchor="ls")
+    after = MARGIN + round(draw.textlength("x", font(TITLE))) + 1
+    draw.text((after, middle - 3), index, INK, font(SMALL), anchor="ls")
+    draw.multiline_text((MARGIN, middle + 4), meaning, FAINT, font(SMALL), spacing=4)
 
 
-def _number(sigma: float) -> str:
+def number(sigma: float) -> str:
+    """A noise level in about three digits."""
     return f"{sigma:.1f}" if sigma >= 10 else f"{sigma:.2f}" if sigma else "0"
 
 
-def _short(draw: ImageDraw.ImageDraw, text: str, size: int, room: int) -> str:
-    if draw.textlength(text, _font(size)) <= room:
+def short(draw: ImageDraw.ImageDraw, text: str, size: int, room: int) -> str:
+    """A text, or as much of it as `room` pixels hold, with dots at the end."""
+    if draw.textlength(text, font(size)) <= room:
         return text
-    while text and draw.textlength(text + "...", _font(size)) > room:
+    while text and draw.textlength(text + "...", font(size)) > room:
         text = text[:-1]
     return text + "..."
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text in the letters that Pillow's built-in font has: ASCII and a middle dot."""
     plain = unicodedata.normalize("NFKD", text[:500])
     letters = (c if " " <= c <= "~" or c == "·" else " " * c.isspace() for c in plain)
     return " ".join("".join(letters).split())
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font that comes with Pillow: the same everywhere."""
     return ImageFont.load_default(size)

@@ -15,7 +15,7 @@ import sdpipe
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.files import unfinished
 from sdpipe.latents import latents_to_pil
-from sdpipe.show.filmstrip import Column, chosen, filmstrip, titles
+from sdpipe.show.filmstrip import COLUMNS, Column, chosen, filmstrip, titles
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -70,12 +70,18 @@ def save_steps(
     return folder
 
 
-def columns(vae: "AutoencoderKL", result: "Result", index: int) -> list[Column]:
-    """Decodes what a filmstrip of picture `index` shows, and no more."""
+def columns(
+    vae: "AutoencoderKL", result: "Result", index: int, most: int = COLUMNS
+) -> list[Column]:
+    """Decodes what a filmstrip of picture `index` shows, `most` columns, and no more.
+
+    Raises:
+        UsageError: the result was drawn without `save_int`.
+    """
     if result.noise is None or not result.steps:
         raise UsageError("this result has no steps; draw it with save_int=True.")
     x_t, x0, sigmas = _trajectory(result, index)
-    states = chosen(len(x0))
+    states = chosen(len(x0), most)
     above = list(_decoded(vae, x_t[states]))
     below = list(_decoded(vae, x0[states[:-1]]))
     return [

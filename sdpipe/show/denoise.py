@@ -1,0 +1,197 @@
+"""One call of the U-Net: a noised picture, the noise that it sees in it, and what that leaves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdpipe.denoise import Step, clean_latents, predict
+from sdpipe.errors import NotFiniteError
+from sdpipe.latents import add_noise, draw_noise, latents_to_pil, make_generators, pil_to_latents
+from sdpipe.prompt import embed
+from sdpipe.show import style
+from sdpipe.show.checks import check_times
+from sdpipe.show.stages import alpha_bars, brought_to_size, settle
+from sdpipe.show.style import MARGIN, WIDTH, Sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sdpipe.pipeline import Pipeline
+
+
+# By what the U-Net's output is: "sample" stands for all that is neither of the others.
+NOISE_SEEN = {
+    "epsilon": r"$\epsilon_\theta(x_t, t, c)$",
+    "v_prediction": r"$\epsilon_\theta = \sqrt{\bar\alpha_t}\,v_\theta+\sqrt{1-\bar\alpha_t}\,x_t$",
+    "sample": r"$\epsilon_\theta = (x_t-\sqrt{\bar\alpha_t}\,x_\theta)/\sqrt{1-\bar\alpha_t}$",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Denoised:
+    """What one prediction makes of noised latents; every tensor is (C, h, w), float32.
+
+    x_0, eps: the clean latents and the noise that x_t is made of.
+    predicted: the noise that the U-Net sees in x_t, as its output says or implies.
+    x0: the clean latents that this noise leaves behind.
+    prediction_type: what the U-Net's output is: "epsilon", "v_prediction" or "sample".
+    pictures: x_0, x_t and x0 decoded.
+    """
+
+    prompt: str
+    t: int
+    alpha_bar: float
+    seed: int
+    prediction_type: str
+    x_0: Tensor
+    eps: Tensor
+    x_t: Tensor
+    predicted: Tensor
+    x0: Tensor
+    pictures: tuple[Image.Image, Image.Image, Image.Image]
+
+    @property
+    def error(self) -> float:
+        """The mean squared error of the predicted noise: what training makes small."""
+        return float((self.predicted - self.eps).square().mean())
+
+    @property
+    def correlation(self) -> float:
+        """The cosine between the predicted noise and the true one."""
+        return float(torch.cosine_similarity(self.predicted.flatten(), self.eps.flatten(), dim=0))
+
+    def numbers(self) -> dict[str, Any]:
+        """What can be said in JSON."""
+        return {
+            "prompt": self.prompt,
+            "t": self.t,
+            "alpha_bar": self.alpha_bar,
+            "seed": self.seed,
+            "prediction_type": self.prediction_type,
+            "noise_error": self.error,
+            "noise_cosine": self.correlation,
+            "x0_error": float((self.x0 - self.x_0).square().mean()),
+        }
+
+
+def denoise_data(
+    pipe: "Pipeline",
+    prompt: str,
+    t: int = 500,
+    *,
+    picture: Image.Image | None = None,
+    seed: int | None = None,
+    dim: int | None = None,
+    on_step: Callable[[Step], object] | None = None,
+    **settings: Any,
+) -> Denoised:
+    """Adds noise to a picture as at timestep t, and takes what one call of the U-Net predicts.
+
+    The picture is the middle of `picture`, else the prompt's, drawn with `settings` as
+    `Pipeline.generate` takes them. The prediction is that for the prompt, without guidance. The
+    noise is what the seed draws second: a picture that is drawn starts from the first.
+
+    Raises:
+        UsageError: t or a setting breaks its rule.
+    """
+    check_times([t])
+    parts = pipe.components
+    own = settle(pipe, prompt, seed=seed, dim=dim, **settings)
+    assert own.seed is not None
+    if picture is None:
+        result = pipe.generate(prompt, seed=own.seed, dim=dim, on_step=on_step, **settings)
+        picture = result.images[0]
+    x_0 = pil_to_latents(parts.vae, brought_to_size(picture, own))  # (1, C, h, w)
+    generators = make_generators([own.seed])
+    channels, h, w = x_0.shape[1:]
+    _, eps = (draw_noise(generators, (channels, h, w)).to(x_0.device) for _ in range(2))
+    alpha_bar = alpha_bars(pipe)[t].to(x_0.device)
+    x_t = add_noise(x_0, eps, alpha_bar[None])
+
+    text = embed(parts.tokenizer, parts.text_encoder, prompt)  # (1, L, D)
+    with torch.no_grad():
+        output = predict(parts.unet, x_t, torch.tensor(t, device=x_t.device), text)
+    if not torch.isfinite(output).all():
+        raise NotFiniteError("the U-Net produced NaN or infinity; take dtype float32.")
+    kind = parts.scheduler_config.get("prediction_type", "epsilon")
+    sigma = float(((1 - alpha_bar) / alpha_bar).sqrt())
+    x0 = clean_latents(x_t, output, sigma, kind)
+    decoded = [latents_to_pil(parts.vae, z)[0] for z in (x_0, x_t, x0)]
+    return Denoised(
+        prompt=prompt,
+        t=t,
+        alpha_bar=float(alpha_bar),
+        seed=own.seed,
+        prediction_type=kind,
+        x_0=x_0[0].cpu(),
+        eps=eps[0].cpu(),
+        x_t=x_t[0].cpu(),
+        predicted=noise_in(x_t, output, sigma, kind)[0].cpu(),
+        x0=x0[0].cpu(),
+        pictures=(decoded[0], decoded[1], decoded[2]),
+    )
+
+
+def noise_in(x_t: Tensor, output: Tensor, sigma: float, prediction_type: str) -> Tensor:
+    """The noise that an output of the U-Net amounts to; beside `denoise.clean_latents`.
+
+    v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans and Ho 2022, appendix D) and the
+    forward process give eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t.
+    """
+    alpha_bar = 1 / (1 + sigma**2)
+    signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    match prediction_type:
+        case "epsilon":
+            return output
+        case "v_prediction":
+            return signal * output + noise * x_t
+        case _:  # "sample": the output is the clean latents
+            return (x_t - signal * output) / noise
+
+
+@style.drawing
+def denoise_figure(data: Denoised) -> "Figure":
+    """Draws what is made of the picture above and the noise below, and each formula with it."""
+    width, height = data.pictures[0].size
+    across = 3
+    gap = 70
+    w = (WIDTH - 2 * MARGIN - (across - 1) * gap) / across
+    h = w * height / width
+    row = h + 74
+    sheet = Sheet(
+        2 * row + 56,
+        style.quoted(data.prompt),
+        f"one call of the U-Net at t = {data.t}, where the picture's share of the variance is "
+        f"{data.alpha_bar:.3g}; noise of seed {data.seed}, the first channel of {len(data.eps)}",
+    )
+    xs = [MARGIN + i * (w + gap) for i in range(across)]
+    above = (
+        ("$x_0$", "the picture"),
+        (r"$x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\,\epsilon$", "with noise"),
+        (
+            r"$\hat x_0 = (x_t - \sqrt{1-\bar\alpha_t}\,\epsilon_\theta)\,/\,\sqrt{\bar\alpha_t}$",
+            "what is left without the noise seen",
+        ),
+    )
+    below = (
+        (r"$\epsilon$", "the noise that was added"),
+        (NOISE_SEEN.get(data.prediction_type, NOISE_SEEN["sample"]), "the noise the U-Net sees"),
+        (r"$\epsilon_\theta - \epsilon$", f"its error, mean square {data.error:.3g}"),
+    )
+    for x, picture, (formula, meaning) in zip(xs, data.pictures, above, strict=True):
+        sheet.picture(x, sheet.top, w, h, picture)
+        sheet.text(x, sheet.top + h + 24, formula)
+        sheet.note(x, sheet.top + h + 43, meaning)
+    noises = [n[0].float().numpy() for n in (data.eps, data.predicted, data.predicted - data.eps)]
+    limit = max(float(abs(n).max()) for n in noises) or 1.0
+    for x, noise, (formula, meaning) in zip(xs, noises, below, strict=True):
+        y = sheet.top + row
+        axes = sheet.picture(x, y, w, h, noise, cmap=style.DIVERGING, vmin=-limit, vmax=limit)
+        sheet.text(x, y + h + 24, formula)
+        sheet.note(x, y + h + 43, meaning)
+    sheet.scale(MARGIN, sheet.top + 2 * row - 4, WIDTH - 2 * MARGIN, axes)
+    return sheet.figure

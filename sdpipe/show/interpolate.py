@@ -1,0 +1,161 @@
+"""The way from one picture to another: between two noises, and between two prompts."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdpipe.denoise import denoise
+from sdpipe.latents import draw_noise, latents_to_pil, make_generators, vae_factor
+from sdpipe.prompt import condition, tell_cut
+from sdpipe.schedule import make_scheduler
+from sdpipe.show import style
+from sdpipe.show.checks import check_way
+from sdpipe.show.stages import settle
+from sdpipe.show.style import Sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sdpipe.pipeline import Pipeline
+    from sdpipe.settings import Settings
+
+FRAMES = 9
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """Pictures between two.
+
+    first, last: the settings of the pictures at both ends, which `Pipeline.generate` draws too.
+    fractions: how far along each picture is, 0 to 1.
+    angle: between the two noises, in degrees; 0 where they are the same.
+    """
+
+    first: "Settings"
+    last: "Settings"
+    fractions: list[float]
+    angle: float
+    pictures: list[Image.Image]
+
+    def numbers(self) -> dict[str, Any]:
+        """What can be said in JSON."""
+        return {
+            "first": self.first.to_dict(),
+            "last": self.last.to_dict(),
+            "fractions": self.fractions,
+            "angle": self.angle,
+        }
+
+
+def slerp(a: Tensor, b: Tensor, f: float) -> Tensor:
+    """The point at f of the way from a to b: its direction on the great circle, its norm between.
+
+    Shoemake (1985). Halfway on the straight line between two noises the variance is half of
+    theirs, and no model has seen such noise. f = 0 is a and f = 1 is b, to the bit.
+    """
+    if f in (0, 1):
+        return a if f == 0 else b
+    angle = angle_between(a, b)
+    if angle < 1e-6:
+        return torch.lerp(a, b, f)
+    length_a, length_b = a.norm(), b.norm()
+    u, v = a / length_a, b / length_b
+    between = (math.sin((1 - f) * angle) * u + math.sin(f * angle) * v) / math.sin(angle)
+    return between * torch.lerp(length_a, length_b, f)
+
+
+def angle_between(a: Tensor, b: Tensor) -> float:
+    """The angle between two tensors as vectors, in radians."""
+    a, b = a.double().flatten(), b.double().flatten()
+    u, v = a / a.norm(), b / b.norm()
+    return float(2 * torch.atan2((u - v).norm(), (u + v).norm()))  # Kahan's: exact when small
+
+
+def interpolate_data(
+    pipe: "Pipeline",
+    first: str,
+    last: str,
+    *,
+    seeds: Sequence[int] = (),
+    frames: int = FRAMES,
+    on_frame: Callable[[int, int], object] | None = None,
+    **settings: Any,
+) -> Way:
+    """Draws the pictures between two: noises by `slerp`, embeddings on a straight line.
+
+    seeds: of both ends, or one for both: then the noise stays and only the prompt changes. None
+        are one that is drawn. The other settings are as `Pipeline.generate` takes them.
+    on_frame: called with how many of how many pictures are done.
+
+    The pictures at both ends are those of `Pipeline.generate`, bit for bit.
+
+    Raises:
+        UsageError: a value breaks its rule.
+    """
+    parts = pipe.components
+    a = settle(pipe, first, seed=seeds[0] if seeds else None, **settings)
+    b = settle(pipe, last, seed=seeds[-1] if seeds else a.seed, **settings)
+    check_way(frames, seeds, a.scheduler)
+    assert a.seed is not None
+    assert b.seed is not None
+    assert a.width is not None
+    assert a.height is not None
+    assert a.scheduler is not None
+    assert a.steps is not None
+    assert a.g is not None
+    tell_cut(parts.tokenizer, [first, last, a.negative_prompt])
+    negative = [a.negative_prompt, b.negative_prompt]
+    text = condition(parts.tokenizer, parts.text_encoder, [first, last], negative)
+    factor = vae_factor(parts.vae)
+    shape = (parts.unet.config.in_channels, a.height // factor, a.width // factor)
+    noises = draw_noise(make_generators([a.seed, b.seed]), shape).split(1)
+    fractions = [i / (frames - 1) for i in range(frames)]
+    pictures = []
+    for f in fractions:
+        scheduler = make_scheduler(
+            a.scheduler,
+            parts.scheduler_config,
+            a.steps,
+            device=parts.device,
+            karras=a.karras,
+            lms_order=a.lms_order,
+        )
+        x_t = slerp(noises[0], noises[1], f).to(parts.device) * float(scheduler.init_noise_sigma)
+        cond = between(text.cond[:1], text.cond[1:], f)
+        generators = make_generators([a.seed])
+        draw_noise(generators, shape)  # what follows in it is the noise of later steps
+        for step in denoise(parts.unet, scheduler, x_t, cond, text.uncond[:1], a.g, generators):
+            x_t = step.latents
+        pictures += latents_to_pil(parts.vae, x_t)
+        if on_frame is not None:
+            on_frame(len(pictures), frames)
+    angle = math.degrees(angle_between(*noises))
+    return Way(a, b, fractions, angle, pictures)
+
+
+def between(a: Tensor, b: Tensor, f: float) -> Tensor:
+    """The point at f of the straight way from a to b, either end to the bit."""
+    return a if f == 0 else b if f == 1 else torch.lerp(a, b, f)
+
+
+@style.drawing
+def interpolate_figure(data: Way) -> "Figure":
+    """Draws all pictures in a row or more, and below each how far along it is."""
+    aspect = data.pictures[0].height / data.pictures[0].width
+    places, end = style.cells(len(data.pictures), aspect, 36, across=9, gap=8)
+    a, b = data.first, data.last
+    seeds = f"seed {a.seed}" if a.seed == b.seed else f"seeds {a.seed} to {b.seed}"
+    sheet = Sheet(
+        end + 30,
+        " to ".join(style.quoted(prompt, 2) for prompt in dict.fromkeys((a.prompt, b.prompt))),
+        f"{seeds}, {a.steps} steps of {a.scheduler}, g {a.g:g}",
+    )
+    for (x, y, w, h), picture, f in zip(places, data.pictures, data.fractions, strict=True):
+        sheet.picture(x, y + sheet.top, w, h, picture)
+        sheet.note(x, y + sheet.top + h + 18, f"{100 * f:.0f} %")
+    return sheet.figure

@@ -1,0 +1,69 @@
+"""Single parts of a model, for what needs no network: found and read without the rest."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from sdpipe.errors import ModelError
+from sdpipe.loading.hub import is_hub_id
+from sdpipe.loading.locate import configurations, find_model
+from sdpipe.loading.sources import Sources, own_settings, read_json
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+CLIP_LENGTH = 77
+
+
+def load_tokenizer(model: str | os.PathLike[str] | None = None) -> "CLIPTokenizer":
+    """A model's tokenizer, without torch; `model_max_length` is what the text encoder takes.
+
+    Raises:
+        ModelError: there is no such model, or its tokenizer cannot be read.
+    """
+    sources = _find(model, "tokenizer")
+    folder = sources.folder("tokenizer")
+    from transformers import CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        label = sources.places["tokenizer"].label
+        raise ModelError(
+            f"{label}: the tokenizer in {folder} cannot be loaded: {' '.join(str(error).split())}"
+        ) from error
+    beside = folder.parent / "text_encoder" / "config.json"
+    config = read_json(beside, str(beside)) if beside.is_file() else {}
+    room = config.get("text_config", config).get("max_position_embeddings", CLIP_LENGTH)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, room)
+    return tokenizer
+
+
+def read_scheduler(model: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """The configuration of a model's scheduler.
+
+    Raises:
+        ModelError: there is no such model, or the configuration cannot be read.
+    """
+    return _find(model, "scheduler").scheduler()
+
+
+def read_defaults(model: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """A model's own settings, of its `sdpipe.json`, as far as they are known without the hub.
+
+    Raises:
+        ModelError: there is no such model, or its settings break a rule.
+    """
+    if model is None or is_hub_id(str(model)):
+        return {}
+    place = find_model(model, parts=("scheduler",))
+    path = place.path / "sdpipe.json"
+    return own_settings(path, place.label) if path.is_file() else {}
+
+
+def _find(model: str | os.PathLike[str] | None, part: str) -> Sources:
+    place = find_model(model, parts=(part,))
+    if not place.is_file:
+        return Sources(place, {}, {part: place})
+    if part == "scheduler":  # a single file has none: what v1-4 was trained with holds
+        return Sources(place, {}, {})
+    return Sources(place, {}, {part: place}, template=configurations(label=place.label))

@@ -1,0 +1,41 @@
+"""What several drawings ask of a pipeline: one picture's settings, its size, the noise schedule."""
+
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from torch import Tensor
+
+from sdpipe.latents import vae_factor
+from sdpipe.plan import plan
+from sdpipe.schedule import make_scheduler
+from sdpipe.show.pictures import fit
+
+if TYPE_CHECKING:
+    from sdpipe.pipeline import Pipeline
+    from sdpipe.settings import Settings
+
+
+def settle(pipe: "Pipeline", prompt: str = "", **settings: Any) -> "Settings":
+    """The settings of one picture of a prompt, every default filled in, also the seed.
+
+    Raises:
+        UsageError: a value breaks its rule, or the model's.
+    """
+    parts = pipe.components
+    factor = vae_factor(parts.vae)
+    return plan(
+        prompt, defaults=parts.defaults, factor=factor, stands_in=parts.fallback, **settings
+    )[0]
+
+
+def brought_to_size(picture: Image.Image, settings: "Settings") -> Image.Image:
+    """The middle of a picture at the size of settings that are settled."""
+    assert settings.width is not None
+    assert settings.height is not None
+    return fit(picture, settings.width, settings.height)
+
+
+def alpha_bars(pipe: "Pipeline") -> Tensor:
+    """The share of the signal's variance at each timestep that a model was trained on, (T,)."""
+    alpha_bar: Tensor = make_scheduler("ddim", pipe.components.scheduler_config, 1).alphas_cumprod
+    return alpha_bar

@@ -1,0 +1,283 @@
+"""How the drawings of `sdpipe show` look: one sheet, one set of sizes and colours for all.
+
+The only module that knows matplotlib, and it imports it when something is drawn, not before.
+"""
+
+import functools
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import sdpipe
+from sdpipe.errors import SdpipeError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+    from PIL import Image
+
+P = ParamSpec("P")
+
+WIDTH, MARGIN = 900, 32  # of every sheet; in pixels of a page, of which a file has two by two
+DOTS_PER_INCH, SCALE = 100, 2
+TITLE, TEXT, SMALL = 13.5, 9.5, 8.5  # font sizes in points
+INK, FAINT, EDGE, PALE = "#1e1e22", "#6c6c74", "#dcdce1", "#f3f3f5"
+
+# Okabe and Ito (2008): told apart by the colour-blind, and in print.
+BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#aa4499"
+TINTS = ("#dcebf5", "#fbe6d6", "#d9f0e7", "#f1e1ee")
+
+SEQUENTIAL = "magma"  # for magnitudes: black is none of it
+DIVERGING = "RdBu_r"  # for signed values, centred: white is zero
+
+RULES = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+    "font.size": TEXT,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.labelsize": TEXT,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": EDGE,
+    "grid.linewidth": 0.7,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+
+def drawing(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
+    """Makes a function draw by `RULES`, whatever the rest of the program has set.
+
+    Raises:
+        SdpipeError: matplotlib is not installed.
+    """
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> "Figure":
+        need_matplotlib()
+        from matplotlib import style
+
+        with style.context(["default", RULES]):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def need_matplotlib() -> None:
+    """Says what to do where matplotlib is missing, before anything takes its time.
+
+    Raises:
+        SdpipeError: it is.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise SdpipeError(
+            "the drawings of `sdpipe show` need matplotlib, which is not installed: "
+            'pip install "sdpipe[show]", or take --json for the numbers alone.'
+        ) from error
+
+
+class Sheet:
+    """A figure that is `WIDTH` pixels wide, and laid out in pixels from its upper left corner.
+
+    A title and a fainter line below it go on top; what they take is `top`.
+    """
+
+    def __init__(self, height: float, title: str, subtitle: str) -> None:
+        from matplotlib.figure import Figure
+
+        self.height = height + self.top
+        size = (WIDTH / DOTS_PER_INCH, self.height / DOTS_PER_INCH)
+        self.figure: Figure = Figure(figsize=size, dpi=DOTS_PER_INCH, facecolor="white")
+        room = 0.99 * (WIDTH - 2 * MARGIN)
+        self.text(MARGIN, 44, fitted(title, TITLE, room), size=TITLE, plain=True)
+        self.text(MARGIN, 67, fitted(subtitle, SMALL, room), size=SMALL, color=FAINT, plain=True)
+
+    top = 92
+
+    def text(self, x: float, y: float, text: str, *, plain: bool = False, **looks: Any) -> "Text":
+        """A text whose base line is at y; `plain` for what a person wrote, where $ is a dollar."""
+        place = (x / WIDTH, 1 - y / self.height)
+        looks = {"va": "baseline", "parse_math": not plain, **looks}
+        return self.figure.text(*place, printable(text) if plain else text, **looks)
+
+    def note(self, x: float, y: float, text: str, **looks: Any) -> "Text":
+        """A small, faint text."""
+        return self.text(x, y, text, **{"size": SMALL, "color": FAINT, **looks})
+
+    def axes(self, x: float, y: float, width: float, height: float) -> "Axes":
+        """Axes whose upper left corner is at x, y."""
+        below = self.height - y - height
+        box = (x / WIDTH, below / self.height, width / WIDTH, height / self.height)
+        return self.figure.add_axes(box)
+
+    def canvas(self) -> "Axes":
+        """Axes over the whole sheet, in its pixels, to draw shapes on."""
+        axes = self.axes(0, 0, WIDTH, self.height)
+        axes.set(xlim=(0, WIDTH), ylim=(self.height, 0))
+        axes.set_axis_off()
+        return axes
+
+    def picture(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        shown: "Image.Image | np.ndarray[Any, Any]",
+        **looks: Any,
+    ) -> "Axes":
+        """A picture, or an array (h, w) with `cmap` and limits, in a thin frame."""
+        axes = self.axes(x, y, width, height)
+        # Numbers as cells, pictures as smooth as they are: also where they are made smaller.
+        looks = {"interpolation": "nearest" if "cmap" in looks else "auto", **looks}
+        axes.imshow(shown, aspect="auto", **looks)
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=EDGE, linewidth=0.8)
+        return axes
+
+    def scale(self, x: float, y: float, width: float, of: "Axes", *, height: float = 8) -> None:
+        """The colours of a picture and the numbers that they stand for, below."""
+        axes = self.axes(x, y, width, height)
+        bar = self.figure.colorbar(of.images[0], cax=axes, orientation="horizontal")
+        bar.outline.set_visible(False)
+        axes.tick_params(length=0, pad=3)
+
+
+def cells(
+    count: int, aspect: float, below: float, *, across: int = 6, gap: float = 12
+) -> tuple[list[tuple[float, float, float, float]], float]:
+    """Places for pictures in rows, with room for text below each: x, y, width, height; and the end.
+
+    `aspect` is height to width. Few pictures are not drawn larger than four in a row are.
+    """
+    rows = -(-count // across)
+    across = max(4, -(-count // rows))
+    width = (WIDTH - 2 * MARGIN - gap * (across - 1)) / across
+    height = width * aspect
+    places = [
+        (MARGIN + i % across * (width + gap), i // across * (height + below), width, height)
+        for i in range(count)
+    ]
+    return places, -(-count // across) * (height + below)
+
+
+def logarithmic(axes: "Axes") -> None:
+    """Makes the upright axis logarithmic, with plain numbers, also within a single decade."""
+    from matplotlib.ticker import LogLocator
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 60 * low else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_locator(LogLocator(subs=()))
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def whole_numbers(axes: "Axes") -> None:
+    """Marks the lower axis at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def root_scale(high: float) -> dict[str, Any]:
+    """Colours for magnitudes from 0 to `high`, by their root: for `Sheet.picture`."""
+    from matplotlib.colors import PowerNorm
+
+    return {"cmap": SEQUENTIAL, "norm": PowerNorm(0.5, vmin=0, vmax=high or 1.0)}
+
+
+def box(axes: "Axes", x: float, y: float, width: float, height: float, **looks: Any) -> None:
+    """A box with slightly rounded corners on a `Sheet.canvas`."""
+    from matplotlib.patches import FancyBboxPatch
+
+    corners = "round,pad=0,rounding_size=4"
+    axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=corners, **looks))
+
+
+def bar(axes: "Axes", x: float, y: float, width: float, height: float, color: str) -> None:
+    """A plain bar on a `Sheet.canvas`."""
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((x, y), width, height, facecolor=color, linewidth=0))
+
+
+def text_width(text: str, size: float) -> float:
+    """How many pixels a plain text takes."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    if not text.strip():
+        return 0.0
+    font = FontProperties(family=RULES["font.family"], size=size)  # type: ignore[arg-type]
+    path = TextPath((0, 0), printable(text), prop=font)
+    return float(path.get_extents().x1) * DOTS_PER_INCH / 72
+
+
+def fitted(text: str, size: float, room: float) -> str:
+    """A text, or as much of it as has room, with dots at the end."""
+    text = " ".join(text[:1000].split())
+    if text_width(text, size) <= room:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if text_width(text[:middle].rstrip() + "…", size) <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return text[:low].rstrip() + "…"
+
+
+def quoted(prompt: str, of: int = 1) -> str:
+    """A prompt as the title of a sheet, or one `of` two in it, with both its quotation marks."""
+    room = 0.96 * (WIDTH - 2 * MARGIN) / of - 32 * (of - 1)
+    return f"“{fitted(prompt, TITLE, room)}”" if prompt.strip() else "the empty prompt"
+
+
+def printable(text: str) -> str:
+    """A text with an empty square for every sign that the font lacks."""
+    letters = _letters()
+    return "".join(c if ord(c) in letters else "\u25a1" for c in text)
+
+
+@functools.cache
+def _letters() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont(str(RULES["font.family"]))).get_charmap())
+
+
+def encoded(figure: "Figure", suffix: str) -> bytes:
+    """A figure as the bytes of a .png, .svg or .pdf file: the same ones every time."""
+    from matplotlib import rc_context
+
+    dated = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    maker = "Creator" if suffix != ".png" else "Software"
+    notes = {maker: f"sdpipe {sdpipe.__version__}", **dated[suffix]}
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "sdpipe"}):
+        figure.savefig(
+            buffer,
+            format=suffix[1:],
+            dpi=SCALE * DOTS_PER_INCH,
+            metadata=notes,
+        )
+    return buffer.getvalue()
