@@ -61,9 +61,9 @@ class Verdict:
     def __str__(self) -> str:
         lines = [self._first_line()]
         if self.word != "identical" and self.as_recorded is not True:
-            lines += [
-                f"  {name}: {then} then, {now} now" for name, (then, now) in self.changed.items()
-            ]
+            for name, values in self.changed.items():
+                then, now = (v if len(v) <= 60 else f"{v[:12]}..." for v in values)
+                lines.append(f"  {name}: {then} then, {now} now")
             if not self.changed:
                 lines.append("  Nothing that was recorded is another now; the processor may be.")
         return "\n".join(lines)
