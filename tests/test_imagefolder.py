@@ -13,7 +13,7 @@ from PIL import Image
 from sdpipe import UsageError
 from sdpipe.cli import main
 from sdpipe.training import imagefolder
-from sdpipe.training.imagefolder import ImageFolder, fingerprint, prepare, read_entries
+from sdpipe.training.imagefolder import ImageFolder, read_entries
 
 
 def write(folder, *lines, name="metadata.jsonl"):
@@ -147,10 +147,9 @@ def test_prepared_pictures_are_those_of_the_folder(tmp_path):
     for k in range(3):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"{k}.png")
     entries = read_entries(write(tmp_path, *(line(f"{k}.png", f"no. {k}") for k in range(3))))
-    heard, path = [], tmp_path / "pictures.rgb"
-    prepare(entries, 16, path, lambda done, total: heard.append((done, total)))
+    pictures, heard = ImageFolder(entries, 16, tmp_path / "pictures.rgb"), []
+    pictures.prepare(lambda done, total: heard.append((done, total)))
     assert heard == [(1, 3), (2, 3), (3, 3)]
-    pictures = ImageFolder(entries, 16, path)
     assert (len(pictures), pictures.size) == (3, 16)
     for k in range(3):
         with Image.open(tmp_path / f"{k}.png") as original:
@@ -161,15 +160,12 @@ def test_prepared_pictures_are_those_of_the_folder(tmp_path):
     assert {p.size for p in seen} == {(16, 16)}
     assert seen[0].tobytes() == seen[2].tobytes() != seen[1].tobytes()
 
-    prepare(entries, 16, path, lambda done, total: pytest.fail("it was read again"))
-    before = fingerprint(entries)
-    assert fingerprint(entries) == before
+    pictures.prepare(lambda done, total: pytest.fail("it was read again"))
+    before = pictures.fingerprint()
+    assert pictures.fingerprint() == before
     png(tmp_path / "1.png", (16, 16))
-    assert [a == b for a, b in zip(before, fingerprint(entries), strict=True)] == [
-        True,
-        False,
-        True,
-    ]
+    after = pictures.fingerprint()
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
 
 
 def no_folder(folder):
@@ -325,5 +321,5 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path, wrong):
     png(tmp_path / "1.png")
     entries = read_entries(write(tmp_path, line("1.png"), line("2.png")))
     with pytest.raises(UsageError, match=rf"line 2: the picture 2\.png {message}"):
-        prepare(entries, 8, tmp_path / "pictures.rgb")
+        ImageFolder(entries, 8, tmp_path / "pictures.rgb").prepare()
     assert not list(tmp_path.glob("pictures*"))

@@ -3,10 +3,11 @@
     FOLDER/metadata.jsonl       {"file_name": "0001.png", "text": "a red apple"}, one a line
     FOLDER/0001.png
 
-or metadata.csv with the columns file_name and text, or both inside FOLDER/train. Names are relative
-to the metadata; a picture may have several lines, each with another caption; what no line names is
-left out. Everything that can be wrong with it is found before training begins, in the order of what
-it costs to find. Nothing here imports torch.
+or metadata.csv with the columns file_name and text, or either inside FOLDER/train. Names are
+relative to the metadata; a picture may have several lines, each with another caption; other keys,
+and pictures that no line names, are left out. Of what the package `datasets` takes besides,
+metadata.parquet and a metadata file in every folder are not read. Everything that can be wrong is
+found before training begins. Nothing here imports torch.
 """
 
 import csv
@@ -16,6 +17,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,37 +71,6 @@ def read_entries(folder: Path) -> list[Entry]:
     return entries
 
 
-def fingerprint(entries: Sequence[Entry]) -> list[list[str]]:
-    """Name, caption and SHA-256 of every picture: what tells one set of data from another."""
-    rows = []
-    for entry in entries:
-        with entry.path.open("rb") as file:
-            rows.append([entry.name, entry.text, hashlib.file_digest(file, "sha256").hexdigest()])
-    return rows
-
-
-def prepare(
-    entries: Sequence[Entry],
-    size: int,
-    path: Path,
-    on_read: Callable[[int, int], object] = lambda done, total: None,
-) -> None:
-    """Reads every picture and keeps it in one file: N x size x size x 3 bytes, RGB, no header.
-
-    `on_read` hears how many of how many are done. A file of the right length is left as it is.
-
-    Raises:
-        UsageError: a picture cannot be read; the message has its name and its line.
-        SdpipeError: the file cannot be written.
-    """
-    if path.exists() and path.stat().st_size == len(entries) * size * size * 3:
-        return
-    with written(path) as file:
-        for i, entry in enumerate(entries):
-            file.write(read_picture(entry, size).tobytes())
-            on_read(i + 1, len(entries))
-
-
 def read_picture(entry: Entry, size: int) -> Image.Image:
     """The square in the middle of a picture, upright, on white, of size x size pixels, RGB.
 
@@ -131,15 +102,45 @@ def read_picture(entry: Entry, size: int) -> Image.Image:
 
 
 class ImageFolder:
-    """The pictures of a folder, as `prepare` keeps them, and their captions."""
+    """The pictures of a folder, cut to squares, and their captions.
+
+    `prepare` reads them, once, into the file `path`: N x size x size x 3 bytes, RGB, no header.
+    """
 
     def __init__(self, entries: Sequence[Entry], size: int, path: Path) -> None:
-        self.size = size
-        self.texts = [entry.text for entry in entries]
-        self._pixels = np.memmap(path, np.uint8, "r", shape=(len(entries), size, size, 3))
+        self.entries, self.size, self.path = entries, size, path
+
+    def fingerprint(self) -> list[list[str]]:
+        """Name, caption and SHA-256 of every picture: what tells one set of data from another."""
+        rows = []
+        for entry in self.entries:
+            with entry.path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            rows.append([entry.name, entry.text, digest])
+        return rows
+
+    def prepare(self, on_read: Callable[[int, int], object] = lambda done, total: None) -> None:
+        """Reads every picture, unless that was done before.
+
+        `on_read` hears how many of how many are done.
+
+        Raises:
+            UsageError: a picture cannot be read; the message has its name and its line.
+            SdpipeError: the file cannot be written.
+        """
+        if self.path.exists() and self.path.stat().st_size == len(self) * self.size**2 * 3:
+            return
+        with written(self.path) as file:
+            for i, entry in enumerate(self.entries):
+                file.write(read_picture(entry, self.size).tobytes())
+                on_read(i + 1, len(self))
+
+    @cached_property
+    def _pixels(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return np.memmap(self.path, np.uint8, "r", shape=(len(self), self.size, self.size, 3))
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.entries)
 
     def picture(self, i: int) -> Image.Image:
         """Picture i."""
@@ -147,11 +148,11 @@ class ImageFolder:
 
     def caption(self, i: int, rng: random.Random) -> str:
         """The caption of picture i."""
-        return self.texts[i]
+        return self.entries[i].text
 
     def captions(self) -> list[str]:
         """All captions."""
-        return self.texts
+        return [entry.text for entry in self.entries]
 
     def any_picture(self, rng: random.Random) -> Image.Image:
         """A part of a picture, six tenths of its side or more, every second time mirrored."""

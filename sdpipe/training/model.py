@@ -19,7 +19,7 @@ from sdpipe.components import Components, load
 from sdpipe.errors import ModelError, UsageError
 from sdpipe.latents import vae_factor
 from sdpipe.training import ddpm, text, vae
-from sdpipe.training.recipe import Recipe, Unet
+from sdpipe.training.recipe import Recipe
 from sdpipe.training.tokenizer import train_tokenizer
 from sdpipe.training.work import cannot_write
 
@@ -72,10 +72,13 @@ def new_model(recipe: Recipe, captions: Sequence[str]) -> Model:
     return Model(tokenizer, text_encoder, unet, autoencoder, scheduler, dict(r.sampling))
 
 
-def load_model(name: str, device: torch.device, dim: int | None) -> tuple[Model, int, str]:
-    """A model to go on from, in float32; the size of its pictures; and what tells it from others.
+def load_model(
+    name: str, recipe: Recipe, dim: int | None, device: torch.device
+) -> tuple[Model, Recipe, str]:
+    """A model to go on from, in float32; the recipe that suits it; and what tells it from others.
 
-    The size is `dim`, which becomes the model's own, or else the model's.
+    The pictures are of `dim` x `dim` pixels, which becomes the model's own size, or else of the
+    size that it has. The noise is that of the model's scheduler.
 
     Raises:
         ModelError: it cannot be had, or learns by another rule than ours.
@@ -97,26 +100,20 @@ def load_model(name: str, device: torch.device, dim: int | None) -> tuple[Model,
             f"{max(size - size % factor, factor)}."
         )
     parts.unet.register_to_config(sample_size=size // factor)
-    own = {k: v for k, v in parts.defaults.items() if k not in ("width", "height")}
+    config = parts.scheduler_config
+    names = {"beta_start": "beta_start", "beta_end": "beta_end", "timesteps": "num_train_timesteps"}
+    noise = {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
     identity = parts.identity()
-    told = str(identity["revision"] or identity["sha256"])
     model = Model(
         parts.tokenizer,
         parts.text_encoder,
         parts.unet,
         parts.vae,
-        {"_class_name": SCHEDULER, **parts.scheduler_config},
-        own,
+        {"_class_name": SCHEDULER, **config},
+        {k: v for k, v in parts.defaults.items() if k not in ("width", "height")},
     )
-    return model, size, told
-
-
-def noise_of(model: Model, recipe: Unet) -> Unet:
-    """The recipe with the forward process that a model says it was trained with."""
-    config = model.scheduler
-    known = {"beta_start": "beta_start", "beta_end": "beta_end", "timesteps": "num_train_timesteps"}
-    values = {ours: config[theirs] for ours, theirs in known.items() if theirs in config}
-    return replace(recipe, **values)
+    recipe = replace(recipe, size=size, unet=replace(recipe.unet, **noise))
+    return model, recipe, str(identity["revision"] or identity["sha256"])
 
 
 def save_model(model: Model, folder: Path, work: Path) -> None:

@@ -7,7 +7,7 @@ draws its own part of every batch, and the first one writes and speaks.
 import hashlib
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from sdpipe import messages, progress
 from sdpipe.device import pick_device, pick_dtype
 from sdpipe.errors import SdpipeError, SdpipeWarning
 from sdpipe.latents import vae_factor
-from sdpipe.training import ddpm, imagefolder, text, vae, work
+from sdpipe.training import ddpm, text, vae, work
 from sdpipe.training.data import Captioned, Draws, Pictures, encode, squares, unit_variance
 from sdpipe.training.fit import fit
 from sdpipe.training.glyphs import Emoji
+from sdpipe.training.imagefolder import ImageFolder
 from sdpipe.training.job import Job
-from sdpipe.training.model import Model, load_model, new_model, noise_of, save_model
+from sdpipe.training.model import Model, load_model, new_model, save_model
 from sdpipe.training.recipe import Recipe
 from sdpipe.training.samples import Sheets
 
@@ -81,36 +82,34 @@ def train(job: Job) -> Path | None:
 
 
 def _train(job: Job, accelerator: Accelerator) -> None:
-    recipe, origin = job.recipe, None
+    recipe, model, origin = job.recipe, None, None
     if job.start is not None:
         with accelerator.main_process_first():
-            model, size, origin = load_model(job.start, accelerator.device, job.dim)
-        unet = noise_of(model, recipe.unet)
-        recipe = replace(recipe, size=size, unet=unet)
-    emoji = None
-    if job.entries is None:
-        assert recipe.scenes is not None
-        emoji = Emoji(recipe.scenes, recipe.size, recipe.seed)
-    captions = emoji.captions() if emoji else [entry.text for entry in job.entries or []]
-    if job.start is None:
-        model = new_model(recipe, captions)
-
+            model, recipe, origin = load_model(job.start, recipe, job.dim, accelerator.device)
+    pictures = _pictures(job, recipe)
+    if model is None:
+        model = new_model(recipe, pictures.captions())
     run = Run(recipe, model, job.out / work.FOLDER, accelerator)
-    pixels = run.folder / "pictures.rgb"
-    _in_first(accelerator, lambda: _begin(job, run, origin, emoji, pixels))
-    pictures: Pictures = emoji or imagefolder.ImageFolder(job.entries or [], recipe.size, pixels)
+    _in_first(accelerator, lambda: _begin(job, run, pictures, origin))
 
-    if job.start is None:
+    if origin is None:
         _train_vae(run, pictures)
-    model.vae.to(accelerator.device)
     latents = encode(pictures, model.vae, run.folder / "latents.safetensors", accelerator)
-    if job.start is None:
+    if origin is None:
         latents = unit_variance(model.vae, latents)
     data = Captioned(pictures, latents, model.tokenizer)
-    if job.start is None:
+    if origin is None:
         _train_text_encoder(run, data)
     _train_unet(run, data)
     _in_first(accelerator, lambda: save_model(model, job.out, run.folder))
+
+
+def _pictures(job: Job, recipe: Recipe) -> Emoji | ImageFolder:
+    """What is learned from; those of a folder have yet to be read."""
+    if job.entries is not None:
+        return ImageFolder(job.entries, recipe.size, job.out / work.FOLDER / "pictures.rgb")
+    assert recipe.scenes is not None
+    return Emoji(recipe.scenes, recipe.size, recipe.seed)
 
 
 def make_accelerator(device: str) -> Accelerator:
@@ -145,42 +144,36 @@ def _in_first(accelerator: Accelerator, task: Callable[[], None]) -> None:
         raise SystemExit(1)
 
 
-def _begin(job: Job, run: Run, origin: str | None, emoji: Emoji | None, pixels: Path) -> None:
+def _begin(job: Job, run: Run, pictures: Emoji | ImageFolder, origin: str | None) -> None:
     """Claims the folder, reads the pictures, and says what is learned from."""
-    if emoji is not None:
-        inks = hashlib.sha256(b"".join(ink.tobytes() for ink in emoji.inks.values()))
-        data = [["the font's glyphs", ", ".join(emoji.names), inks.hexdigest()]]
+    if isinstance(pictures, ImageFolder):
+        data = pictures.fingerprint()
     else:
-        data = imagefolder.fingerprint(job.entries or [])
+        inks = hashlib.sha256(b"".join(ink.tobytes() for ink in pictures.inks.values()))
+        data = [["the font", f"{len(pictures.names)} glyphs", inks.hexdigest()]]
     begun_with = {"recipe": run.recipe.numbers(), "from": origin, "data": data}
     new = work.claim(job.out, begun_with, job.recipe_path.read_text(encoding="utf-8"))
-    if emoji is not None:
-        messages.say(f"{len(emoji.names)} glyphs, {len(emoji)} pictures")
+    if not isinstance(pictures, ImageFolder):
+        messages.say(f"{len(pictures.names)} glyphs, {len(pictures)} pictures")
         return
-    entries = job.entries or []
     try:
         with progress.bar("reading the pictures") as move:
-            imagefolder.prepare(entries, run.recipe.size, pixels, move)
+            pictures.prepare(move)
     except BaseException:
-        if new:  # what was begun with is about to change
+        if new:  # one of them will be mended, and then it is other data
             work.discard(job.out)
         raise
-    side = run.recipe.size
-    messages.say(f"{len(entries)} captioned pictures, {side} x {side}")
-    length = run.model.tokenizer.model_max_length
-    long = sum(len(t) > length for t in _tokens(run.model, [entry.text for entry in entries]))
-    if long:
+    messages.say(f"{len(pictures)} captioned pictures, {pictures.size} x {pictures.size}")
+    tokenizer = run.model.tokenizer
+    length = tokenizer.model_max_length
+    cut = [t for t in tokenizer(pictures.captions(), verbose=False).input_ids if len(t) > length]
+    if cut:
         warnings.warn(
-            f"{long} of the {len(entries)} captions are longer than the {length - 2} tokens that "
-            "the text encoder takes; their ends are not learned.",
+            f"{len(cut)} of the {len(pictures)} captions are longer than the {length - 2} tokens "
+            "that the text encoder takes; their ends are not learned.",
             SdpipeWarning,
             stacklevel=2,
         )
-
-
-def _tokens(model: Model, captions: list[str]) -> list[list[int]]:
-    """The tokens of captions, marks included, however many they are."""
-    return model.tokenizer(captions, verbose=False).input_ids
 
 
 def _train_vae(run: Run, pictures: Pictures) -> None:

@@ -98,7 +98,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
         if a[1] != b[1]:
             return f"the caption of {a[0]} was {a[1]!r} and is {b[1]!r} now"
         if a[2] != b[2]:
-            return f"the picture {a[0]} has changed"
+            return f"{a[0]} has changed"
     return None
 
 
