@@ -14,7 +14,7 @@ PANEL = "Training"
 
 What = Annotated[
     str | None,
-    typer.Argument(metavar="[emoji]", help="emoji trains the built-in model, on drawn emoji."),
+    typer.Argument(metavar="emoji", help="emoji trains the built-in model, on drawn emoji."),
 ]
 Data = Annotated[
     Path | None,

@@ -169,8 +169,8 @@ def _begin(job: Job, run: Run, pictures: Emoji | ImageFolder, origin: str | None
     cut = [t for t in tokenizer(pictures.captions(), verbose=False).input_ids if len(t) > length]
     if cut:
         warnings.warn(
-            f"{len(cut)} of the {len(pictures)} captions are longer than the {length - 2} tokens "
-            "that the text encoder takes; their ends are not learned.",
+            f"the text encoder takes {length - 2} tokens, and of the {len(pictures)} captions "
+            f"{len(cut)} have more; what comes after is not learned.",
             SdpipeWarning,
             stacklevel=2,
         )
