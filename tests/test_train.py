@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -328,6 +329,20 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(place, model, tmp_pat
     assert_same(model, tmp_path / "out")
     logs = [m / "training" / "loss.csv" for m in (model, tmp_path / "out")]
     assert len({log.read_text().count("\n") for log in logs}) == 1
+
+
+def test_what_is_damaged_is_named_and_made_again(place, model, tmp_path, refused, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(model, out)
+    command = options(place, out)
+    for name in ("latents.safetensors", "vae.checkpoint"):
+        path = out / "training" / name
+        path.write_bytes(path.read_bytes()[:100])
+        assert f"{path} is damaged" in refused(command, 1)
+        path.unlink()
+        assert main(command) == 0
+        assert_same(model, out)
+        capsys.readouterr()
 
 
 @contextlib.contextmanager

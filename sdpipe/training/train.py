@@ -153,6 +153,9 @@ def _begin(job: Job, run: Run, pictures: Emoji | ImageFolder, origin: str | None
         data = [["the font", f"{len(pictures.names)} glyphs", inks.hexdigest()]]
     begun_with = {"recipe": run.recipe.numbers(), "from": origin, "data": data}
     new = work.claim(job.out, begun_with, job.recipe_path.read_text(encoding="utf-8"))
+    if origin is None and not (run.folder / "vae.checkpoint").exists():
+        for name in ("latents.safetensors", "text.checkpoint", "unet.checkpoint"):
+            (run.folder / name).unlink(missing_ok=True)  # of another VAE, if there are any
     if not isinstance(pictures, ImageFolder):
         messages.say(f"{len(pictures.names)} glyphs, {len(pictures)} pictures")
         return
