@@ -11,7 +11,7 @@ from torch import Tensor
 from sdpipe.denoise import Step, clean_latents, predict
 from sdpipe.errors import NotFiniteError
 from sdpipe.latents import add_noise, draw_noise, latents_to_pil, make_generators, pil_to_latents
-from sdpipe.prompt import embed
+from sdpipe.prompt import embed, tell_cut
 from sdpipe.show import style
 from sdpipe.show.checks import check_times
 from sdpipe.show.stages import alpha_bars, brought_to_size, settle
@@ -105,6 +105,8 @@ def denoise_data(
     if picture is None:
         result = pipe.generate(prompt, seed=own.seed, dim=dim, on_step=on_step, **settings)
         picture = result.images[0]
+    else:
+        tell_cut(parts.tokenizer, [prompt])
     x_0 = pil_to_latents(parts.vae, brought_to_size(picture, own))  # (1, C, h, w)
     generators = make_generators([own.seed])
     channels, h, w = x_0.shape[1:]

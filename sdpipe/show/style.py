@@ -219,6 +219,7 @@ def bar(axes: "Axes", x: float, y: float, width: float, height: float, color: st
     axes.add_patch(Rectangle((x, y), width, height, facecolor=color, linewidth=0))
 
 
+@functools.lru_cache(4096)
 def text_width(text: str, size: float) -> float:
     """How many pixels a plain text takes."""
     from matplotlib.font_manager import FontProperties
