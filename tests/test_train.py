@@ -59,9 +59,11 @@ hidden_size = 16
 num_hidden_layers = 1
 num_attention_heads = 2
 grid = 4
+dropped = 0.1
 steps = 3
 batch = 4
 learning_rate = 1e-3
+muon_rate = 1e-3
 [unet]
 block_out_channels = [16, 16]
 layers_per_block = 1
@@ -70,11 +72,14 @@ norm_num_groups = 4
 beta_start = 0.00085
 beta_end = 0.012
 timesteps = 1000
-dropped = 0.1
+prediction_type = "v_prediction"
 weight = 60.0
+dropped = 0.1
+train_text_encoder = false
 steps = 6
 batch = 4
 learning_rate = 1e-3
+muon_rate = 1e-3
 warmup = 2
 ema = 0.9
 [tune]
@@ -213,13 +218,14 @@ def test_what_is_learned_is_drawn(tmp_path):
             "whole": 0.0,
             "ema": 0.95,
         },
-        text={"hidden_size": 32, "steps": 40, "batch": 16, "learning_rate": 3e-3},
+        text={"hidden_size": 32, "steps": 40, "batch": 16, "muon_rate": 1e-2},
         unet={
             "block_out_channels": [32, 32],
             "norm_num_groups": 8,
             "steps": 200,
             "batch": 16,
-            "learning_rate": 6e-3,
+            "learning_rate": 3e-3,
+            "muon_rate": 1e-2,
             "warmup": 10,
             "ema": 0.95,
         },
@@ -238,6 +244,7 @@ def test_what_is_learned_is_drawn(tmp_path):
 
     assert redness("a red square") > 100
     assert redness("a blue square") < -100
+    assert pipe.components.scheduler_config["prediction_type"] == "v_prediction"
 
 
 def test_what_stands_in_the_folder(model):
@@ -597,8 +604,8 @@ def test_a_model_that_learns_otherwise_is_refused(place, start, tmp_path, refuse
     path = start / "scheduler/scheduler_config.json"
     config = json.loads(path.read_text())
     command = options(place, tmp_path / "out", **{"from": start})
-    path.write_text(json.dumps({**config, "prediction_type": "v_prediction"}))
-    assert "predicts v_prediction, and training here is for" in refused(command, 1)
+    path.write_text(json.dumps({**config, "prediction_type": "sample"}))
+    assert "predicts sample, and training here is for" in refused(command, 1)
     path.write_text(json.dumps({**config, "beta_schedule": "linear"}))
     assert "noise schedule linear" in refused(command, 1)
     path.write_text(json.dumps(config))

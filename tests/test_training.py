@@ -15,6 +15,7 @@ from sdpipe import NotFiniteError, SdpipeError, UsageError
 from sdpipe.training import ddpm, text, vae
 from sdpipe.training.data import Captioned, Draws, squares, unit_variance
 from sdpipe.training.fit import fit
+from sdpipe.training.optimizer import FlatMuon, make_optimizers
 from sdpipe.training.recipe import EMOJI, IMAGEFOLDER, adjusted, load_recipe
 from sdpipe.training.tokenizer import train_tokenizer
 from sdpipe.training.train import make_accelerator
@@ -74,7 +75,7 @@ class Mute(nn.Module):
 def test_a_perfect_predictor_has_no_loss():
     generator = torch.Generator().manual_seed(0)
     x_0, eps = (torch.randn((6, 4, 2, 2), generator=generator) for _ in range(2))
-    recipe = load_recipe().unet
+    recipe = dataclasses.replace(load_recipe().unet, prediction_type="epsilon")
     alpha_bar = ddpm.cumulative_alpha(0.00085, 0.012, 1000)
     t, tokens = torch.tensor([0, 10, 200, 500, 900, 999]), torch.zeros(6, 3, dtype=torch.long)
     unet = Knows(eps)
@@ -83,6 +84,19 @@ def test_a_perfect_predictor_has_no_loss():
     assert torch.allclose(unet.seen, a.sqrt() * x_0 + (1 - a).sqrt() * eps)
     off = ddpm.DenoisingLoss(Knows(eps + 1), Mute(), recipe)(x_0, tokens, t, eps)
     assert off == pytest.approx((1 / alpha_bar[t]).clamp(max=60).mean().item(), rel=1e-4)
+
+
+def test_v_is_that_of_diffusers():
+    generator = torch.Generator().manual_seed(0)
+    x_0, eps = (torch.randn((6, 4, 2, 2), generator=generator) for _ in range(2))
+    recipe = dataclasses.replace(load_recipe().unet, prediction_type="v_prediction")
+    theirs = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    t, tokens = torch.tensor([0, 10, 200, 500, 900, 999]), torch.zeros(6, 3, dtype=torch.long)
+    v = theirs.get_velocity(x_0, eps, t)
+    loss = ddpm.DenoisingLoss(Knows(v), Mute(), recipe)(x_0, tokens, t, eps)
+    assert loss == pytest.approx(0, abs=1e-10)
+    off = ddpm.DenoisingLoss(Knows(v + 1), Mute(), recipe)(x_0, tokens, t, eps)
+    assert off == pytest.approx(1, rel=1e-5)
 
 
 def test_the_weight_makes_the_error_of_the_noise_that_of_v():
@@ -216,6 +230,8 @@ def test_a_recipe_is_changed_as_a_whole():
         ({"vae": {"batch": 0}}, "vae.batch = 0"),
         ({"unet": {"learning_rate": 0.0}}, "unet.learning_rate = 0.0"),
         ({"unet": {"ema": 1.0}}, "unet.ema = 1.0"),
+        ({"unet": {"muon_rate": -1.0}}, "unet.muon_rate = -1.0"),
+        ({"unet": {"prediction_type": "x0"}}, "prediction_type = 'x0'.*epsilon or v_prediction"),
     ],
 )
 def test_numbers_that_cannot_be_trained_with_are_refused(change, message):
@@ -282,6 +298,47 @@ def test_latents_are_scaled_to_unit_variance_and_the_vae_says_so():
     assert torch.allclose(scaled.float(), latents.float() * factor, rtol=1e-3)
     alone = unit_variance(autoencoder, torch.zeros(1, 4, 2, 2).half())  # nothing varies
     assert torch.isfinite(alone).all()
+
+
+def test_muon_takes_a_convolution_for_a_matrix():
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn((6, 4, 3, 3), generator=generator)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.flatten(1).clone())
+    flat = FlatMuon([ours], 0.1)
+    torchs = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        gradient = torch.randn(start.shape, generator=generator)
+        ours.grad = gradient.to(memory_format=torch.channels_last)
+        theirs.grad = gradient.flatten(1)
+        flat.step()
+        torchs.step()
+    assert torch.equal(ours.flatten(1), theirs)
+    assert not torch.allclose(ours, start, atol=0.01)
+
+
+def test_muon_takes_the_matrices_inside_and_adamw_all_else():
+    unet = ddpm.build_unet(load_recipe().unet, 16, 4, 8)
+    optimizers = make_optimizers(unet, 1e-3, 1e-3)
+    parts = [[id(p) for p in o.param_groups[0]["params"]] for o in optimizers.values()]
+    muon = {id(weight) for weight in optimizers["muon"].weights}
+    adamw = set(parts[0])
+    names = {id(p): name for name, p in unet.named_parameters()}
+    assert muon | adamw == names.keys()
+    assert not muon & adamw
+    assert {names[i] for i in muon} > {
+        "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+        "down_blocks.0.resnets.0.conv1.weight",
+    }
+    assert {names[i] for i in adamw} > {
+        "conv_in.weight",
+        "conv_out.weight",
+        "time_embedding.linear_1.weight",
+        "down_blocks.0.resnets.0.norm1.weight",
+    }
+    assert list(make_optimizers(unet, 1e-3, 0.0)) == ["adamw"]
+    frozen = unet.mid_block.requires_grad_(False).parameters()
+    learning = {id(w) for w in make_optimizers(unet, 1e-3, 1e-3)["muon"].weights}
+    assert not learning & {id(p) for p in frozen}
 
 
 class KilledError(Exception):

@@ -5,7 +5,9 @@
                                                   + sqrt(1 - alpha_bar_t) eps, t) ||^2
 
 Ho et al. (2020), algorithm 1. eps_theta also sees the caption, and now and then the empty one,
-so that one network is both halves of classifier-free guidance (Ho and Salimans 2022).
+so that one network is both halves of classifier-free guidance (Ho and Salimans 2022). In place of
+eps it can learn to predict v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 (Salimans and Ho
+2022), which is the noise where there is little, and where there is little else the picture.
 """
 
 import torch
@@ -61,9 +63,9 @@ def loss_weight(alpha_bar: Tensor, limit: float) -> Tensor:
 
 
 class DenoisingLoss(nn.Module):
-    """The weighted loss of a batch, 0 for a perfect prediction of the noise.
+    """The loss of a batch, 0 for a perfect prediction of the noise, or of v.
 
-    Holds both networks that learn from it: the text encoder goes on learning with the U-Net.
+    Holds the text encoder too, which learns from it with the U-Net unless it is frozen.
     """
 
     alpha_bar: Tensor  # (T,)
@@ -72,6 +74,7 @@ class DenoisingLoss(nn.Module):
         super().__init__()
         self.unet = unet
         self.text_encoder = text_encoder
+        self.predicts_v = recipe.prediction_type == "v_prediction"
         self.limit = recipe.weight
         alpha_bar = cumulative_alpha(recipe.beta_start, recipe.beta_end, recipe.timesteps)
         self.register_buffer("alpha_bar", alpha_bar)
@@ -79,7 +82,10 @@ class DenoisingLoss(nn.Module):
     def forward(self, x_0: Tensor, tokens: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """`x_0` and `eps` are (B, C, h, w), `tokens` (B, L), `t` (B,) in 0 ... T - 1."""
         text = self.text_encoder(tokens).last_hidden_state  # (B, L, D)
+        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
         x_t = add_noise(x_0, eps, self.alpha_bar[t])
         predicted = self.unet(x_t, t, text).sample.float()
-        error = (eps - predicted).square().mean(dim=(1, 2, 3))  # (B,)
-        return (loss_weight(self.alpha_bar[t], self.limit) * error).mean()
+        if self.predicts_v:
+            v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
+            return (v - predicted).square().mean()
+        return (loss_weight(alpha_bar, self.limit) * (eps - predicted).square()).mean()

@@ -1,4 +1,4 @@
-"""The loop that all parts are trained with: AdamW, a learning rate that falls, checkpoints."""
+"""The loop that all parts are trained with: a learning rate that falls, checkpoints."""
 
 import csv
 import math
@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from sdpipe.errors import NotFiniteError, SdpipeError
+from sdpipe.training.optimizer import make_optimizers
 from sdpipe.training.work import cannot_write, written
 
 SAVE_EVERY = 60.0  # seconds between checkpoints
@@ -32,13 +33,15 @@ def fit(
     *,
     steps: int,
     learning_rate: float,
+    muon_rate: float = 0.0,
     warmup: int = 50,
     ema: float | None = None,
     show: Callable[[int, nn.Module], None] | None = None,
 ) -> None:
     """Takes `steps` gradient steps on the loss that `model(*batch(step))` is.
 
-    The rate rises over `warmup` steps and then falls to nothing along a cosine. With `ema` the
+    The rates, see `make_optimizers`, rise over `warmup` steps and then fall to nothing along a
+    cosine. With `ema` the
     model ends as the moving average of its weights, of that decay a step. `batch` has to draw its
     random numbers from `step`: then a run that was killed, and starts again with the same folder,
     goes on from its last checkpoint as if nothing had happened. The loss goes to `folder`/loss.csv;
@@ -53,9 +56,10 @@ def fit(
     """
     path = folder / f"{name}.checkpoint"
     learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, learning_rate, weight_decay=0.01, fused=True)
+    optimizers = make_optimizers(model, learning_rate, muon_rate)
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
-    parts: Parts = {"model": model, "optimizer": optimizer}
+    parts: Parts = {"model": model, **optimizers}
     if average is not None:
         parts["average"] = average
     first, spent = _restore(path, parts)
@@ -63,7 +67,7 @@ def fit(
     if first_here:
         _cut_log(folder / "loss.csv", name, first)
     accelerator.wait_for_everyone()  # what is read above, the first process writes below
-    loss, stepper = accelerator.prepare(model, optimizer)
+    loss, *steppers = accelerator.prepare(model, *optimizers.values())
 
     begun = time.monotonic() - spent
     save_at = time.monotonic() + SAVE_EVERY
@@ -80,13 +84,15 @@ def fit(
     model.train()
     recent: list[Tensor] = []
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * _rate(step, steps, warmup)
+        for name_of, optimizer in optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rates[name_of] * _rate(step, steps, warmup)
         value = loss(*(x.to(accelerator.device) for x in batch(step)))
-        stepper.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         accelerator.backward(value)
         accelerator.clip_grad_norm_(learning, 1.0)
-        stepper.step()
+        for stepper in steppers:
+            stepper.step()
         if average is not None:
             average.update_parameters(model)
         recent.append(value.detach())

@@ -19,7 +19,7 @@ from sdpipe.components import Components, load
 from sdpipe.errors import ModelError, UsageError
 from sdpipe.latents import vae_factor
 from sdpipe.training import ddpm, text, vae
-from sdpipe.training.recipe import Recipe
+from sdpipe.training.recipe import PREDICTION_TYPES, Recipe
 from sdpipe.training.tokenizer import train_tokenizer
 from sdpipe.training.work import cannot_write
 
@@ -66,7 +66,7 @@ def new_model(recipe: Recipe, captions: Sequence[str]) -> Model:
         "beta_end": r.unet.beta_end,
         "beta_schedule": "scaled_linear",
         "num_train_timesteps": r.unet.timesteps,
-        "prediction_type": "epsilon",
+        "prediction_type": r.unet.prediction_type,
         "steps_offset": 1,
     }
     return Model(tokenizer, text_encoder, unet, autoencoder, scheduler, dict(r.sampling))
@@ -103,6 +103,7 @@ def load_model(
     config = parts.scheduler_config
     names = {"beta_start": "beta_start", "beta_end": "beta_end", "timesteps": "num_train_timesteps"}
     noise = {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
+    noise["prediction_type"] = config.get("prediction_type", "epsilon")
     identity = parts.identity()
     model = Model(
         parts.tokenizer,
@@ -150,10 +151,10 @@ def _check(parts: Components) -> None:
     """Refuses a model whose training is another than that of `ddpm`."""
     config, who = parts.scheduler_config, f"model={parts.name!r}"
     predicts = config.get("prediction_type", "epsilon")
-    if predicts != "epsilon":
+    if predicts not in PREDICTION_TYPES:
         raise ModelError(
             f"{who} predicts {predicts}, and training here is for models that predict the noise "
-            "(epsilon), as those of the family of v1-4 do; take one of them."
+            "(epsilon), as those of the family of v1-4 do, or v (v_prediction); take one of them."
         )
     schedule = config.get("beta_schedule", "linear")
     if schedule != "scaled_linear" or config.get("trained_betas") is not None:

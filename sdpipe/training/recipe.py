@@ -13,6 +13,7 @@ from sdpipe.errors import UsageError
 
 EMOJI = Path(__file__).with_name("emoji.toml")
 IMAGEFOLDER = Path(__file__).with_name("imagefolder.toml")
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +62,11 @@ class Text:
     num_hidden_layers: int
     num_attention_heads: int
     grid: int
+    dropped: float
     steps: int
     batch: int
     learning_rate: float
+    muon_rate: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +80,14 @@ class Unet:
     beta_start: float
     beta_end: float
     timesteps: int
-    dropped: float
+    prediction_type: str
     weight: float
+    dropped: float
+    train_text_encoder: bool
     steps: int
     batch: int
     learning_rate: float
+    muon_rate: float
     warmup: int
     ema: float
 
@@ -91,8 +97,10 @@ class Tune:
     """What differs where a model goes on learning: the U-Net and the text encoder, `--from`."""
 
     steps: int = 2000
+    train_text_encoder: bool = True
     batch: int = 8
     learning_rate: float = 1e-4
+    muon_rate: float = 0.0
     warmup: int = 100
     ema: float = 0.998
 
@@ -219,6 +227,12 @@ def _check(recipe: Recipe, *, anew: bool) -> None:
             raise UsageError(f"{name} = {value} is out of range; it is {least} or more.")
         if last == "learning_rate" and not value > 0:
             raise UsageError(f"{name} = {value} is out of range; it is more than 0.")
+        if last == "muon_rate" and not value >= 0:
+            raise UsageError(f"{name} = {value} is out of range; it is 0 (all by AdamW) or more.")
+        if last == "prediction_type" and value not in PREDICTION_TYPES:
+            raise UsageError(
+                f"{name} = {value!r} is not known; it is {' or '.join(PREDICTION_TYPES)}."
+            )
         if last == "ema" and not 0 <= value < 1:
             raise UsageError(f"{name} = {value} is out of range; it is from 0 to below 1.")
     if anew and (recipe.size < recipe.side or recipe.size % recipe.side):
@@ -258,6 +272,6 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         return float(value)
     if plain is tuple and isinstance(value, list):
         return tuple(value)
-    if not isinstance(value, plain) or isinstance(value, bool):
+    if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
         raise UsageError(f"{name} = {value!r} is not of the type {plain.__name__}.")
     return value

@@ -211,18 +211,26 @@ def _train_text_encoder(run: Run, data: Captioned) -> None:
     r, draws, count = run.recipe.text, run.draws(), run.share(run.recipe.text.batch)
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        x_0, tokens = data.batch(count, run.recipe.unet.dropped / 4, *draws.at(step))
+        x_0, tokens = data.batch(count, r.dropped, *draws.at(step))
         return tokens, x_0
 
     channels, size = data.latents.shape[1:3]
     loss = text.LatentsFromText(run.model.text_encoder, r.grid, channels, size)
     loss.to(run.accelerator.device)
-    rate = r.learning_rate
-    fit("text", loss, batch, run.folder, run.accelerator, steps=r.steps, learning_rate=rate)
+    fit(
+        "text",
+        loss,
+        batch,
+        run.folder,
+        run.accelerator,
+        steps=r.steps,
+        learning_rate=r.learning_rate,
+        muon_rate=r.muon_rate,
+    )
 
 
 def _train_unet(run: Run, data: Captioned) -> None:
-    """Trains the U-Net, and the text encoder on with it."""
+    """Trains the U-Net; the text encoder goes on learning with it, or stays as it is."""
     r, draws, count = run.recipe.unet, run.draws(), run.share(run.recipe.unet.batch)
 
     def batch(step: int) -> tuple[Tensor, ...]:
@@ -232,7 +240,8 @@ def _train_unet(run: Run, data: Captioned) -> None:
         return x_0, tokens, t, torch.randn(x_0.shape, generator=generator)
 
     loss = ddpm.DenoisingLoss(run.model.unet, run.model.text_encoder, r).to(run.accelerator.device)
-    loss.requires_grad_(True)
+    loss.unet.requires_grad_(True)
+    loss.text_encoder.requires_grad_(r.train_text_encoder)
     fit(
         "unet",
         loss,
@@ -241,6 +250,7 @@ def _train_unet(run: Run, data: Captioned) -> None:
         run.accelerator,
         steps=r.steps,
         learning_rate=r.learning_rate,
+        muon_rate=r.muon_rate,
         warmup=r.warmup,
         ema=r.ema,
         show=Sheets(data, run.model, run.recipe.samples, r.steps, run.folder / "samples"),
