@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import sdpipe
-from sdpipe import cli_repeat, cli_train, files, messages, options, progress
+from sdpipe import cli_check, cli_repeat, cli_sweep, cli_train, files, messages, options, progress
 from sdpipe.cli_show import show_app
 from sdpipe.device import check_device, check_dtype
 from sdpipe.errors import UsageError
@@ -126,12 +126,21 @@ def generate(
 
 
 app.command(
+    short_help="Draw many pictures, and a grid of them.",
+    epilog="Example:  sdpipe sweep 'a {cat|dog}' --model emoji --g 1,3,7.5 --seed 1-4",
+)(cli_sweep.sweep)
+app.command(
     short_help="Train a model on captioned pictures.",
     epilog="Example:  sdpipe train --data photos --out runs/photos --dim 128",
 )(cli_train.train)
 app.add_typer(show_app, name="show")
 app.command(short_help="Tell how pictures were drawn.")(cli_repeat.info)
 app.command(short_help="Draw a picture again, and verify that it is the same.")(cli_repeat.replay)
+app.command(
+    short_help="Hold the loop against diffusers, step by step.",
+    epilog="Example:  sdpipe compare 'red apple' --model emoji --seed 42 --out curve.png",
+)(cli_check.compare)
+app.command(short_help="Look whether all that is needed is here.")(cli_check.doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

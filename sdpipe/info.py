@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sdpipe.errors import SdpipeError
@@ -36,11 +36,17 @@ class Info:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON types."""
-        told = asdict(self.record)
+        told, sweep = asdict(replace(self.record, sweep=None)), self.record.sweep
+        drawn = (
+            {}
+            if sweep is None
+            else {"sweep": sweep.to_dict(), "command": sweep_command(self.record)}
+        )
         return {
             "path": self.path,
             "source": told["source"],
             "settings": told["values"],
+            **drawn,
             "model": {**told["model"], "parts": told["parts"]},
             "batch": {"n": told["n"], "index": told["index"]},
             "versions": told["versions"],
@@ -104,6 +110,10 @@ def _pixels(path: str | os.PathLike[str], record: Record) -> tuple[str | None, b
 def _rows(record: Record) -> Iterator[tuple[str, str]]:
     """Names and values, line by line: the prompt first."""
     values = dict(record.values)
+    if record.sweep is not None:
+        yield "grid of", f"a sweep of {len(record.sweep.cells)} pictures; this draws it again:"
+        yield "command", sweep_command(record)
+        values = {"prompt": record.sweep.prompt, **record.sweep.texts()}
     yield "prompt", str(values.pop("prompt", ""))
     if negative := values.pop("negative_prompt", ""):
         yield "negative prompt", str(negative)
@@ -132,6 +142,18 @@ def _rows(record: Record) -> Iterator[tuple[str, str]]:
         yield "drawn", _short(f"on {record.device} in {record.dtype}")
     for name, value in record.others.items():
         yield name, _short(value)
+
+
+def sweep_command(record: Record) -> str:
+    """What draws the sweep again whose grid this is; nothing of it is run."""
+    assert record.sweep is not None
+    options = {}
+    if name := record.model.get("name"):
+        revision = record.model.get("revision")
+        options["model"] = name if "@" in name or revision is None else f"{name}@{revision}"
+    if record.dtype is not None:
+        options["dtype"] = record.dtype
+    return record.sweep.command(**options)
 
 
 def _model(model: Mapping[str, str]) -> str:

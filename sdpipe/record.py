@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.settings import MAX_IMAGES, Settings
+from sdpipe.sweep import Sweep
 
 MAX_PROMPT = 2**16  # characters; a text encoder hears some hundred of them
 MAX_VALUE = 300  # characters of any other text
@@ -40,6 +41,7 @@ class Record:
     pixels_sha256: of the picture as it was drawn; see `pixels.pixels_sha256`.
     others: what else it tells, under its own names.
     remarks: what drawing it again has to assume or to leave out, a sentence each.
+    sweep: of which this is the grid; then there are no values.
 
     Raises:
         RecordError: a value has another type than these, or is longer than any that is meant.
@@ -57,6 +59,7 @@ class Record:
     pixels_sha256: str | None = None
     others: Mapping[str, Value] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    sweep: Sweep | None = None
 
     def __post_init__(self) -> None:
         _check_object("settings", self.values, texts_only=False)
@@ -98,6 +101,7 @@ class Record:
             device=own.get("device"),
             dtype=own.get("dtype"),
             pixels_sha256=own.get("pixels_sha256"),
+            sweep=_sweep(own),
         )
 
 
@@ -146,6 +150,18 @@ def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise RecordError(f"{name} is {brief(found)}, not an object of names and values.")
     return found
+
+
+def _sweep(own: Mapping[str, Any]) -> Sweep | None:
+    """The sweep of which the picture is the grid."""
+    if (values := _object(own, "sweep")) == {}:
+        return None
+    for name in ("prompt", "negative_prompt"):
+        _check_value(name, values.get(name), MAX_PROMPT)
+    try:
+        return Sweep.from_dict(values)
+    except UsageError as error:
+        raise RecordError(str(error)) from error
 
 
 def _check_object(name: str, values: Mapping[str, Any], texts_only: bool) -> None:

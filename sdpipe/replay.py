@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdpipe.device import DTYPES, check_device, check_dtype, pick_device
 from sdpipe.errors import ModelError, SdpipeError, UsageError
+from sdpipe.info import plain, sweep_command
 from sdpipe.loading.hub import is_hub_id
 from sdpipe.loading.locate import BUILT_IN, check_model, is_cached
 from sdpipe.record import Record, RecordError, brief, read_record
@@ -129,6 +130,11 @@ def prepare(
         check_dtype(dtype)
     check_model(model)
     record = read_record(picture)
+    if record.sweep is not None:
+        raise SdpipeError(
+            f"{picture} is the grid of a sweep, whose cells are pictures of their own. This draws "
+            f"them all: {plain(sweep_command(record))}"
+        )
     try:
         settings, remarks = _settings(record, changes or {})
         _check_size(settings, changes or {})

@@ -1,0 +1,245 @@
+"""The command that draws many pictures: every combination of some settings' values, and a grid."""
+
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdpipe import files, messages, options, progress, ranges
+from sdpipe.device import check_device, check_dtype
+from sdpipe.errors import SdpipeWarning, UsageError
+from sdpipe.loading.locate import check_model
+from sdpipe.settings import SCHEDULERS
+from sdpipe.sweep import BATCH, SWEPT, Sweep
+
+if TYPE_CHECKING:
+    from sdpipe.sweeping import SweepFolder
+
+VALUES = "VALUES"
+YES_NO = {"yes": True, "true": True, "no": False, "false": False}
+
+Prompt = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROMPT", help="What to draw; a part {cat|dog} is drawn with each alternative."
+    ),
+]
+Negative = Annotated[
+    str | None,
+    options.option(
+        options.PICTURE,
+        "What the pictures should not show; may have parts {a|b} too.",
+        "--negative",
+        metavar="TEXT",
+    ),
+]
+Seed = Annotated[
+    str | None,
+    options.option(
+        options.PICTURE,
+        "As in 1-4; all pictures have the same if it is one. Drawn if left out.",
+        metavar=VALUES,
+    ),
+]
+Dim = Annotated[
+    str | None,
+    options.option(options.PICTURE, "Width and height, multiples of 8.", metavar=VALUES),
+]
+Width = Annotated[
+    str | None, options.option(options.PICTURE, "Width alone, in place of --dim.", metavar=VALUES)
+]
+Height = Annotated[str | None, options.option(options.PICTURE, "Height alone.", metavar=VALUES)]
+Guidance = Annotated[
+    str | None,
+    options.option(
+        options.SAMPLING, "How strictly to follow the prompt, as in 1,3,7.5.", "--g", metavar=VALUES
+    ),
+]
+Steps = Annotated[
+    str | None,
+    options.option(options.SAMPLING, "Denoising steps, as in '10-50 [5]'.", metavar=VALUES),
+]
+Scheduler = Annotated[
+    str | None, options.option(options.SAMPLING, f"{', '.join(SCHEDULERS)}.", metavar=VALUES)
+]
+LmsOrder = Annotated[
+    str | None,
+    options.option(
+        options.SAMPLING, "Predictions that a step of lms combines, as in 1-4.", metavar=VALUES
+    ),
+]
+Karras = Annotated[
+    str | None,
+    options.option(
+        options.SAMPLING, "Noise levels as Karras et al. space them: yes, no.", metavar=VALUES
+    ),
+]
+Batch = Annotated[
+    int,
+    options.whole(
+        options.MODEL, "Pictures at once, at most; 1 takes the least memory. Seeds make batches."
+    ),
+]
+Out = Annotated[
+    str | None,
+    options.option(
+        options.OUTPUT,
+        "A folder. Left out: one in outputs, named after the prompt and what varies.",
+        metavar="FOLDER",
+    ),
+]
+Json = Annotated[
+    bool, options.flag(options.OUTPUT, "Print the grid and every picture, as JSON.", "--json")
+]
+
+
+def sweep(
+    context: typer.Context,
+    prompt: Prompt,
+    negative: Negative = None,
+    seed: Seed = None,
+    dim: Dim = None,
+    width: Width = None,
+    height: Height = None,
+    g: Guidance = None,
+    steps: Steps = None,
+    scheduler: Scheduler = None,
+    lms_order: LmsOrder = None,
+    karras: Karras = None,
+    exact: options.Exact = False,
+    model: options.Model = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    batch: Batch = BATCH,
+    out: Out = None,
+    as_json: Json = False,
+    debug: options.Debug = False,
+) -> int:
+    """Draws every combination of the values of up to three settings, and a grid of them all.
+
+    VALUES are 1,3,7.5 or ranges: 1-5, '1-9 (+2)' in steps of 2, '10-50 [5]' five of them. What
+    varies first goes across, parts of the prompt before options; the second goes down, the third
+    makes a grid for each value. Stopped, the same command goes on where it was.
+    """
+    plan = _planned(context.params)
+    check_device(device)
+    check_dtype(dtype)
+    if batch < 1:
+        raise UsageError(f"batch={batch} is out of range: 1 or more pictures are drawn at once.")
+    folder = _folder(out, plan)
+    check_model(model)
+    for remark in plan.remarks:
+        messages.say(remark)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", SdpipeWarning)  # what is true of every cell is said once
+        with progress.status("loading the model ..."):
+            from sdpipe.pipeline import Pipeline
+            from sdpipe.sweeping import SweepFolder
+
+            pipe = Pipeline(model, device=device, dtype=dtype)
+        with progress.status("looking what is there ..."):
+            work = SweepFolder(folder, plan, pipe)
+        return _drawn(work, batch, as_json)
+
+
+def _planned(given: dict[str, Any]) -> Sweep:
+    """The sweep that was typed; typer keeps the order in which options were."""
+    if given["prompt"] == "-":
+        raise UsageError(
+            "a sweep reads no prompts from standard input; write them into one: {red apple|violin}."
+        )
+    values: dict[str, Any] = {}
+    for name, text in given.items():
+        if name in SWEPT and text is not None:
+            values[name] = _values(name, options.text(f"--{name}", text))
+    if given["negative"] is not None:
+        values["negative_prompt"] = options.text("--negative", given["negative"])
+    return Sweep(options.text("the prompt", given["prompt"]), exact=given["exact"], **values)
+
+
+def _values(name: str, text: str) -> list[Any]:
+    if name == "g":
+        return ranges.numbers(name, text)
+    if name == "scheduler":
+        return ranges.words(name, text)
+    if name != "karras":
+        return ranges.whole_numbers(name, text)
+    found = ranges.words(name, text)
+    for word in found:
+        if word.lower() not in YES_NO:
+            raise UsageError(f"karras={word!r} is neither yes nor no; give yes, no, or both.")
+    return [YES_NO[word.lower()] for word in found]
+
+
+def _folder(out: str | None, plan: Sweep) -> Path:
+    """Where the pictures go: the same for the same command.
+
+    Raises:
+        UsageError: it is a file, or cannot be written.
+    """
+    if out is None:
+        names = [axis.name for axis in plan.axes if "prompt" not in axis.name]
+        by = f"-by-{'-'.join(names)}" if names else ""
+        out = f"outputs/sweep-{files.slug(plan.prompt)}{by}"
+    elif Path(out).suffix.lower() in (*files.FORMATS, *files.OTHER_SUFFIXES):
+        raise UsageError(
+            f"{out} is the name of a picture, and a sweep fills a folder; give one, such as "
+            f"{Path(out).stem or 'sweep'}."
+        )
+    return files.Destination(f"{out}/", len(plan.cells)).folder
+
+
+def _drawn(work: "SweepFolder", batch: int, as_json: bool) -> int:
+    """Draws what is missing, then the grid; prints where they are. The exit status."""
+    for remark in work.remarks:
+        messages.say(remark)
+    cells, there = len(work.settings), set(work.paths)
+    if there:
+        messages.say(f"{len(there)} of {cells} pictures are there already.")
+    grid = None
+    started = time.monotonic()
+    try:
+        with progress.bar(f"drawing {_pictures(cells - len(there))}") as on_step:
+            for _ in work.draw(batch, on_step):
+                pass
+        grid = str(work.save_grid())
+        if not as_json:
+            messages.print_result(grid)
+    except KeyboardInterrupt:
+        messages.say(f"{len(work.paths)} of {cells} pictures are done; the same command goes on.")
+        raise
+    finally:
+        if as_json:
+            messages.print_result(_json(work, there, grid))
+    for i, reason in work.failed.items():
+        messages.say(f"error: {work.sweep.cells[i].name}: {reason}")
+    drawn = len(work.paths) - len(there)
+    messages.say(
+        f"{_pictures(cells)}, {drawn} drawn in {time.monotonic() - started:.1f} s, "
+        f"{len(there)} there before, {len(work.failed)} failed"
+    )
+    return messages.FAILED if work.failed else 0
+
+
+def _json(work: "SweepFolder", there: set[int], grid: str | None) -> str:
+    cells = []
+    for i, (cell, settings) in enumerate(zip(work.sweep.cells, work.settings, strict=True)):
+        path = work.paths.get(i)
+        cells.append(
+            {
+                "place": list(cell.place),
+                "path": None if path is None else str(path),
+                "drawn": path is not None and i not in there,
+                "settings": settings.to_dict(),
+            }
+        )
+    told = {"grid": grid, "sweep": work.sweep.to_dict(), "cells": cells}
+    return json.dumps(told, ensure_ascii=False, indent=2)
+
+
+def _pictures(count: int) -> str:
+    return "1 picture" if count == 1 else f"{count} pictures"

@@ -1,0 +1,309 @@
+"""`Sweep`: many pictures of one prompt, of which up to three settings take several values each.
+
+    from sdpipe.sweep import Sweep
+
+    sweep = Sweep("a {cat|dog} on the moon", g=[1, 3, 7.5], steps=20, seed=1)
+    for cell in sweep.cells:
+        print(cell.name, cell.settings)
+
+A setting with several values is an axis, and so is every part {a|b} of the prompt or the negative
+prompt: there each alternative takes its turn. The first axis goes across the grid, the second goes
+down, and the third has a grid for each of its values. Knows nothing of torch, models or files; what
+draws a sweep is `sdpipe.sweeping`.
+"""
+
+import math
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Self
+
+from sdpipe.errors import UsageError
+from sdpipe.files import slug
+from sdpipe.ranges import as_text, plain
+from sdpipe.settings import Settings
+
+SWEPT = ("g", "steps", "seed", "scheduler", "lms_order", "karras", "dim", "width", "height")
+"""The settings that may have several values; the prompts have theirs as parts {a|b}."""
+
+SINGLE = ("negative_prompt", "exact")
+
+MAX_AXES = 3
+MAX_CELLS = 1000
+
+BATCH = 8  # cells that are drawn at once, at most
+BATCH_PIXELS = BATCH * 512 * 512  # and their pixels: large cells are fewer
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What varies, and the values that it takes.
+
+    name: of the setting. part: which part of a prompt it is, from 0.
+    """
+
+    name: str
+    values: tuple[Any, ...]
+    part: int = 0
+
+    def label(self, i: int) -> str:
+        """Value i as the grid calls it."""
+        return label(self.name, self.values[i])
+
+    def stem(self, i: int) -> str:
+        """Value i as a file name has it: no piece of it looks like a number after a hyphen."""
+        number = "" if self.part == 0 else str(self.part + 1)
+        value = self.values[i]
+        if "prompt" not in self.name:
+            return f"{self.name}={plain(value)}".replace("-", "minus")
+        name = self.name.removesuffix("_prompt") + number
+        return f"{name}={slug(value).replace('-', '_') if value else 'nothing'}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a sweep.
+
+    place: the number of its value on each axis, from 0.
+    name: of its file, without the suffix.
+    """
+
+    place: tuple[int, ...]
+    settings: Settings
+    name: str
+
+
+class Sweep:
+    """The pictures of a prompt for every combination of the values of some settings.
+
+    prompt: may have parts, as in "a {cat|dog} on {grass|sand}".
+    values: settings by their names in `Settings`; a list or another sequence of several values
+        makes an axis. `dim` sets width and height. `negative_prompt` may have parts, and `exact`
+        has one value for all.
+
+    axes: in the order of the grid: parts of the prompts first, then settings as they were given.
+    cells: row by row, and one grid after the other.
+    remarks: what was left out, a sentence each.
+
+    Raises:
+        UsageError: nothing varies, too much does, or a cell's settings break a rule.
+    """
+
+    def __init__(self, prompt: str, **values: Any) -> None:
+        self.prompt = prompt
+        self.remarks: list[str] = []
+        self.values: dict[str, Any] = {}
+        for name, value in values.items():
+            if (kept := self._checked(name, value)) is not None:
+                self.values[name] = kept
+        self._texts = {"prompt": _split("prompt", prompt)}
+        if "negative_prompt" in self.values:
+            self._texts["negative_prompt"] = _split("negative", self.values["negative_prompt"])
+        self.axes = tuple(self._find_axes())
+        self._check_size()
+        self.cells = tuple(self._make_cells())
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The sweep that `to_dict` described. Raises UsageError where it is none."""
+        others = dict(values)
+        prompt = others.pop("prompt", None)
+        for name in others:
+            _check_name(name)
+        return cls(prompt, **others)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON types; lists are axes."""
+        shown = {k: list(v) if isinstance(v, tuple) else v for k, v in self.values.items()}
+        return {"prompt": self.prompt, **shown}
+
+    def with_values(self, **values: Any) -> "Sweep":
+        """The same sweep with other or more values."""
+        return Sweep(self.prompt, **{**self.values, **values})
+
+    def command(self, **options: str) -> str:
+        """What draws this on the command line; `options` are more of them, such as model."""
+        words = []
+        for name, text in {**self.texts(), **options}.items():
+            option = "--negative" if name == "negative_prompt" else f"--{name.replace('_', '-')}"
+            words += [option] if name == "exact" else [option, text]
+        own = [*words, "--", self.prompt] if self.prompt.startswith("-") else [self.prompt, *words]
+        return shlex.join(["sdpipe", "sweep", *own])
+
+    def texts(self) -> dict[str, str]:
+        """The values of each setting, but the prompt, as a person types them."""
+        return {
+            name: value if name == "negative_prompt" else as_text(_several(value))
+            for name, value in self.values.items()
+            if value is not False or name != "exact"
+        }
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """A value, a tuple of several different ones, or None where there is nothing to keep."""
+        _check_name(name)
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            value = (value,)
+        if len(value) > MAX_CELLS:
+            raise _too_large([len(value)])
+        for each in value:
+            if not isinstance(each, str | int | float | None) or (each is None and len(value) > 1):
+                raise UsageError(f"{name}={each!r} is neither a number nor a text.")
+        different = tuple(dict.fromkeys(value))
+        if not different:
+            raise UsageError(f"{name} is an empty list; give it a value, or leave it out.")
+        if len(different) > 1 and name in SINGLE:
+            remedy = "give one" if name == "exact" else "its parts {a|b} take several"
+            raise UsageError(f"{name} has {len(different)} values and takes one; {remedy}.")
+        if len(different) < len(value):
+            twice = next(each for each in different if value.count(each) > 1)
+            self.remarks.append(
+                f"{name} has {plain(twice)} more than once; every value is drawn once."
+            )
+        return different if len(different) > 1 else different[0]
+
+    def _find_axes(self) -> Iterator[Axis]:
+        for name, (_, parts) in self._texts.items():
+            for i, alternatives in enumerate(parts):
+                values = tuple(dict.fromkeys(alternatives))
+                if len(values) < len(alternatives):
+                    self.remarks.append(
+                        f"{{{'|'.join(alternatives)}}} has an alternative more than once; each is "
+                        "drawn once."
+                    )
+                yield Axis(name, values, i)
+        for name, value in self.values.items():
+            if isinstance(value, tuple):
+                yield Axis(name, value)
+
+    def _check_size(self) -> None:
+        if not self.axes:
+            raise UsageError(
+                "nothing varies, and a sweep is over several values; give a setting some, as in "
+                "--g 1,3,7.5 or --seed 1-4, or the prompt a part such as {cat|dog}."
+            )
+        if len(self.axes) > MAX_AXES:
+            names = ", ".join(
+                f"{{{'|'.join(axis.values)}}}" if "prompt" in axis.name else axis.name
+                for axis in self.axes
+            )
+            raise UsageError(
+                f"{len(self.axes)} things vary ({names}); a sweep is over up to {MAX_AXES}: give "
+                "the others one value each."
+            )
+        sizes = [len(axis.values) for axis in self.axes]
+        if math.prod(sizes) > MAX_CELLS:
+            raise _too_large(sizes)
+
+    def _make_cells(self) -> Iterator[Cell]:
+        fixed = {k: v for k, v in self.values.items() if not isinstance(v, tuple)}
+        for numbers in product(*(range(len(axis.values)) for axis in reversed(self.axes))):
+            place = numbers[::-1]
+            chosen = list(zip(self.axes, place, strict=True))
+            values = dict(fixed)
+            for name, (between, _) in self._texts.items():
+                values[name] = _joined(between, [a.values[i] for a, i in chosen if a.name == name])
+            values.update({a.name: a.values[i] for a, i in chosen if "prompt" not in a.name})
+            yield Cell(place, Settings(**values), "-".join(a.stem(i) for a, i in chosen))
+
+
+def label(name: str, value: Any) -> str:
+    """A value of a setting in words that need no heading."""
+    match name:
+        case "steps":
+            return f"{value} steps"
+        case "dim":
+            return f"{value} x {value}"
+        case "width":
+            return f"{value} wide"
+        case "height":
+            return f"{value} high"
+        case "scheduler":
+            return str(value)
+        case "lms_order":
+            return f"order {value}"
+        case "karras":
+            return "karras" if value else "no karras"
+        case "prompt":
+            return value or "(nothing)"
+        case "negative_prompt":
+            return f"not: {value}" if value else "(no negative)"
+        case "exact":
+            return "exact"
+        case _:
+            return f"{name} {plain(value)}"
+
+
+def batches(settings: Sequence[Settings], most: int = BATCH) -> list[list[int]]:
+    """Which pictures can be drawn in one call of `Pipeline.generate`: their numbers, from 0.
+
+    Those of a call differ in nothing but the seed, which goes up by one. There are never more than
+    `most`, nor more pixels than `BATCH_PIXELS` unless it is one picture. `settings` are resolved.
+    """
+    alike: dict[Settings, list[int]] = {}
+    for i, each in enumerate(settings):
+        alike.setdefault(replace(each, dim=None, seed=0), []).append(i)
+    found: list[list[int]] = []
+    for same, numbers in alike.items():
+        room = min(most, BATCH_PIXELS // ((same.width or 512) * (same.height or 512)))
+        batch: list[int] = []
+        for i in sorted(numbers, key=lambda i: settings[i].seed or 0):
+            last = settings[batch[-1]].seed if batch else None
+            if batch and (len(batch) >= room or settings[i].seed != (last or 0) + 1):
+                found.append(batch)
+                batch = []
+            batch.append(i)
+        found.append(batch)
+    return found
+
+
+def _too_large(sizes: Sequence[int]) -> UsageError:
+    factors = f"{' x '.join(map(str, sizes))} = " if len(sizes) > 1 else ""
+    return UsageError(
+        f"{factors}{math.prod(sizes)} pictures are more than a sweep has, {MAX_CELLS}; leave some "
+        "values out, or draw it in parts."
+    )
+
+
+def _check_name(name: str) -> None:
+    if name not in (*SWEPT, *SINGLE):
+        known = ", ".join((*SWEPT, *SINGLE))
+        raise UsageError(f"unknown setting {name!r}; a sweep has {known}.")
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _split(name: str, text: Any) -> tuple[list[str], list[list[str]]]:
+    """A prompt as what is between its parts, one more than them, and their alternatives."""
+    if not isinstance(text, str):
+        raise UsageError(f"{name}={text!r} is not text; give a string.")
+    between, parts = [""], []
+    for i, piece in enumerate(_BRACES.split(text)):
+        if i % 2 and "|" in piece:
+            parts.append([alternative.strip() for alternative in piece.split("|")])
+            between.append("")
+        elif i % 2:
+            between[-1] += f"{{{piece}}}"  # braces without alternatives are nothing special
+        elif "|" in piece and ("{" in piece or "}" in piece):
+            raise UsageError(
+                f"{name}={text!r} has a part that is open at one end, or has another inside; a "
+                "part is written {cat|dog}."
+            )
+        else:
+            between[-1] += piece
+    return between, parts
+
+
+def _joined(between: Sequence[str], chosen: Sequence[str]) -> str:
+    """A prompt with one alternative in each place; an empty one leaves no gap."""
+    text = between[0]
+    for alternative, after in zip(chosen, between[1:], strict=True):
+        if not alternative and (not text or text.endswith(" ")):
+            after = after.removeprefix(" ")
+        text += alternative + after
+    return text.strip() if "" in chosen else text
