@@ -86,6 +86,48 @@ def cached(hub_id: str, select: Select, *, full: bool = False) -> Snapshot | Non
     return None if files is None else Snapshot(folder, folder.name, files)
 
 
+def lacking(hub_id: str, select: Select, *, full: bool = False) -> list[str] | None:
+    """What the cache lacks of what `fetch` would give: [] nothing, None that nothing is here."""
+    repo, _, revision = hub_id.partition("@")
+    folder = _cached(repo, revision or "main")
+    if folder is None:
+        return None
+    have, listed = listing(folder), _listed(repo, folder.name)
+    if _complete(have, listed, select, full) is not None:
+        return []
+    return _lacking(have, listed, select)
+
+
+def announced(hub_id: str, select: Select) -> dict[str, int | None]:
+    """Name and size, in bytes, of what `fetch` would want, asked of the hub; downloads nothing.
+
+    Raises:
+        ModelError: the hub does not say; what happened and what to do.
+    """
+    from huggingface_hub import HfApi
+
+    repo, _, revision = hub_id.partition("@")
+    revision = revision or "main"
+    try:
+        info = HfApi().model_info(
+            repo, revision=revision, timeout=_FIRST_ANSWER, files_metadata=True
+        )
+    except Exception as error:
+        told = _explain(error, repo, revision, "is not cached")
+        if told is None:
+            raise
+        raise ModelError(f"model={hub_id!r} {told}") from error
+    sizes = {file.rfilename: file.size for file in info.siblings or []}
+    wanted = select(sizes)
+    if wanted.missing:
+        part, name = next(iter(wanted.missing.items()))
+        raise ModelError(
+            f"model={hub_id!r} is on the hub, but has no {name}: "
+            + _not_a_model(part, name, list(sizes))
+        )
+    return {name: sizes[name] for name in (*wanted.files, *wanted.all_weights)}
+
+
 def _cached(repo: str, revision: str) -> Path | None:
     """The folder of the cached snapshot, complete or not."""
     from huggingface_hub import snapshot_download
@@ -134,14 +176,18 @@ def _without_indexes(files: Selection) -> list[str]:
 
 
 def _state(have: Collection[str], listed: Collection[str] | None, select: Select) -> str:
-    """What the cache lacks."""
+    """What the cache lacks, in words."""
     if not have:
         return "is not cached"
+    names = _lacking(have, listed, select)
+    verb = "is" if len(names) == 1 else "are"
+    return f"is cached only in part: {', '.join(names[:3])} {verb} missing"
+
+
+def _lacking(have: Collection[str], listed: Collection[str] | None, select: Select) -> list[str]:
     best = select(have if listed is None else listed)
-    lacking = [name for name in (*best.files, *best.all_weights) if name not in have]
-    lacking += best.missing.values()
-    verb = "is" if len(lacking) == 1 else "are"
-    return f"is cached only in part: {', '.join(lacking[:3])} {verb} missing"
+    names = [name for name in (*best.files, *best.all_weights) if name not in have]
+    return [*names, *best.missing.values()]
 
 
 def _download(repo: str, revision: str, select: Select, label: str) -> Path:

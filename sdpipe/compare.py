@@ -1,0 +1,364 @@
+"""The loop held against diffusers' own StableDiffusionPipeline, step by step.
+
+Both draw from the same parts, one after the other, with the same noise and settings: no second
+copy of the weights is in memory. Nothing imports torch or diffusers before something is drawn.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from sdpipe.errors import UsageError
+from sdpipe.pixels import Difference, difference
+from sdpipe.settings import FALLBACKS, Settings
+from sdpipe.show import style
+from sdpipe.show.style import MARGIN, WIDTH, Sheet
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from sdpipe.components import Components
+    from sdpipe.pipeline import Pipeline
+
+OnStep = Callable[[int, int], object]
+"""Called with how many steps of both together are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far apart the two may be.
+
+    relative: of the latents after any step: the largest difference by the largest value.
+    levels: of the pictures: the largest difference of two 8-bit values.
+    """
+
+    relative: float
+    levels: int
+
+
+TOLERANCES: Mapping[str, Tolerance] = {
+    "float32": Tolerance(1e-4, 1),
+    "float16": Tolerance(0.05, 32),
+    "bfloat16": Tolerance(0.25, 128),
+}
+"""What is allowed in each dtype, on any device. In 16 bits diffusers rounds the latents after every
+step and the loop does not, so the two part ways at once and the solver decides how far: over all
+schedulers, g 1, 3 and 7.5, on the built-in model, by up to 0.12 and 62 levels in bfloat16 and
+an eighth of that in float16. Twice as much shows no small fault: that is what float32 is for."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far apart the latents are after one step.
+
+    timestep and sigma are those of the step's input. absolute is the largest difference of two
+    values; relative is that by the largest value that diffusers has.
+    """
+
+    index: int
+    timestep: float
+    sigma: float
+    absolute: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of drawing the same picture in both ways.
+
+    settings: every input, defaults filled in.
+    model: name, revision and variant. notes: what was assumed to make the two comparable.
+    """
+
+    settings: Settings
+    model: Mapping[str, Any]
+    device: str
+    dtype: str
+    steps: list[Gap]
+    picture: Difference
+    tolerance: Tolerance
+    notes: list[str]
+
+    @property
+    def worst(self) -> Gap:
+        """The step after which the latents are farthest apart; one that is not finite is."""
+        return max(self.steps, key=lambda gap: (gap.relative != gap.relative, gap.relative))
+
+    @property
+    def within(self) -> bool:
+        """Whether nothing is beyond its tolerance."""
+        near = self.worst.relative <= self.tolerance.relative  # False for NaN
+        return near and self.picture.largest <= self.tolerance.levels
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything as plain JSON types."""
+        return {
+            "within": self.within,
+            "tolerance": {"relative": self.tolerance.relative, "levels": self.tolerance.levels},
+            "largest": {"relative": self.worst.relative, "step": self.worst.index},
+            "picture": {
+                "largest": self.picture.largest,
+                "mean": self.picture.mean,
+                "psnr": self.picture.psnr,
+            },
+            "steps": [vars(gap) for gap in self.steps],
+            "notes": self.notes,
+            "model": dict(self.model),
+            "settings": self.settings.to_dict(),
+            "device": self.device,
+            "dtype": self.dtype,
+        }
+
+    def __str__(self) -> str:
+        lines = [self.about, *(f"  {note}" for note in self.notes), ""]
+        lines.append(
+            f"{'step':>4}  {'timestep':>8}  {'sigma':>7}  {'relative':>8}  {'absolute':>8}"
+        )
+        lines += [
+            f"{gap.index:>4}  {gap.timestep:>8.1f}  {gap.sigma:>7.3f}  {gap.relative:>8.1e}  "
+            f"{gap.absolute:>8.1e}"
+            for gap in self.steps
+        ]
+        return "\n".join([*lines, "", *self.verdict])
+
+    @property
+    def about(self) -> str:
+        """What was drawn, in a line."""
+        s = self.settings
+        karras = " with Karras noise levels" if s.karras else ""
+        return (
+            f"{self.model['name']}, {s.width} x {s.height}, seed {s.seed}, g {s.g:g}, "
+            f"{s.steps} steps of {s.scheduler}{karras}, {self.dtype} on {self.device}"
+        )
+
+    @property
+    def verdict(self) -> list[str]:
+        """What it comes to, in two lines and a word."""
+        relative, levels, worst = self.tolerance.relative, self.tolerance.levels, self.worst
+        apart = (
+            "the same bits after every step"
+            if worst.relative == 0
+            else f"apart by at most {worst.relative:.1e} of their largest value, after step "
+            f"{worst.index}"
+        )
+        return [
+            f"latents: {apart}; allowed is {relative:g}",
+            f"picture: {self.picture}; allowed is {levels}",
+            "within" if self.within else "not within",
+        ]
+
+
+def compare(
+    pipe: "Pipeline",
+    prompt: str,
+    *,
+    tolerance: float | None = None,
+    on_step: OnStep | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Draws one picture with the loop and with diffusers' pipeline, and measures how far apart.
+
+    tolerance: of the latents after any step, relative; None is that of the pipeline's dtype.
+    settings: those of `Pipeline.generate` for one picture.
+
+    Raises:
+        UsageError: a value breaks its rule, or diffusers cannot draw at this g.
+        NotFiniteError: the loop produced NaN or infinity.
+    """
+    parts = pipe.components
+    g = settings.get("g")
+    check_guidance(parts.defaults.get("g", FALLBACKS["g"]) if g is None else g)
+    dtype = str(parts.dtype).removeprefix("torch.")
+    allowed = TOLERANCES[dtype]
+    if tolerance is not None:
+        allowed = Tolerance(tolerance, allowed.levels)
+
+    def tell(done: int, total: int) -> None:
+        if on_step is not None:
+            on_step(done, 2 * total)
+
+    result = pipe.generate(
+        prompt, save_int=True, on_step=lambda step: tell(step.index + 1, step.total), **settings
+    )
+    ours, run = result.steps, result.settings[0]
+    gaps: list[Gap] = []
+
+    def measure(latents: "Tensor") -> None:
+        step = ours[len(gaps)]
+        theirs = latents.float()
+        absolute = float((step.latents - theirs).abs().max())
+        relative = absolute / float(theirs.abs().max())
+        gaps.append(Gap(step.index, step.timestep, step.sigma, absolute, relative))
+        tell(len(ours) + len(gaps), len(ours))
+
+    image, notes = draw_with_diffusers(parts, run, measure)
+    identity = {"name": parts.name, "revision": parts.revision, "variant": parts.variant}
+    picture = difference(result.images[0], image)
+    return Comparison(run, identity, str(parts.device), dtype, gaps, picture, allowed, notes)
+
+
+@style.drawing
+def compare_figure(data: Comparison) -> "Figure":
+    """Draws how far apart the two are after each step, and what is allowed."""
+    settings, limit = data.settings, data.tolerance.relative
+    sheet = Sheet(424, f"Apart from diffusers: {style.quoted(settings.prompt, 2)}", data.about)
+    axes = sheet.axes(104, sheet.top + 32, WIDTH - 104 - MARGIN, 300)
+    shown = {g.index: g.relative for g in data.steps if 0 < g.relative < math.inf}
+    floor = min(limit, *shown.values()) / 4 if shown else limit / 1e4
+    same = [gap.index for gap in data.steps if gap.relative == 0]
+    axes.plot(list(shown), list(shown.values()), color=style.BLUE, marker="o", markersize=4)
+    axes.plot(same, [floor] * len(same), color=style.GREEN, marker="o", markersize=4, linestyle="")
+    axes.axhline(limit, color=style.ORANGE, linewidth=1.2)
+    axes.set(
+        ylim=(floor / 2, 4 * max(limit, *shown.values(), 0)), xlim=(-0.5, len(data.steps) - 0.5)
+    )
+    style.logarithmic(axes)
+    style.whole_numbers(axes)
+    heading = "largest difference of the latents after a step, by their largest value; logarithmic"
+    sheet.text(104, sheet.top + 20, heading)
+    sheet.text(WIDTH / 2, sheet.top + 372, "step", ha="center")
+    axes.annotate(
+        f"allowed: {limit:g}", (1, limit), xycoords=("axes fraction", "data"), xytext=(0, 4),
+        textcoords="offset points", ha="right", color=style.ORANGE, size=style.SMALL,
+    )  # fmt: skip
+    if same:
+        axes.annotate(
+            "the same bits", (same[0], floor), xytext=(0, 6), textcoords="offset points",
+            color=style.GREEN, size=style.SMALL,
+        )  # fmt: skip
+    sheet.note(
+        104, sheet.top + 408, f"the pictures: {data.picture}; allowed is {data.tolerance.levels}"
+    )
+    return sheet.figure
+
+
+def check_guidance(g: float | None) -> None:
+    """Refuses scales at which diffusers' pipeline draws something else.
+
+    Raises:
+        UsageError: g is between 0 and 1.
+    """
+    if g is not None and 0 < g < 1:
+        raise UsageError(
+            f"g={g:g} is between 0 and 1, where diffusers' pipeline leaves the guidance out and "
+            "draws as for 1: there is nothing to compare with; take 0, 1 or another number."
+        )
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """Refuses what no difference can be held against.
+
+    Raises:
+        UsageError: the tolerance is negative, or no number.
+    """
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise UsageError(
+            f"tolerance={tolerance:g} is out of range: 0, the same bits, or more, such as 1e-4."
+        )
+
+
+def draw_with_diffusers(
+    parts: "Components", run: Settings, on_step: "Callable[[Tensor], object]"
+) -> tuple[Image.Image, list[str]]:
+    """The picture as diffusers' pipeline draws it from the same parts, and what was assumed.
+
+    run: the settings of one picture, resolved. `on_step` is called with the latents after each of
+    its steps, (1, C, h, w), in the parts' dtype.
+    """
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from sdpipe.latents import draw_noise, make_generators, vae_factor
+
+    notes: list[str] = []
+    scheduler = _scheduler(parts, run, notes)
+    before, size = dict(scheduler.config), parts.unet.config.sample_size
+    drawer = StableDiffusionPipeline(
+        vae=parts.vae,
+        text_encoder=parts.text_encoder,
+        tokenizer=parts.tokenizer,
+        unet=parts.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    # Of an old UNet it takes a size below 64 for a mistake and makes it 64: the UNet is ours too.
+    parts.unet.register_to_config(sample_size=size)
+    notes += [
+        f"diffusers' pipeline sets {name} of the scheduler to {value}; the model has {before[name]}"
+        for name, value in scheduler.config.items()
+        if before.get(name, value) != value
+    ]
+    drawer.set_progress_bar_config(disable=True)
+    prompt, negative, g = _guidance(run, notes)
+    if parts.dtype != torch.float32:
+        dtype = str(parts.dtype).removeprefix("torch.")
+        notes.append(
+            f"diffusers' pipeline rounds the latents to {dtype} after every step, so only large "
+            "faults are seen; float32 shows small ones"
+        )
+
+    def keep(_: object, __: int, ___: object, values: "dict[str, Tensor]") -> "dict[str, Tensor]":
+        on_step(values["latents"])
+        return {}
+
+    assert run.seed is not None
+    assert run.width is not None
+    assert run.height is not None
+    factor = vae_factor(parts.vae)
+    generators = make_generators([run.seed])
+    shape = (parts.unet.config.in_channels, run.height // factor, run.width // factor)
+    images = drawer(
+        prompt,
+        negative_prompt=negative,
+        latents=draw_noise(generators, shape).to(parts.dtype),
+        generator=generators,
+        guidance_scale=g,
+        num_inference_steps=run.steps,
+        width=run.width,
+        height=run.height,
+        callback_on_step_end=keep,
+    ).images
+    return images[0], notes
+
+
+def _scheduler(parts: "Components", run: Settings, notes: list[str]) -> "SchedulerMixin":
+    """The scheduler as diffusers has it; its pipeline places the steps itself."""
+    from diffusers import LMSDiscreteScheduler
+
+    from sdpipe.schedule import make_scheduler
+
+    assert run.scheduler is not None
+    assert run.steps is not None
+    made = make_scheduler(run.scheduler, parts.scheduler_config, run.steps, karras=run.karras)
+    if run.scheduler != "lms":
+        return type(made).from_config(made.config)
+    scheduler = LMSDiscreteScheduler.from_config(made.config)
+    if run.lms_order != 4:
+        # Its pipeline has no way to ask for another order.
+        scheduler.step = functools.partial(scheduler.step, order=run.lms_order)
+        notes.append(f"diffusers' pipeline takes LMS of order 4; here it was given {run.lms_order}")
+    return scheduler
+
+
+def _guidance(run: Settings, notes: list[str]) -> tuple[str, str, float]:
+    """Prompt, negative prompt and g with which diffusers' pipeline draws what `run` says.
+
+    For g <= 1 it takes the prompt alone. uncond + g (cond - uncond) is also
+    cond + (1 - g) (uncond - cond): the two prompts change places.
+    """
+    assert run.g is not None
+    if run.g > 0:
+        return run.prompt, run.negative_prompt, run.g
+    notes.append(
+        f"diffusers' pipeline has no g = {run.g:g}: prompt and negative prompt changed places, and "
+        f"g is {1 - run.g:g}, which is the same formula"
+    )
+    return run.negative_prompt, run.prompt, 1 - run.g
