@@ -158,7 +158,9 @@ def _planned(given: dict[str, Any]) -> Sweep:
             values[name] = _values(name, options.text(f"--{name}", text))
     if given["negative"] is not None:
         values["negative_prompt"] = options.text("--negative", given["negative"])
-    return Sweep(options.text("the prompt", given["prompt"]), exact=given["exact"], **values)
+    if given["exact"]:
+        values["exact"] = True
+    return Sweep(options.text("the prompt", given["prompt"]), **values)
 
 
 def _values(name: str, text: str) -> list[Any]:
@@ -198,7 +200,7 @@ def _drawn(work: "SweepFolder", batch: int, as_json: bool) -> int:
     for remark in work.remarks:
         messages.say(remark)
     cells, there = len(work.settings), set(work.paths)
-    if there:
+    if 0 < len(there) < cells:
         messages.say(f"{len(there)} of {cells} pictures are there already.")
     grid = None
     started = time.monotonic()
@@ -218,10 +220,10 @@ def _drawn(work: "SweepFolder", batch: int, as_json: bool) -> int:
     for i, reason in work.failed.items():
         messages.say(f"error: {work.sweep.cells[i].name}: {reason}")
     drawn = len(work.paths) - len(there)
-    messages.say(
-        f"{_pictures(cells)}, {drawn} drawn in {time.monotonic() - started:.1f} s, "
-        f"{len(there)} there before, {len(work.failed)} failed"
-    )
+    parts = [f"{drawn} drawn in {time.monotonic() - started:.1f} s"] if drawn else []
+    parts += [f"{len(there)} there before"] if there else []
+    parts += [f"{len(work.failed)} without a picture"] if work.failed else []
+    messages.say(f"{_pictures(cells)}: {', '.join(parts)}")
     return messages.FAILED if work.failed else 0
 
 

@@ -32,7 +32,7 @@ SMALLEST = 128  # pixels: pictures below are enlarged, by whole pixels
 LARGEST = 2**25  # pixels of a grid, 96 MiB of memory; and of its sides:
 LARGEST_SIDE = 16384
 
-GAP, BLOCK_GAP = 8, 44  # between pictures, and between the grids of the third axis
+GAP, ROW_GAP, BLOCK_GAP = 8, 18, 44  # between pictures, rows of a single axis, and grids
 SIDE = 190  # the most that the names of the rows take
 HEAD = 112  # what the name of a column may take where its pictures are narrower
 NARROWEST = 420
@@ -64,14 +64,15 @@ class _Layout:
     block: tuple[int, int]
     across: int
     down: int
+    gap: int
 
     @property
     def size(self) -> tuple[int, int]:
         """Of all blocks, with the gaps between them."""
         width, height = self.block
         return (
-            self.across * (width + BLOCK_GAP) - BLOCK_GAP,
-            self.down * (height + BLOCK_GAP) - BLOCK_GAP,
+            self.across * (width + self.gap) - self.gap,
+            self.down * (height + self.gap) - self.gap,
         )
 
 
@@ -102,8 +103,8 @@ def grid(
     _write(draw, (MARGIN, MARGIN), titles, TITLE, INK)
     _write(draw, (MARGIN, MARGIN + _height(titles, TITLE)), subtitles, SMALL, FAINT)
     for i, block in enumerate(blocks):
-        x = MARGIN + i % layout.across * (layout.block[0] + BLOCK_GAP)
-        y = top + i // layout.across * (layout.block[1] + BLOCK_GAP)
+        x = MARGIN + i % layout.across * (layout.block[0] + layout.gap)
+        y = top + i // layout.across * (layout.block[1] + layout.gap)
         _draw_block(sheet, draw, block, layout, (x, y), size, picture)
     return sheet
 
@@ -173,7 +174,8 @@ def _laid_out(
     )
     across = 1 if not blocks[0].heading else _arranged(len(blocks), block)
     down = -(-len(blocks) // across)
-    return _Layout(scale, text, column, row, side, heading, head, block, across, down)
+    gap = BLOCK_GAP if heading else ROW_GAP
+    return _Layout(scale, text, column, row, side, heading, head, block, across, down, gap)
 
 
 def _arranged(count: int, block: tuple[int, int]) -> int:

@@ -179,21 +179,23 @@ class SweepFolder:
     def _find(self) -> None:
         """Looks for the cells that are there, and says what else has their names."""
         wanted = {_key(settings.to_dict()) for settings in self.settings}
-        others: list[tuple[Path, str]] = []
+        others: list[str] = []
         for i, settings in enumerate(self.settings):
+            values, reasons = settings.to_dict(), []
             for path in self._files(self._names[i]):
                 record = _record(path)
-                reason = self._against(path, record, settings.to_dict())
+                reason = self._against(path, record, values)
                 if reason is None:
                     self.paths[i] = path
                     break
-                if record is None or _key(record.values) not in wanted - {_key(settings.to_dict())}:
-                    others.append((path, reason))
+                if record is None or _key(record.values) not in wanted - {_key(values)}:
+                    reasons.append(f"{path} {reason}")
+            if i not in self.paths:
+                others += reasons
         if others:
-            path, reason = others[0]
-            more = f", and {len(others) - 1} more files are no cells either" if others[1:] else ""
+            more = f" (and so on: {len(others)} files)" if others[1:] else ""
             self.remarks.append(
-                f"{path} {reason}{more}; what is there stays, and the cells go beside it."
+                f"{others[0]}{more}; what is there stays, and the cell goes beside it."
             )
 
     def _seed_of_before(self, settings: list[Settings]) -> int | None:
@@ -236,7 +238,8 @@ class SweepFolder:
 
     def _subtitle(self) -> str:
         """What all cells have in common."""
-        values = {k: v for k, v in self.sweep.values.items() if not isinstance(v, tuple)}
+        axes = {axis.name for axis in self.sweep.axes}
+        values = {k: v for k, v in self.sweep.values.items() if k not in axes}
         width, height = values.pop("width", None), values.pop("height", None)
         shown = [label(name, value) for name, value in values.items() if value is not False]
         if width and height:
