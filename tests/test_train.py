@@ -54,6 +54,9 @@ ema = 0.9
 edges = 0.5
 square = 1.0
 kl = 1e-3
+decoder_steps = 2
+decoder_rate = 1e-3
+decoder_square = 5.0
 [text]
 hidden_size = 16
 num_hidden_layers = 1
@@ -94,6 +97,7 @@ steps = 5
 lms_order = 1
 """
 PARTS = ("unet", "vae", "text_encoder")
+STAGES = {"vae": 4, "decoder": 2, "text": 3, "unet": 6}
 COLOURS = ("red", "blue", "green")
 
 # A model of six steps draws nothing yet, and lms, which it prefers, takes that badly.
@@ -252,11 +256,11 @@ def test_what_stands_in_the_folder(model):
     names = {path.name for path in training.iterdir()}
     assert names == {
         *("run.json", "recipe.toml", "loss.csv", "pictures.rgb", "latents.safetensors", "samples"),
-        *("vae.checkpoint", "text.checkpoint", "unet.checkpoint"),
+        *(f"{stage}.checkpoint" for stage in STAGES),
     }
     assert (training / "recipe.toml").read_text() == RECIPE
     rows = [line.split(",")[:2] for line in (training / "loss.csv").read_text().splitlines()]
-    assert rows == [["stage", "step"], ["vae", "4"], ["text", "3"], ["unet", "6"]]
+    assert rows == [["stage", "step"], *([stage, str(steps)] for stage, steps in STAGES.items())]
     modes = {stat.S_IMODE(p.stat().st_mode) for p in model.rglob("*") if p.is_file()}
     assert len(modes) == 1  # whoever may read one file of it may read all
     (sample,) = (training / "samples").iterdir()
@@ -649,7 +653,7 @@ def test_two_processes_train_one_model(place, model, tmp_path):
     assert done.stdout.splitlines()[-1] == str(tmp_path / "out")
     assert done.stderr.count("3 captioned pictures") == 1
     assert done.stderr.count("draw with it") == 1
-    for stage in ("vae", "text", "unet"):
+    for stage in STAGES:
         (drawn, total), (other, same) = (
             json.loads((tmp_path / f"{stage}-{rank}.json").read_text()) for rank in (0, 1)
         )
@@ -659,4 +663,4 @@ def test_two_processes_train_one_model(place, model, tmp_path):
     assert ours.keys() == alone.keys()
     assert {t.shape for t in ours.values()} == {t.shape for t in alone.values()}
     rows = (tmp_path / "out" / "training" / "loss.csv").read_text().splitlines()
-    assert [row.split(",")[:2] for row in rows[1:]] == [["vae", "4"], ["text", "3"], ["unet", "6"]]
+    assert [row.split(",")[:2] for row in rows[1:]] == [[k, str(n)] for k, n in STAGES.items()]

@@ -53,6 +53,21 @@ def test_reconstruction_is_a_laplace_likelihood_up_to_a_constant():
     assert offset == pytest.approx(0.25, abs=1e-4)
 
 
+def test_the_decoder_learns_alone_what_the_encoder_says():
+    recipe = load_recipe().vae
+    autoencoder = vae.build_vae(recipe, 16)
+    x = torch.rand((2, 3, 16, 16), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    loss = vae.DecodingError(autoencoder, recipe)
+    value = loss(x)
+    z = autoencoder.encode(x).latent_dist.mean
+    y = autoencoder.decode(z).sample
+    expected = vae.reconstruction_error(x, y, recipe.edges, recipe.decoder_square)
+    assert torch.allclose(value, expected, rtol=1e-5)
+    value.backward()
+    assert all(p.grad is None for p in autoencoder.encoder.parameters())
+    assert all(p.grad is not None for p in autoencoder.decoder.parameters())
+
+
 class Knows(nn.Module):
     """A U-Net that is told the noise."""
 

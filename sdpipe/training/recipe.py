@@ -52,6 +52,9 @@ class Vae:
     edges: float
     square: float
     kl: float
+    decoder_steps: int
+    decoder_rate: float
+    decoder_square: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +204,7 @@ def adjusted(
         recipe.vae,
         crop=min(recipe.vae.crop, size),
         steps=_times(recipe.vae.steps, share),
+        decoder_steps=_times(recipe.vae.decoder_steps, share),
         ema=_ema(recipe.vae.ema, share),
     )
     text = replace(recipe.text, steps=_times(recipe.text.steps, share))
@@ -218,14 +222,18 @@ def _ema(decay: float, share: float) -> float:
     return decay if share >= 1 else max(1 - (1 - decay) / share, 0.0)
 
 
+MAY_BE_0 = {"vae.steps", "vae.decoder_steps", "text.steps", "unet.warmup", "tune.warmup"}
+
+
 def _check(recipe: Recipe, *, anew: bool) -> None:
     """Refuses what would fail later. Where no part is made anew, `size` is not looked at."""
     for name, value in recipe.numbers().items():
-        least = 0 if name in ("vae.steps", "text.steps", "unet.warmup", "tune.warmup") else 1
+        least = 0 if name in MAY_BE_0 else 1
         last = name.rpartition(".")[2]
-        if last in ("steps", "batch", "warmup", "timesteps", "length") and value < least:
+        counts = ("steps", "decoder_steps", "batch", "warmup", "timesteps", "length")
+        if last in counts and value < least:
             raise UsageError(f"{name} = {value} is out of range; it is {least} or more.")
-        if last == "learning_rate" and not value > 0:
+        if last in ("learning_rate", "decoder_rate") and not value > 0:
             raise UsageError(f"{name} = {value} is out of range; it is more than 0.")
         if last == "muon_rate" and not value >= 0:
             raise UsageError(f"{name} = {value} is out of range; it is 0 (all by AdamW) or more.")

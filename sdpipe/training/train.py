@@ -154,7 +154,12 @@ def _begin(job: Job, run: Run, pictures: Emoji | ImageFolder, origin: str | None
     begun_with = {"recipe": run.recipe.numbers(), "from": origin, "data": data}
     new = work.claim(job.out, begun_with, job.recipe_path.read_text(encoding="utf-8"))
     if origin is None and not (run.folder / "vae.checkpoint").exists():
-        for name in ("latents.safetensors", "text.checkpoint", "unet.checkpoint"):
+        for name in (
+            "decoder.checkpoint",
+            "latents.safetensors",
+            "text.checkpoint",
+            "unet.checkpoint",
+        ):
             (run.folder / name).unlink(missing_ok=True)  # of another VAE, if there are any
     if not isinstance(pictures, ImageFolder):
         messages.say(f"{len(pictures.names)} glyphs, {len(pictures)} pictures")
@@ -180,7 +185,9 @@ def _begin(job: Job, run: Run, pictures: Emoji | ImageFolder, origin: str | None
 
 
 def _train_vae(run: Run, pictures: Pictures) -> None:
-    """Trains the VAE on squares, and in the end on whole pictures, of which it takes fewer."""
+    """Trains the VAE on squares, and in the end on whole pictures, of which it takes fewer; then
+    its decoder alone.
+    """
     r, draws, size = run.recipe.vae, run.draws(), run.recipe.size
     factor = vae_factor(run.model.vae)
 
@@ -193,16 +200,26 @@ def _train_vae(run: Run, pictures: Pictures) -> None:
         shape = (len(x), r.latent_channels, side // factor, side // factor)
         return x, torch.randn(shape, generator=generator)
 
+    def whole_pictures(step: int) -> tuple[Tensor]:
+        pixels = r.batch * r.crop**2 / run.accelerator.num_processes
+        rng, _ = draws.at(-1 - step)
+        return (squares(pictures, size, max(round(pixels / size**2), 1), rng),)
+
     loss = vae.NegativeElbo(run.model.vae, r).to(run.accelerator.device)
     rate = r.learning_rate
+    where = (run.folder, run.accelerator)
+    fit("vae", loss, batch, *where, steps=r.steps, learning_rate=rate, ema=r.ema)
+    decoding = vae.DecodingError(run.model.vae, r)
+    run.model.vae.decoder.requires_grad_(True)
+    rate = r.decoder_rate
     fit(
-        "vae",
-        loss,
-        batch,
-        run.folder,
-        run.accelerator,
-        steps=r.steps,
+        "decoder",
+        decoding,
+        whole_pictures,
+        *where,
+        steps=r.decoder_steps,
         learning_rate=rate,
+        muon_rate=rate,
         ema=r.ema,
     )
 

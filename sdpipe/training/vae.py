@@ -6,6 +6,7 @@ The negative of it is the loss: how badly x comes back through z, and how far th
 posterior q(z|x), a Gaussian, is from the prior p(z) = N(0, I).
 """
 
+import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
@@ -68,3 +69,22 @@ class NegativeElbo(nn.Module):
         y = self.vae.decode(posterior.mean + posterior.std * eps).sample.float()
         error = reconstruction_error(x, y, self.recipe.edges, self.recipe.square)
         return error + self.recipe.kl * divergence
+
+
+class DecodingError(nn.Module):
+    """The loss of the decoder alone: how badly pictures come back from the mode of q(z|x).
+
+    The encoder, and with it what the latents mean, stays as it is.
+    """
+
+    def __init__(self, vae: AutoencoderKL, recipe: Vae) -> None:
+        super().__init__()
+        self.vae = vae
+        self.recipe = recipe
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The loss of pictures (B, 3, H, W) in [-1, 1]."""
+        with torch.no_grad():
+            z = self.vae.encode(x).latent_dist.mode()
+        y = self.vae.decode(z).sample.float()
+        return reconstruction_error(x, y, self.recipe.edges, self.recipe.decoder_square)
