@@ -135,7 +135,10 @@ class _Handler(BaseHTTPRequestHandler):
         if revision not in ("main", repo.commit):
             return self.answer(404, code="RevisionNotFound")
         if middle == "revision":
-            siblings = [{"rfilename": file} for file in sorted(repo.files)]
+            sizes = {file: len(data) for file, data in sorted(repo.files.items())}
+            siblings = [{"rfilename": file} for file in sizes]
+            if "blobs=" in self.path:
+                siblings = [{"rfilename": file, "size": size} for file, size in sizes.items()]
             return self.send({"id": name, "sha": repo.commit, "siblings": siblings})
         if middle == "tree":
             return self.send(

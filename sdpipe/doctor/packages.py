@@ -46,10 +46,12 @@ def packages() -> Iterator[Finding]:
     if not needed:
         text = "sdpipe's own record of what it needs is not here"
         yield Finding("packages", "note", text, "install sdpipe with pip")
-    for need in needed:
-        yield _one(need)
+    findings = {need.name: _one(need) for need in needed}
+    yield from findings.values()
     own = [need.name for need in needed if not _extra(need)]
-    yield from _disagreements(_closure([*own, *STRANGERS]))
+    known = _closure([*own, *STRANGERS])
+    told = {name for name, finding in findings.items() if finding.state != "ok"}
+    yield from _disagreements({name: needs for name, needs in known.items() if name not in told})
 
 
 def closure_of_sdpipe() -> set[str]:
@@ -140,7 +142,7 @@ def _disagreements(known: "dict[str, list[Requirement]]") -> Iterator[Finding]:
                 continue
             here = "none is here" if found is None else f"{found} is here"
             text = f"{_version(name)} asks for {need.name}{need.specifier}, and {here}"
-            remedy = f'pip install --upgrade {name} "{need.name}{need.specifier}"'
+            remedy = f"pip install --upgrade {name}"
             if name in STRANGERS:
                 remedy = f"pip uninstall {name}, which sdpipe does not need, or take one that fits"
             yield Finding(name, "note", text, remedy)

@@ -5,6 +5,7 @@ The process prints a line of JSON after each stage, so what it did not print is 
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,12 +16,14 @@ from typing import Any
 from sdpipe.doctor.finding import Finding, size
 from sdpipe.doctor.machine import processors
 from sdpipe.doctor.packages import closure_of_sdpipe
+from sdpipe.errors import SdpipeError
 
 # The same modules are found as here: a folder that is first on the path stays the first.
 _PROGRAM = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
     "from sdpipe.doctor.trial import child; child(draw=sys.argv[2] == 'draw')"
 )
+_MARK = "sdpipe tells: "
 _STAGES = {
     "torch": "importing torch",
     "libraries": "importing diffusers and transformers",
@@ -35,42 +38,39 @@ def trial(*, draw: bool) -> Iterator[Finding]:
 
     draw: without, everything is imported and nothing drawn.
     """
-    told, end, last_words = _run(draw)
+    told, end, where = _run(draw)
     if "devices" in told:
         yield from _machine(told)
-    stages = [stage for stage in _STAGES if draw or stage != "drawing"]
-    stage = next((stage for stage in stages if stage not in told), None)
-    if stage is not None:
-        how = f"signal {-end}" if end < 0 else f"status {end}"
-        text = f"{_STAGES[stage]} ended the process with {how}: {last_words or 'no word'}"
-        yield Finding("trial", "problem", text, "install the package named there again, or torch")
-        return
-    broken = next((stage for stage in stages if "error" in told[stage]), None)
-    if broken is not None:
-        yield _broken(broken, told[broken])
-    elif draw:
+    for stage in _STAGES if draw else [name for name in _STAGES if name != "drawing"]:
+        if stage not in told:
+            yield _crashed(stage, end, where)
+            return
+        if "error" in told[stage]:
+            yield _broken(stage, told[stage])
+            return
+    if draw:
         drawn = told["drawing"]
         text = f"the built-in model drew 2 steps in {drawn['seconds']:.1f} s"
         yield Finding("trial", "ok", text, facts=drawn)
 
 
 def _run(draw: bool) -> tuple[dict[str, Any], int, str]:
-    """By stage, what the process told; its exit status; and the last line that it complained in."""
+    """By stage, what the process told; its exit status; and where in Python it crashed, or ""."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}  # a trial fetches nothing
-    command = [sys.executable, "-c", _PROGRAM, json.dumps(sys.path), "draw" if draw else ""]
+    program = [sys.executable, "-X", "faulthandler", "-c", _PROGRAM]
+    command = [*program, json.dumps(sys.path), "draw" if draw else ""]
     with tempfile.TemporaryFile() as complaints:
         ended = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=complaints, env=environment, check=False
         )
         complaints.seek(0)
-        words = complaints.read().decode(errors="replace").strip().splitlines()
+        words = complaints.read().decode(errors="replace").splitlines()
     told: dict[str, Any] = {}
     for line in ended.stdout.decode(errors="replace").splitlines():
-        try:
-            told.update(json.loads(line))
-        except ValueError:
-            continue  # a library printed it
-    return told, ended.returncode, words[-1] if words else ""
+        if line.startswith(_MARK):  # a library may print, too
+            told.update(json.loads(line.removeprefix(_MARK)))
+    where = next((word.strip() for word in words if word.startswith('  File "')), "")
+    return told, ended.returncode, where
 
 
 def _machine(told: Mapping[str, Any]) -> Iterator[Finding]:
@@ -95,6 +95,14 @@ def _machine(told: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("threads", "note", text, f"set OMP_NUM_THREADS={usable}", facts)
     else:
         yield Finding("threads", "ok", f"{threads} of {usable} processors", facts=facts)
+
+
+def _crashed(stage: str, end: int, where: str) -> Finding:
+    """The process ended without a word: a library and this processor or system do not fit."""
+    how = signal.Signals(-end).name if end < 0 else f"exit status {end}"
+    text = f"{_STAGES[stage]} ended the process with {how}{f', at {where}' * bool(where)}"
+    remedy = "install torch and the package named there again, as built for this system"
+    return Finding("trial", "problem", text, remedy, {"stage": stage, "status": end})
 
 
 def _broken(stage: str, told: Mapping[str, Any]) -> Finding:
@@ -125,11 +133,15 @@ def child(*, draw: bool) -> None:
         try:
             told = work()
         except Exception as error:
-            print(json.dumps({stage: _explained(error)}), flush=True)
+            _tell({stage: _explained(error)})
             return
         if stage == "torch":
-            print(json.dumps({"devices": told.pop("devices")}), flush=True)
-        print(json.dumps({stage: told}), flush=True)
+            _tell({"devices": told.pop("devices")})
+        _tell({stage: told})
+
+
+def _tell(told: Mapping[str, Any]) -> None:
+    print(f"\n{_MARK}{json.dumps(told)}", flush=True)
 
 
 def _torch() -> dict[str, Any]:
@@ -210,7 +222,8 @@ def _explained(error: BaseException) -> dict[str, Any]:
         if module and module not in sys.stdlib_module_names and module != "sdpipe"
     ]
     strange = [package for package in packages if package not in needed]
-    where = next(iter(strange or packages), None)
+    # An error of sdpipe's own names its remedy.
+    where = None if isinstance(error, SdpipeError) else next(iter(strange or packages), None)
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     return {
         "error": f"{type(error).__name__}: {' '.join(str(error).split())}",
