@@ -4,6 +4,7 @@ The first axis goes across, the second down, and the third has a grid for each o
 single axis is a row, or several where it is long.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from sdpipe.show.filmstrip import (
     SMALL,
     TEXT,
     TITLE,
-    font,
     printable,
     short,
 )
+from sdpipe.show.filmstrip import font as load_font
 from sdpipe.sweep import Axis
 
 Place = tuple[int, ...]
@@ -38,6 +39,8 @@ HEAD = 112  # what the name of a column may take where its pictures are narrower
 NARROWEST = 420
 SHAPE = 1.4  # width to height that several grids are arranged towards
 NO_PICTURE = (243, 243, 245)
+
+font = functools.cache(load_font)
 
 
 @dataclass(frozen=True)
@@ -148,10 +151,10 @@ def _fitted(
     while True:
         layout = _laid_out(measure, blocks, size, scale)
         width, height = layout.size
-        fits = width * height <= LARGEST and max(width, height) <= LARGEST_SIDE
-        if fits or longest * scale < 16:
+        room = min(LARGEST_SIDE / max(width, height), (LARGEST / (width * height)) ** 0.5)
+        if room >= 1 or longest * scale < 16:
             return layout
-        scale *= 0.9
+        scale *= min(room, 0.97)  # names do not shrink along: it may take another time
 
 
 def _laid_out(
@@ -159,7 +162,7 @@ def _laid_out(
 ) -> _Layout:
     width, height = (max(1, round(side * scale)) for side in size)
     text = TEXT if width >= HEAD else SMALL
-    heads = [name for block in blocks for name in block.heads]
+    heads = list(dict.fromkeys(name for block in blocks for name in block.heads))
     column = max(width, min(HEAD, max(_length(measure, name, text) for name in heads)))
     head = max(_height(_lines(measure, name, text, column, 3), text) for name in heads) + 4
     sides = blocks[0].sides

@@ -186,10 +186,11 @@ class Sweep:
                 "--g 1,3,7.5 or --seed 1-4, or the prompt a part such as {cat|dog}."
             )
         if len(self.axes) > MAX_AXES:
-            names = ", ".join(
+            several = [
                 f"{{{'|'.join(axis.values)}}}" if "prompt" in axis.name else axis.name
-                for axis in self.axes
-            )
+                for axis in self.axes[: MAX_AXES + 3]
+            ]
+            names = ", ".join(several) + ", ..." * (len(several) < len(self.axes))
             raise UsageError(
                 f"{len(self.axes)} things vary ({names}); a sweep is over up to {MAX_AXES}: give "
                 "the others one value each."

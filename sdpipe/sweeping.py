@@ -36,7 +36,7 @@ from sdpipe.ranges import as_text
 from sdpipe.record import Record, read_record
 from sdpipe.saving import carried
 from sdpipe.settings import Settings
-from sdpipe.sweep import BATCH, Sweep, batches, label
+from sdpipe.sweep import BATCH, SINGLE, SWEPT, Sweep, batches, label
 
 FILLED = ("g", "steps", "seed", "scheduler", "lms_order", "width", "height")
 
@@ -238,14 +238,15 @@ class SweepFolder:
 
     def _subtitle(self) -> str:
         """What all cells have in common."""
-        axes = {axis.name for axis in self.sweep.axes}
-        values = {k: v for k, v in self.sweep.values.items() if k not in axes}
+        varied = {axis.name for axis in self.sweep.axes}
+        given = self.sweep.values
+        values = {k: given[k] for k in (*SWEPT, *SINGLE) if k in given and k not in varied}
         width, height = values.pop("width", None), values.pop("height", None)
         shown = [label(name, value) for name, value in values.items() if value is not False]
         if width and height:
             shown.append(f"{width} x {height}")
-        else:
-            shown += [label(k, v) for k, v in (("width", width), ("height", height)) if v]
+        elif width or height:
+            shown.append(label("width", width) if width else label("height", height))
         return " · ".join([*shown, Path(str(self._identity["name"])).name])
 
     def _grid_notes(self, drawn: Image.Image) -> dict[str, Any]:
