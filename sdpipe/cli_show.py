@@ -148,7 +148,7 @@ def noise(
     debug: options.Debug = False,
 ) -> None:
     """Draws the forward process: a picture with the noise of some timesteps, in latents."""
-    from sdpipe.show.pictures import read_picture
+    from sdpipe.pixels import read_picture
 
     times = Numbers((0, 100, 250, 500, 750, 999)) if t is None else t
     checks.check_times(times)
@@ -174,7 +174,7 @@ def latents(
     debug: options.Debug = False,
 ) -> None:
     """Draws the channels of a picture's latents, what they decode to, and the difference."""
-    from sdpipe.show.pictures import read_picture
+    from sdpipe.pixels import read_picture
 
     Settings(prompt="", dim=dim)
     image = read_picture(picture)
@@ -208,7 +208,7 @@ def denoise(
     debug: options.Debug = False,
 ) -> None:
     """Draws a noised picture, the noise that one call of the U-Net sees in it, and what is left."""
-    from sdpipe.show.pictures import read_picture
+    from sdpipe.pixels import read_picture
 
     checks.check_times([t])
     inputs = _checked(prompt, seed, dim, g, steps, scheduler, lms_order)

@@ -9,10 +9,16 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-from sdpipe.errors import SdpipeError
+from sdpipe.errors import SdpipeError, SdpipeWarning, UsageError
 from sdpipe.files import FORMATS
+
+# What Pillow decodes by itself: no format that starts another program.
+READABLE = (
+    *("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF"),
+    "WEBP",
+)
 
 MAX_FILE = 2**28  # bytes of a file that is opened
 MAX_PIXELS = 2**26  # of a picture that is decoded: 8192 x 8192, 256 MiB in memory
@@ -103,6 +109,69 @@ def load_pixels(path: str | os.PathLike[str]) -> Image.Image:
         pixels = image.convert("RGB")
         pixels.format = image.format
         return pixels
+
+
+def read_picture(path: str | os.PathLike[str], paper: str = "white") -> Image.Image:
+    """A picture that a person hands over, in any format that Pillow reads: RGB, the right way up.
+
+    What is transparent lies on a paper of that colour. Of an animation it is the first picture.
+
+    Raises:
+        UsageError: there is no such file, it is no picture or a damaged one, or far too large.
+    """
+    Image.init()
+    try:
+        _check_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=[f for f in READABLE if f in Image.OPEN]) as image:
+                image.load()
+                frames = getattr(image, "n_frames", 1)
+                picture = upright(image, paper)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        most = f"{(Image.MAX_IMAGE_PIXELS or 0) // 10**6} million"
+        raise UsageError(
+            f"{path} is larger than {most} pixels, far more than a model looks at; scale it down."
+        ) from error
+    except SdpipeError as error:
+        raise UsageError(f"{error} Give another picture.") from error
+    except UnidentifiedImageError as error:
+        raise UsageError(
+            f"{path} is no picture that can be read; the formats are {', '.join(READABLE)}."
+        ) from error
+    except OSError as error:
+        reason = error.strerror or "it is damaged or cut short"
+        raise UsageError(f"{path} cannot be read: {reason}; give another picture.") from error
+    except Exception as error:  # damaged files trip Pillow's parsers up in every way there is
+        raise UsageError(f"{path} is damaged ({error}); give another picture.") from error
+    if frames > 1:
+        warnings.warn(
+            f"{path} has {frames} pictures in it; the first is taken.", SdpipeWarning, stacklevel=2
+        )
+    return picture
+
+
+def upright(image: Image.Image, paper: str = "white") -> Image.Image:
+    """Any picture as RGB, turned as its EXIF says; what is transparent lies on `paper`."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # Pillow would clip what is above 255
+        image = _to_8_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, paper), image)
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits: 16 whole ones keep their scale, others are stretched to their own."""
+    import numpy as np
+
+    levels = np.asarray(image).astype(np.float64)
+    levels[~np.isfinite(levels)] = 0
+    low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (levels.min(), levels.max())
+    levels = (levels - low) / ((high - low) or 1) * 255
+    return Image.fromarray(levels.round().astype(np.uint8))
 
 
 def _check_file(path: str | os.PathLike[str]) -> None:

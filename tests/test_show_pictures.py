@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from sdpipe.errors import UsageError
-from sdpipe.show.pictures import fit, read_picture
+from sdpipe.pixels import read_picture
+from sdpipe.show.pictures import fit
 
 
 def ramp(mode, size=(40, 30)):
