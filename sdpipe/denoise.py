@@ -11,7 +11,7 @@ g             s, or 1 + w              guidance scale
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,27 +51,44 @@ def denoise(
     uncond: Tensor,
     g: float,
     generators: Sequence[torch.Generator] = (),
+    keep: Callable[[Tensor, float], Tensor] | None = None,
 ) -> Iterator[Step]:
     """Denoises x_t and yields a `Step` after each of the scheduler's timesteps.
 
     `scheduler` has its timesteps set, and `x_t` (B, C, h, w), float32, is noise times its
-    `init_noise_sigma`. `cond` and `uncond` (B, L, D) are the embedded prompts and negative prompts.
+    `init_noise_sigma`, or a picture with noise of `noise_levels(scheduler)[0]`. `cond` and `uncond`
+    (B, L, D) are the embedded prompts and negative prompts.
     `generators`, one a picture, supply the noise that some schedulers add on the way.
+    `keep`, of x_t and its sigma, has the last word on what a step leaves: there a picture that is
+    only redrawn in part puts the rest of it back.
     Ho et al. (2020), algorithm 2, with the scheduler's rule for the step.
     """
-    timesteps = scheduler.timesteps
+    timesteps = scheduler.timesteps[first_step(scheduler) :]
     sigmas = noise_levels(scheduler)
-    exploding = float(scheduler.init_noise_sigma) > 1
+    exploding = variance_exploding(scheduler)
     noise: dict[str, Any] = {}
     if "generator" in inspect.signature(scheduler.step).parameters:
         noise["generator"] = list(generators) or None
 
+    conds, unconds = (spread(text, len(timesteps)) for text in (cond, uncond))
     for i, t in enumerate(timesteps):
         x_in = scheduler.scale_model_input(x_t, t)  # (B, C, h, w)
-        eps = guided(unet, x_in, t, cond, uncond, g)
+        eps = guided(unet, x_in, t, conds[i], unconds[i], g)
         x0 = clean_latents(x_in, eps, sigmas[i], scheduler.config.prediction_type)
         x_t = scheduler.step(eps, t, x_t, **noise).prev_sample
+        if keep is not None:
+            x_t = keep(x_t, sigmas[i + 1] if i + 1 < len(timesteps) else 0)
         yield Step(i, len(timesteps), float(t), sigmas[i], sigmas[i + 1], x_t, x0, exploding)
+
+
+def spread(text: Tensor | Sequence[Tensor], total: int) -> list[Tensor]:
+    """One embedding for each of `total` calls of the U-Net.
+
+    Where there is one for each step of a scheduler that calls it more often, as Heun's, the calls
+    of a step have the same.
+    """
+    each = [text] if isinstance(text, Tensor) else text
+    return [each[i * len(each) // total] for i in range(total)]
 
 
 def guided(
@@ -114,10 +131,20 @@ def clean_latents(x_in: Tensor, output: Tensor, sigma: float, prediction_type: s
             return output
 
 
+def first_step(scheduler: SchedulerMixin) -> int:
+    """Where among the scheduler's timesteps the run begins: 0, but for one from a picture."""
+    return getattr(scheduler, "begin_index", None) or 0
+
+
+def variance_exploding(scheduler: SchedulerMixin) -> bool:
+    """Whether the scheduler's x_t is x_0 + sigma * noise, and not that at unit variance."""
+    return float(scheduler.init_noise_sigma) > 1
+
+
 def noise_levels(scheduler: SchedulerMixin) -> list[float]:
     """The sigma of every step's input, and of what the last step leaves: one more than steps."""
     if hasattr(scheduler, "sigmas"):
-        return [float(sigma) for sigma in scheduler.sigmas]
+        return [float(sigma) for sigma in scheduler.sigmas[first_step(scheduler) :]]
     alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps.cpu()]
     alpha_bar = torch.cat([alpha_bar, scheduler.final_alpha_cumprod.view(1)])
     return [float(sigma) for sigma in ((1 - alpha_bar) / alpha_bar).sqrt()]

@@ -78,8 +78,13 @@ class ExactLMSScheduler(LMSDiscreteScheduler):
         order: int | None = None,
         return_dict: bool = True,
     ) -> LMSDiscreteSchedulerOutput | tuple[Tensor, ...]:
-        """One step, as LMSDiscreteScheduler takes it; `order` defaults to `lms_order`."""
-        order = self.lms_order if order is None else order
+        """One step, as LMSDiscreteScheduler takes it; `order` defaults to `lms_order`.
+
+        The first steps of a run have few derivatives, and so a low order, wherever it begins. Not
+        so in LMSDiscreteScheduler: it goes by the place in the schedule, and a run that begins in
+        the middle takes the first of four coefficients alone, which is 2.3 times too far.
+        """
+        order = min(self.lms_order if order is None else order, len(self.derivatives) + 1)
         return super().step(model_output, timestep, sample, order, return_dict)
 
 
@@ -110,13 +115,17 @@ def make_scheduler(
     device: torch.device | str = "cpu",
     karras: bool = False,
     lms_order: int | None = None,
+    skip: int = 0,
 ) -> SchedulerMixin:
     """A scheduler for one run, its steps placed; it keeps state, so the next run makes its own.
 
-    `name` is one of `CLASSES`, `config` the model's scheduler config, of whatever class.
+    `name` is one of `CLASSES`, `config` the model's scheduler config, of whatever class. The run
+    leaves out the first `skip` of the steps, for it begins with a picture.
     """
     kind = CLASSES[name]
     config = {**FOR_LATENTS.get(name, {}), **config}
+    if name == "pndm" and skip:
+        config["skip_prk_steps"] = True  # these have to begin at the beginning
     if name in KARRAS_SCHEDULERS:
         config["use_karras_sigmas"] = karras
     scheduler = kind.from_config(config)
@@ -124,5 +133,22 @@ def make_scheduler(
         scheduler.lms_order = lms_order
     scheduler.set_timesteps(steps, device=device)
     if hasattr(scheduler, "set_begin_index"):  # spares a search for the first timestep
-        scheduler.set_begin_index(0)
+        scheduler.set_begin_index(skip * scheduler.order)
+    elif skip:
+        scheduler.timesteps = _last_timesteps(scheduler, skip)
     return scheduler
+
+
+def _last_timesteps(scheduler: SchedulerMixin, skip: int) -> Tensor:
+    """The timesteps of DDIM and PNDM without those of the first steps.
+
+    PNDM takes its first step twice, from the same latents: to the second timestep, where it looks
+    at the noise, and again with the mean of both. So its second timestep is there twice, also where
+    the run begins late. StableDiffusionImg2ImgPipeline cuts that off, and PNDM then takes the
+    latents for less noisy than they are.
+    """
+    t = scheduler.timesteps
+    if not isinstance(scheduler, PNDMScheduler):
+        return t[skip:]
+    once = torch.cat([t[:1], t[2:]])[skip:]
+    return torch.cat([once[:2], once[1:]])
