@@ -45,6 +45,41 @@ def add_noise(x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
 
 
+def noised(x_0: Tensor, eps: Tensor, sigma: float, variance_exploding: bool) -> Tensor:
+    """Clean latents as a scheduler has them at a noise level: x_0 + sigma eps, (B, C, h, w).
+
+    That grows with sigma; else it is brought to unit variance, and then it is `add_noise` with
+    alpha_bar = 1 / (1 + sigma^2).
+    """
+    x_t = x_0 + sigma * eps
+    return x_t if variance_exploding else x_t / (1 + sigma**2) ** 0.5
+
+
+def latent_mask(mask: Image.Image, factor: int) -> Tensor:
+    """A mask, L, as 1 for the latents that are redrawn and 0 for those that stay, (1, 1, h, w).
+
+    Latents know no edges finer than their own: one is redrawn where any of its factor x factor
+    pixels is at least half white.
+    """
+    white = np.asarray(mask) >= 128  # (H, W)
+    h, w = white.shape[0] // factor, white.shape[1] // factor
+    blocks = white[: h * factor, : w * factor].reshape(h, factor, w, factor).any(axis=(1, 3))
+    return torch.from_numpy(blocks).float()[None, None]
+
+
+def put_back(
+    x_t: Tensor, sigma: float, *, x_0: Tensor, eps: Tensor, mask: Tensor, variance_exploding: bool
+) -> Tensor:
+    """x_t where `mask` is 1, and a known picture with the same amount of noise where it is 0.
+
+        x_t = mask * x_t + (1 - mask) * (x_0 and noise of sigma)
+
+    Lugmayr et al. (2022), equation 8. `x_0` (1, C, h, w) are the picture's latents, `eps` (B, C, h,
+    w) is the noise that the run began with, `mask` (1, 1, h, w).
+    """
+    return mask * x_t + (1 - mask) * noised(x_0, eps, sigma, variance_exploding)
+
+
 @torch.no_grad()
 def pil_to_latents(vae: AutoencoderKL, images: Image.Image | Sequence[Image.Image]) -> Tensor:
     """Encodes pictures of one size to latents: the mode of the VAE's posterior, scaled.

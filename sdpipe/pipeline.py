@@ -6,6 +6,7 @@ Settings -> prompt -> latents -> denoise -> latents -> picture
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -15,10 +16,21 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sdpipe.canvas import Canvas, Source, lay, take
 from sdpipe.components import load
-from sdpipe.denoise import Step, denoise, join
+from sdpipe.denoise import Step, denoise, join, noise_levels, variance_exploding
 from sdpipe.errors import NotFiniteError, SdpipeWarning
-from sdpipe.latents import draw_noise, latents_to_pil, make_generators, vae_factor
+from sdpipe.init import steps_taken
+from sdpipe.latents import (
+    draw_noise,
+    latent_mask,
+    latents_to_pil,
+    make_generators,
+    noised,
+    pil_to_latents,
+    put_back,
+    vae_factor,
+)
 from sdpipe.plan import plan
 from sdpipe.prompt import Conditioning, condition, tell_cut
 from sdpipe.schedule import make_scheduler
@@ -99,19 +111,25 @@ class Pipeline:
         lms_order: int | None = None,
         karras: bool = False,
         exact: bool = False,
+        init: Source | None = None,
+        mask: Source | None = None,
+        strength: float | None = None,
+        fit: str | None = None,
+        outpaint: Sequence[int] | None = None,
         on_step: Callable[[Step], object] | None = None,
     ) -> Result:
         """Draws `n` pictures of a prompt, or of each prompt of a list.
 
         Picture k of the call shows prompt k // n and has seed + k. What is None is the model's
-        own; see `Settings` for the meaning, unit and range of every argument. `on_step` is called
-        with every `Step` as soon as it is done: for a progress bar or a preview.
+        own; see `Settings` for the meaning, unit and range of every argument. `init` and `mask`
+        are files or PIL images; where the mask is black, the result has the pixels of `init`.
+        `on_step` is called with every `Step` as soon as it is done, as for a progress bar.
 
         Raises:
             UsageError: a value breaks its rule, or the model's.
             NotFiniteError: a stage produced NaN or infinity.
         """
-        run = self._plan(
+        run, canvas = self._plan(
             prompt,
             negative_prompt=negative_prompt,
             g=g,
@@ -126,9 +144,14 @@ class Pipeline:
             lms_order=lms_order,
             karras=karras,
             exact=exact,
+            init=init,
+            mask=mask,
+            strength=strength,
+            fit=fit,
+            outpaint=outpaint,
         )
         text = self._embed(run)
-        x_t, loop = self._start(run, text)
+        x_t, loop = self._start(run, text, canvas)
         noise, kept = x_t, []
         for step in loop:
             x_t = step.latents
@@ -139,29 +162,43 @@ class Pipeline:
         self._check(run[0], text, x_t)
         # One at a time: a batch would need the memory of all, and could change the last bits.
         images = [latents_to_pil(self.components.vae, z)[0] for z in x_t.split(1)]
+        if canvas is not None:
+            images = [canvas.keep(image) for image in images]
         return Result(images, _seeds(run), run, kept, noise if save_int else None)
 
     def stream(self, prompt: str | Sequence[str], **settings: Any) -> Iterator[Step]:
         """Draws like `generate`, with the same arguments, and yields every `Step` as it is done.
 
-        Stopping is `break`. The last step's `latents` are the picture, for `latents_to_pil`.
+        Stopping is `break`. The last step's `latents` are the picture, for `latents_to_pil`; what
+        a mask keeps has gone through the VAE there, and is not the pixels of `init`.
 
         Raises:
             UsageError: as `generate`, before the first step.
         """
-        run = self._plan(prompt, **settings)
-        return self._start(run, self._embed(run))[1]
+        run, canvas = self._plan(prompt, **settings)
+        return self._start(run, self._embed(run), canvas)[1]
 
-    def _plan(self, prompt: str | Sequence[str], **settings: Any) -> list[Settings]:
-        """The settings of every picture of a call."""
+    def _plan(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        init: Source | None = None,
+        mask: Source | None = None,
+        **settings: Any,
+    ) -> tuple[list[Settings], Canvas | None]:
+        """The settings of every picture of a call, and the picture that it begins with, if any."""
         parts = self.components
-        return plan(
+        init, mask = take(init, mask)
+        run = plan(
             prompt,
             defaults=parts.defaults,
             factor=vae_factor(parts.vae),
             stands_in=parts.fallback,
+            init=init,
+            mask=mask,
             **settings,
         )
+        return run, lay(run[0], init, mask)
 
     def _embed(self, run: list[Settings]) -> Conditioning:
         """The prompts as the U-Net listens to them; a warning names the words that are cut off."""
@@ -172,10 +209,13 @@ class Pipeline:
             tokenizer, encoder, [s.prompt for s in run], [s.negative_prompt for s in run]
         )
 
-    def _start(self, run: list[Settings], text: Conditioning) -> tuple[Tensor, Iterator[Step]]:
+    def _start(
+        self, run: list[Settings], text: Conditioning, canvas: Canvas | None
+    ) -> tuple[Tensor, Iterator[Step]]:
         """The starting noise, (B, C, h, w), and the loop that denoises it.
 
-        With `exact` every picture has a loop of its own, and they go in step.
+        From a picture it is the picture with noise. With `exact` every picture has a loop of its
+        own, and they go in step.
         """
         parts, first, g = self.components, run[0], run[0].g
         assert first.width is not None
@@ -185,12 +225,25 @@ class Pipeline:
         shape = (parts.unet.config.in_channels, first.height // factor, first.width // factor)
         generators = make_generators(_seeds(run))
         schedulers = [self._scheduler(first) for _ in (run if first.exact else run[:1])]
-        sigma = float(schedulers[0].init_noise_sigma)
-        x_t = draw_noise(generators, shape).to(parts.device) * sigma  # (B, C, h, w)
+        eps = draw_noise(generators, shape).to(parts.device)  # (B, C, h, w)
+        x_t, keep = eps * float(schedulers[0].init_noise_sigma), None
+        if canvas is not None:
+            x_0 = pil_to_latents(parts.vae, canvas.picture)  # (1, C, h, w)
+            exploding = variance_exploding(schedulers[0])
+            if canvas.mask is None or first.strength != 1:  # a part begins with nothing but noise
+                x_t = noised(x_0, eps, noise_levels(schedulers[0])[0], exploding)
+            if canvas.mask is not None:
+                keep = partial(
+                    put_back,
+                    x_0=x_0,
+                    mask=latent_mask(canvas.mask, factor).to(parts.device),
+                    variance_exploding=exploding,
+                )
 
         def loop(scheduler: SchedulerMixin, some: slice) -> Iterator[Step]:
             batch = (x_t[some], text.cond[some], text.uncond[some])
-            return denoise(parts.unet, scheduler, *batch, g, generators[some])
+            own = None if keep is None else partial(keep, eps=eps[some])
+            return denoise(parts.unet, scheduler, *batch, g, generators[some], own)
 
         if not first.exact:
             return x_t, loop(schedulers[0], slice(None))
@@ -200,10 +253,12 @@ class Pipeline:
     def _scheduler(self, settings: Settings) -> SchedulerMixin:
         assert settings.scheduler is not None
         assert settings.steps is not None
+        taken = steps_taken(settings.steps, settings.strength or 1)
         return make_scheduler(
             settings.scheduler,
             self.components.scheduler_config,
             settings.steps,
+            skip=settings.steps - taken,
             device=self.components.device,
             karras=settings.karras,
             lms_order=settings.lms_order,

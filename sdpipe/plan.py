@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sdpipe.canvas import Picture
 from sdpipe.errors import SdpipeWarning, UsageError
+from sdpipe.init import size_for
 from sdpipe.settings import Settings
 
 
@@ -23,6 +25,7 @@ def plan(
     Each prompt is drawn n times; picture k of the call shows prompt k // n and has seed + k.
     `defaults` are the model's own values, `factor` that of its VAE. A model that `stands_in` for
     one that can't be had draws in its own size, and a warning says so where another was asked for.
+    A size that is left out follows from the picture to begin with, where `init` has its pixels.
 
     Raises:
         UsageError: a value breaks its rule, or the model's.
@@ -35,6 +38,8 @@ def plan(
     whole = Settings(prompt=prompts[0], n=n * len(prompts), **settings)
     if stands_in:
         whole = _in_own_size(whole, defaults)
+    if isinstance(picture := settings.get("init"), Picture):
+        whole = _in_proportion(whole, picture, defaults, factor)
     whole = whole.resolved(defaults)
     for name, side in (("width", whole.width), ("height", whole.height)):
         _check_side(name, side or 0, factor)
@@ -51,7 +56,25 @@ def _in_own_size(settings: Settings, defaults: Mapping[str, Any]) -> Settings:
             SdpipeWarning,
             stacklevel=4,
         )
+    if settings.init is not None:
+        return replace(settings, dim=None, width=None, height=None)
     return replace(settings, dim=None, width=own[0], height=own[1])
+
+
+def _in_proportion(
+    settings: Settings, picture: Picture, defaults: Mapping[str, Any], factor: int
+) -> Settings:
+    """The size of the finished picture, as far as it is left out, from that of `picture`."""
+    left, top, right, bottom = settings.outpaint or (0, 0, 0, 0)
+    width, height = size_for(
+        picture.image.size,
+        (defaults["width"], defaults["height"]),
+        factor,
+        settings.width and settings.width - left - right,
+        settings.height and settings.height - top - bottom,
+    )
+    width, height = width + left + right, height + top + bottom
+    return replace(settings, dim=None, width=width, height=height)
 
 
 def _check_side(name: str, side: int, factor: int) -> None:

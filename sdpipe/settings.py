@@ -15,6 +15,16 @@ from dataclasses import InitVar, dataclass
 from typing import Any, Self
 
 from sdpipe.errors import UsageError
+from sdpipe.init import (
+    ABOUT_IT,
+    FITS,
+    STRENGTH,
+    STRENGTH_OF_A_PART,
+    PictureId,
+    check_outpaint,
+    check_strength,
+    picture_id,
+)
 
 SCHEDULERS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun", "dpm++", "unipc")
 KARRAS_SCHEDULERS = ("lms", "euler", "heun", "dpm++", "unipc")
@@ -49,6 +59,13 @@ class Settings:
     karras: space the noise levels as Karras et al. (2022), equation 5.
     exact: draw each picture by itself, so that it is the same bits in a batch of any size.
     save_int: keep what happens at every step.
+    init: the picture to begin with, in place of noise alone; its pixels travel beside these.
+    mask: a picture of the same size whose white is redrawn, while its black stays.
+    strength: how much of the way back to noise init goes, above 0 to 1: of the steps, that many are
+        taken. None is 0.8, and 1 with mask or outpaint.
+    fit: how init comes to width x height: "crop", "pad" or "stretch". None is crop.
+    outpaint: pixels that init grows by, (left, top, right, bottom), multiples of 8, which count in
+        width and height; what is new is redrawn.
 
     Raises:
         UsageError: a value breaks its rule; the message has the value, the rule and the remedy.
@@ -67,6 +84,11 @@ class Settings:
     karras: bool = False
     exact: bool = False
     save_int: bool = False
+    init: PictureId | None = None
+    mask: PictureId | None = None
+    strength: float | None = None
+    fit: str | None = None
+    outpaint: tuple[int, int, int, int] | None = None
     dim: InitVar[int | None] = None
 
     def __post_init__(self, dim: int | None) -> None:
@@ -97,6 +119,11 @@ class Settings:
             keep("seed", _whole("seed", self.seed, 0, MAX_SEED - self.n + 1, remedy))
         if self.lms_order is not None:
             keep("lms_order", _whole("lms_order", self.lms_order, 1, 4))
+        for name in ("init", "mask"):
+            keep(name, picture_id(name, getattr(self, name)))
+        keep("strength", check_strength(self.strength, self.steps))
+        keep("outpaint", check_outpaint(self.outpaint))
+        self._check_init()
         self._check_scheduler()
 
     def _check_scheduler(self) -> None:
@@ -122,6 +149,26 @@ class Settings:
                 f"{', '.join(s for s in SCHEDULERS if s not in NEED_TWO_STEPS)}."
             )
 
+    def _check_init(self) -> None:
+        about = [name for name in ABOUT_IT if getattr(self, name) is not None]
+        if self.init is None and about:
+            raise UsageError(
+                f"{about[0]} is about a picture to begin with, and there is none; give init, or "
+                f"leave {about[0]} out."
+            )
+        if self.fit is not None and self.fit not in FITS:
+            raise UsageError(f"fit={self.fit!r} is not known; the known are {', '.join(FITS)}.")
+        if self.outpaint is None:
+            return
+        left, top, right, bottom = self.outpaint
+        for name, grown in (("width", left + right), ("height", top + bottom)):
+            side = getattr(self, name)
+            if side is not None and side < grown + 8:
+                raise UsageError(
+                    f"{name}={side} is the finished picture's, and {grown} of it are new by "
+                    f"outpaint; take {grown + 8} or more."
+                )
+
     def resolved(self, defaults: Mapping[str, Any]) -> Self:
         """Fills every None: from `defaults`, a model's own values, else from `FALLBACKS`.
 
@@ -135,6 +182,11 @@ class Settings:
         filled = {name: known[name] if value is None else value for name, value in own.items()}
         if filled["scheduler"] != "lms":
             filled["lms_order"] = self.lms_order
+        if self.init is not None:
+            whole = self.mask is None and self.outpaint is None
+            strength = STRENGTH if whole else STRENGTH_OF_A_PART
+            filled["strength"] = strength if self.strength is None else self.strength
+            filled["fit"] = self.fit or "crop"
         if self.seed is None:
             filled["seed"] = secrets.randbelow(2**32)
         return dataclasses.replace(self, dim=None, **filled)
@@ -147,7 +199,10 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON types, in the order of the fields."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.outpaint is not None:
+            values["outpaint"] = list(self.outpaint)
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
