@@ -14,6 +14,7 @@ from sdpipe import cli_check, cli_repeat, cli_sweep, cli_train, files, messages,
 from sdpipe.cli_show import show_app
 from sdpipe.device import check_device, check_dtype
 from sdpipe.errors import UsageError
+from sdpipe.init import sides
 from sdpipe.interrupt import interruptible
 from sdpipe.loading.locate import check_model
 from sdpipe.saving import saved, saved_steps
@@ -68,6 +69,11 @@ def generate(
     lms_order: options.LmsOrder = None,
     karras: options.Karras = False,
     exact: options.Exact = False,
+    init: options.Init = None,
+    mask: options.Mask = None,
+    strength: options.Strength = None,
+    fit: options.Fit = None,
+    outpaint: options.Outpaint = None,
     model: options.Model = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -93,6 +99,10 @@ def generate(
         "karras": karras,
         "exact": exact,
         "save_int": save_int,
+        "strength": strength,
+        "fit": fit,
+        "outpaint": None if outpaint is None else sides(outpaint),
+        **options.pictures(init, mask),
     }
     Settings(prompt=prompts[0], n=n, **inputs)
     Settings(prompt=prompts[0], n=pictures, **inputs)  # the last one's seed is a seed too

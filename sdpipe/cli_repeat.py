@@ -33,6 +33,15 @@ Set = Annotated[
         metavar="NAME=VALUE",
     ),
 ]
+Init = Annotated[
+    str | None,
+    options.option(
+        options.BEGINNING,
+        "The picture that it was drawn from; it tells only which that was.",
+        metavar="FILE",
+    ),
+]
+Mask = Annotated[str | None, options.option(options.BEGINNING, "And its mask.", metavar="FILE")]
 Model = Annotated[
     str | None,
     options.option(
@@ -83,6 +92,8 @@ def info(picture: Pictures, as_json: Json = False, debug: options.Debug = False)
 def replay(
     picture: Picture,
     changes: Set = None,
+    init: Init = None,
+    mask: Mask = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -103,7 +114,9 @@ def replay(
         raise UsageError(
             "--verify holds a picture against itself, and --set makes another of it; leave one out."
         )
-    job = prepare(picture, model=model, device=device, dtype=dtype, changes=new)
+    job = prepare(
+        picture, model=model, device=device, dtype=dtype, changes=new, init=init, mask=mask
+    )
     destination = None
     if out is not None or not verify:
         destination = files.Destination("outputs" if out is None else out, len(job.wanted))

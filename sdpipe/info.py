@@ -163,5 +163,9 @@ def _model(model: Mapping[str, str]) -> str:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, Mapping):  # a picture to begin with
+        value = f"{value.get('name') or 'a picture'}, SHA-256 {str(value.get('sha256'))[:12]}"
+    elif isinstance(value, list):
+        value = ",".join(map(str, value))
     text = "yes" if value is True else str(value).removesuffix(".0").replace("\n", " ")
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."

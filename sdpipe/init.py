@@ -101,6 +101,14 @@ def check_outpaint(value: object) -> tuple[int, int, int, int] | None:
     raise UsageError(f"outpaint={shown} is not pixels to grow by; {rule}, such as 0,0,64,0.")
 
 
+def sides(text: str) -> tuple[int, ...] | str:
+    """What outpaint may be, out of "0,0,64,0"; the text itself where it has no such numbers."""
+    try:
+        return tuple(int(side) for side in text.split(","))
+    except ValueError:
+        return text
+
+
 def size_for(
     picture: tuple[int, int],
     own: tuple[int, int],

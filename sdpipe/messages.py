@@ -10,6 +10,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from sdpipe.errors import SdpipeError, SdpipeWarning, UsageError
+from sdpipe.init import steps_taken
 from sdpipe.settings import Settings
 
 FAILED, WRONG_USAGE = 1, 2
@@ -84,6 +85,12 @@ def explain(error: Exception) -> int:
     return FAILED
 
 
+def _steps(settings: Settings) -> str:
+    if settings.strength is None or settings.steps is None:
+        return f"{settings.steps} steps"
+    return f"{steps_taken(settings.steps, settings.strength)} of {settings.steps} steps"
+
+
 def summary(drawn: Sequence[Settings], seconds: float) -> str:
     """What was drawn, in a line: what a person needs to draw it again."""
     first, last = drawn[0], drawn[-1]
@@ -92,7 +99,7 @@ def summary(drawn: Sequence[Settings], seconds: float) -> str:
         "1 picture" if one else f"{len(drawn)} pictures",
         f"{first.width} x {first.height}",
         f"seed {first.seed}" if one else f"seeds {first.seed} to {last.seed}",
-        f"{first.steps} steps of {first.scheduler}",
+        f"{_steps(first)} of {first.scheduler}",
         f"g {first.g:g}",
         f"{seconds:.1f} s",
     ]

@@ -12,6 +12,7 @@ from sdpipe.errors import UsageError
 from sdpipe.settings import SCHEDULERS
 
 PICTURE, SAMPLING, MODEL, OUTPUT = "Picture", "Sampling", "Model and machine", "Output"
+BEGINNING = "From a picture"
 
 
 def option(panel: str | None, help: str, *names: str, metavar: str, **more: Any) -> Any:
@@ -40,6 +41,19 @@ def text(name: str, text: str) -> str:
     except UnicodeEncodeError as error:
         raise UsageError(f"{name} is not UTF-8 text: {text!r}.") from error
     return text
+
+
+def pictures(init: str | None, mask: str | None) -> dict[str, Any]:
+    """The pictures that --init and --mask name, read; {} where they name none.
+
+    Raises:
+        UsageError: as `canvas.take`.
+    """
+    if init is None and mask is None:
+        return {}
+    from sdpipe.canvas import take
+
+    return dict(zip(("init", "mask"), take(init, mask), strict=True))
 
 
 def _parse_int(text: str) -> int:
@@ -102,6 +116,40 @@ LmsOrder = Annotated[
 Karras = Annotated[bool, flag(SAMPLING, "Space the noise levels as Karras et al. do.", "--karras")]
 Exact = Annotated[
     bool, flag(SAMPLING, "Same bits alone and in a batch: one by one, slower.", "--exact")
+]
+
+Init = Annotated[
+    str | None,
+    option(BEGINNING, "Begin with this picture, not with noise alone.", metavar="PICTURE"),
+]
+Mask = Annotated[
+    str | None,
+    option(BEGINNING, "Redraw only where this one, of the same size, is white.", metavar="PICTURE"),
+]
+Strength = Annotated[
+    float | None,
+    option(
+        BEGINNING,
+        "How far back to noise: above 0, to 1. Left out: 0.8, with --mask or --outpaint 1.",
+        metavar="SHARE",
+        parser=_parse_float,
+    ),
+]
+Fit = Annotated[
+    str | None,
+    option(
+        BEGINNING,
+        "How it comes to --width and --height: crop, pad or stretch. Left out: crop.",
+        metavar="NAME",
+    ),
+]
+Outpaint = Annotated[
+    str | None,
+    option(
+        BEGINNING,
+        "Pixels to grow by, multiples of 8, which --width and --height count in.",
+        metavar="LEFT,TOP,RIGHT,BOTTOM",
+    ),
 ]
 
 Model = Annotated[

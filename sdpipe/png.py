@@ -97,6 +97,7 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
         "Schedule type": "Karras" if settings.karras else None,
         "CFG scale": None if settings.g is None else f"{settings.g!r}".removesuffix(".0"),
         "Seed": settings.seed,
+        "Denoising strength": settings.strength,
         "Size": f"{settings.width}x{settings.height}",
         "Model hash": digest[:10] if isinstance(digest, str) else None,
         # A1111 names a checkpoint by its file: no owner, no folder, no suffix.

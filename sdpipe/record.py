@@ -33,6 +33,7 @@ class Record:
     source: who wrote it: "sdpipe", "A1111" (its web UI, and the many that write like it) or
         "InvokeAI".
     values: settings by the names of `Settings`, as they were found; `settings()` checks them.
+        Those of init and mask are objects of texts, that of outpaint is a list of numbers.
     model: name, and, where they are told, revision, variant, sha256, or hash, another program's.
     parts: what took the place of one of the model's own parts.
     n, index: the picture was number `index`, from 0, of `n` drawn in one call.
@@ -48,7 +49,7 @@ class Record:
     """
 
     source: str
-    values: Mapping[str, Value]
+    values: Mapping[str, Any]
     model: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)
     n: int = 1
@@ -172,6 +173,12 @@ def _check_object(name: str, values: Mapping[str, Any], texts_only: bool) -> Non
             raise RecordError(f"{name} has an entry that is called {brief(key)}.")
         if texts_only and not isinstance(value, str):
             raise RecordError(f"{key} of {name} is {brief(value)}, not a text.")
+        if name == "settings" and key in ("init", "mask") and isinstance(value, Mapping):
+            _check_object(key, value, texts_only=True)
+            continue
+        if name == "settings" and key == "outpaint" and isinstance(value, list):
+            _check_object(key, {f"side {i + 1}": side for i, side in enumerate(value)}, False)
+            continue
         longest = MAX_PROMPT if name == "others" or "prompt" in key else MAX_VALUE
         _check_value(key, value, longest)
 

@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sdpipe.canvas import Picture, Source, take
 from sdpipe.device import DTYPES, check_device, check_dtype, pick_device
 from sdpipe.errors import ModelError, SdpipeError, UsageError
 from sdpipe.info import plain, sweep_command
+from sdpipe.init import sides
 from sdpipe.loading.hub import is_hub_id
 from sdpipe.loading.locate import BUILT_IN, check_model, is_cached
 from sdpipe.record import Record, RecordError, brief, read_record
@@ -44,6 +46,7 @@ class Job:
     model: a name for `Pipeline`; None is the default model.
     device, dtype: likewise.
     changed: it is not the picture that is drawn, but a new one.
+    init, mask: the pictures that it was drawn from, where it was.
     remarks: what was assumed or left out, a sentence each.
     """
 
@@ -56,6 +59,8 @@ class Job:
     dtype: str
     changed: bool
     remarks: tuple[str, ...]
+    init: Picture | None = None
+    mask: Picture | None = None
 
     @property
     def wanted(self) -> range:
@@ -103,6 +108,7 @@ class Job:
         values["n"] = self.n
         if not self.changed:
             values["seed"] -= self.index
+        values |= {"init": self.init, "mask": self.mask}
         return pipe.generate(values.pop("prompt"), on_step=on_step, **values)
 
 
@@ -113,14 +119,18 @@ def prepare(
     device: str | None = None,
     dtype: str | None = None,
     changes: Mapping[str, Any] | None = None,
+    init: Source | None = None,
+    mask: Source | None = None,
 ) -> Job:
     """Reads a picture and decides what is to be drawn for it.
 
     model, device, dtype: in place of those that the picture names; as for `Pipeline`.
     changes: settings by name, in place of the picture's; the result is a new picture.
+    init, mask: the pictures that it was drawn from. It tells of them no more than name and hash.
 
     Raises:
-        UsageError: an unknown setting, device or dtype, or a value that breaks its rule.
+        UsageError: an unknown setting, device or dtype, a value that breaks its rule, or not the
+            pictures that it was drawn from.
         ModelError: the picture's model is none that may be loaded on its word.
         SdpipeError: the picture can't be read, or does not tell enough.
     """
@@ -140,6 +150,7 @@ def prepare(
         _check_size(settings, changes or {})
     except RecordError as error:
         raise SdpipeError(f"{picture} cannot be drawn again: {error}") from error
+    pictures = _pictures(settings, picture, init, mask)
     remarks = [*record.remarks, *remarks]
     n, index = (settings.n, 0) if changes else _batch(record, settings, remarks)
     type_here = dtype or _dtype(record, remarks)
@@ -149,7 +160,18 @@ def prepare(
     if slow and pick_device(device).type == "cpu":
         type_here = "auto"
         remarks.append("it was drawn in float16, in which a CPU takes minutes; auto picks another.")
-    return Job(record, settings, n, index, name, device, type_here, bool(changes), tuple(remarks))
+    return Job(
+        record,
+        settings,
+        n,
+        index,
+        name,
+        device,
+        type_here,
+        bool(changes),
+        tuple(remarks),
+        *pictures,
+    )
 
 
 def parse_changes(pairs: Iterable[str]) -> dict[str, Any]:
@@ -166,6 +188,11 @@ def parse_changes(pairs: Iterable[str]) -> dict[str, Any]:
             raise UsageError(f"--set {pair!r} has no value; give NAME=VALUE, as in steps=80.")
         if name not in known:
             raise UsageError(f"unknown setting {name!r}; the known are {', '.join(known)}.")
+        if name in ("init", "mask"):
+            raise UsageError(
+                f"--set {name} cannot make another picture of it; give the one that it was drawn "
+                f"from as --{name}, or begin with your own: sdpipe generate --{name} FILE."
+            )
         changes[name] = _converted(name, text)
     return changes
 
@@ -181,7 +208,9 @@ def _converted(name: str, text: str) -> Any:
         return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
             text.lower(), text
         )
-    if name == "scheduler" or not text:
+    if name == "outpaint" and text:
+        return sides(text)
+    if name in ("scheduler", "fit") or not text:
         return text or None
     for number in (int, float):
         try:
@@ -213,6 +242,34 @@ def _settings(record: Record, changes: Mapping[str, Any]) -> tuple[Settings, lis
     if settings.seed is None and "seed" not in changes:
         raise RecordError("it tells no seed. Give one: --set seed=42.")
     return settings, remarks
+
+
+def _pictures(
+    settings: Settings,
+    picture: str | os.PathLike[str],
+    init: Source | None,
+    mask: Source | None,
+) -> tuple[Picture | None, Picture | None]:
+    """The pictures that it was drawn from; a person hands them over, and they are the very same."""
+    given = {"init": init, "mask": mask}
+    known = {"init": settings.init, "mask": settings.mask}
+    for name, recorded in known.items():
+        if recorded is None and given[name] is not None:
+            raise UsageError(f"{picture} was drawn without {name}; leave --{name} out.")
+        if recorded is not None and given[name] is None:
+            raise UsageError(
+                f"{picture} was drawn from the picture {brief(recorded.name)}, which it does not "
+                f"hold; give that one: --{name} FILE."
+            )
+    taken = take(init, mask)
+    for found, (name, recorded) in zip(taken, known.items(), strict=True):
+        if recorded is not None and found is not None and found.sha256 != recorded.sha256:
+            raise UsageError(
+                f"--{name} is not the picture that {picture} was drawn from, "
+                f"{brief(recorded.name)}: the SHA-256 of its pixels is {found.sha256[:12]}..., and "
+                f"not {recorded.sha256[:12]}...; give that one."
+            )
+    return taken
 
 
 def _check_size(settings: Settings, changes: Mapping[str, Any]) -> None:
