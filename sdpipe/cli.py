@@ -68,6 +68,7 @@ def generate(
     scheduler: options.Scheduler = None,
     lms_order: options.LmsOrder = None,
     karras: options.Karras = False,
+    clip_skip: options.ClipSkip = 1,
     exact: options.Exact = False,
     init: options.Init = None,
     mask: options.Mask = None,
@@ -97,6 +98,7 @@ def generate(
         "scheduler": scheduler,
         "lms_order": lms_order,
         "karras": karras,
+        "clip_skip": clip_skip,
         "exact": exact,
         "save_int": save_int,
         "strength": strength,
@@ -104,7 +106,8 @@ def generate(
         "outpaint": None if outpaint is None else sides(outpaint),
         **options.pictures(init, mask),
     }
-    Settings(prompt=prompts[0], n=n, **inputs)
+    for each in prompts:
+        Settings(prompt=each, n=n, **inputs)
     Settings(prompt=prompts[0], n=pictures, **inputs)  # the last one's seed is a seed too
     check_device(device)
     check_dtype(dtype)

@@ -47,8 +47,8 @@ def denoise(
     unet: UNet2DConditionModel,
     scheduler: SchedulerMixin,
     x_t: Tensor,
-    cond: Tensor,
-    uncond: Tensor,
+    cond: Tensor | Sequence[Tensor],
+    uncond: Tensor | Sequence[Tensor],
     g: float,
     generators: Sequence[torch.Generator] = (),
     keep: Callable[[Tensor, float], Tensor] | None = None,
@@ -57,7 +57,8 @@ def denoise(
 
     `scheduler` has its timesteps set, and `x_t` (B, C, h, w), float32, is noise times its
     `init_noise_sigma`, or a picture with noise of `noise_levels(scheduler)[0]`. `cond` and `uncond`
-    (B, L, D) are the embedded prompts and negative prompts.
+    (B, L, D) are the embedded prompts and negative prompts; a sequence of them takes turns, each
+    for an equal share of the timesteps.
     `generators`, one a picture, supply the noise that some schedulers add on the way.
     `keep`, of x_t and its sigma, has the last word on what a step leaves: there a picture that is
     only redrawn in part puts the rest of it back.

@@ -12,6 +12,7 @@ from typing import Any
 from sdpipe.png import SAMPLERS
 from sdpipe.record import MAX_PROMPT, Record, RecordError, Value
 from sdpipe.settings import KARRAS_SCHEDULERS
+from sdpipe.syntax import literal
 
 # "name: value" or 'name: "JSON text"'. The bound on the name keeps a search linear in the text.
 _PAIR = re.compile(r'(\w[\w /-]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -28,7 +29,6 @@ _FROM_INVOKEAI = {
 # What else is told but leaves the picture as it is; or, with this one value, does.
 _HARMLESS = {"RNG", "User", "Hashes", "rand_device", "type", "id"}
 _DEFAULTS: Mapping[str, Value] = {
-    "Clip skip": "1",
     "generation_mode": "txt2img",
     "is_intermediate": True,
     "use_cache": True,
@@ -59,14 +59,15 @@ def a1111(text: str) -> Record:
         "steps": _number(pairs.pop("Steps", None), int),
         "g": _number(pairs.pop("CFG scale", None), float),
         "seed": _number(pairs.pop("Seed", None), int),
+        "clip_skip": _number(pairs.pop("Clip skip", None), int),
         **_size(pairs.pop("Size", None)),
         **scheduler,
     }
     model = {"name": pairs.pop("Model", ""), "hash": pairs.pop("Model hash", "")}
     if pairs.get("RNG", "GPU") != "CPU":
         remarks.append("its noise was drawn by a GPU; from the same seed a CPU draws another.")
-    if re.search(r"[(){}[\]<]|\bBREAK\b|\bAND\b", prompt + negative):
-        remarks.append("signs that weight words there, as in (word:1.2), are read as text here.")
+    if re.search(r"<\w+:|\bAND\b", f"{prompt} {negative}"):
+        remarks.append("<lora:...> and AND, which mean something there, are read as text here.")
     return Record(
         source="A1111",
         values=_told(values),
@@ -94,6 +95,7 @@ def invokeai(told: Mapping[str, Any]) -> Record:
         "seed": rest.pop("seed", None),
         "width": rest.pop("width", None),
         "height": rest.pop("height", None),
+        "clip_skip": _from_one(rest.pop("clip_skip", None)),
         **scheduler,
     }
     digest = model.get("hash", model.get("model_hash")) if isinstance(model, Mapping) else None
@@ -172,6 +174,8 @@ def _of_invokeai(
         remarks.append("its noise was drawn by a GPU; from the same seed a CPU draws another.")
     if re.search(r"[()]|\w[+-]{1,9}(?!\w)", f"{values['prompt']} {values['negative_prompt']}"):
         remarks.append("signs that weight words there, as in word++, are read as text here.")
+    prompts = ((k, values[k]) for k in ("prompt", "negative_prompt"))
+    values = {**values, **{k: literal(v) for k, v in prompts if isinstance(v, str)}}
     known = {"name": model, "hash": digest}
     return Record(
         source="InvokeAI",
@@ -293,6 +297,12 @@ def _name(model: object) -> object:
     if isinstance(model, Mapping):
         return model.get("name", model.get("model_name"))
     return model
+
+
+def _from_one(skipped: object) -> object:
+    """The layer that is listened to, from how many are skipped."""
+    whole = isinstance(skipped, int) and not isinstance(skipped, bool)
+    return skipped + 1 if whole else skipped  # type: ignore[operator]
 
 
 def _short(value: object) -> Value:

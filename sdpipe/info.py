@@ -121,6 +121,8 @@ def _rows(record: Record) -> Iterator[tuple[str, str]]:
     if width is not None or height is not None:
         yield "size", _short(f"{width} x {height}")
     values.pop("n", None)
+    if values.get("clip_skip") == 1:
+        del values["clip_skip"]
     for name in ("seed", "steps", "g", "scheduler", "lms_order", *values):
         value = values.pop(name, None)
         if value is not None and value is not False:

@@ -114,6 +114,9 @@ LmsOrder = Annotated[
     ),
 ]
 Karras = Annotated[bool, flag(SAMPLING, "Space the noise levels as Karras et al. do.", "--karras")]
+ClipSkip = Annotated[
+    int, whole(SAMPLING, "Layer of the text encoder to listen to, from the last, 1.")
+]
 Exact = Annotated[
     bool, flag(SAMPLING, "Same bits alone and in a batch: one by one, slower.", "--exact")
 ]

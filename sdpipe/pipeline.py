@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from os import PathLike
 from typing import Any
 
@@ -32,7 +33,7 @@ from sdpipe.latents import (
     vae_factor,
 )
 from sdpipe.plan import plan
-from sdpipe.prompt import Conditioning, condition, tell_cut
+from sdpipe.prompt import Conditioning, chunk_count, condition, tell_late
 from sdpipe.schedule import make_scheduler
 from sdpipe.settings import Settings
 
@@ -110,6 +111,7 @@ class Pipeline:
         scheduler: str | None = None,
         lms_order: int | None = None,
         karras: bool = False,
+        clip_skip: int = 1,
         exact: bool = False,
         init: Source | None = None,
         mask: Source | None = None,
@@ -143,6 +145,7 @@ class Pipeline:
             scheduler=scheduler,
             lms_order=lms_order,
             karras=karras,
+            clip_skip=clip_skip,
             exact=exact,
             init=init,
             mask=mask,
@@ -150,8 +153,8 @@ class Pipeline:
             fit=fit,
             outpaint=outpaint,
         )
-        text = self._embed(run)
-        x_t, loop = self._start(run, text, canvas)
+        texts = self._embed(run)
+        x_t, loop = self._start(run, texts, canvas)
         noise, kept = x_t, []
         for step in loop:
             x_t = step.latents
@@ -159,7 +162,7 @@ class Pipeline:
                 kept.append(step)
             if on_step is not None:
                 on_step(step)
-        self._check(run[0], text, x_t)
+        self._check(run[0], texts, x_t)
         # One at a time: a batch would need the memory of all, and could change the last bits.
         images = [latents_to_pil(self.components.vae, z)[0] for z in x_t.split(1)]
         if canvas is not None:
@@ -193,6 +196,7 @@ class Pipeline:
             prompt,
             defaults=parts.defaults,
             factor=vae_factor(parts.vae),
+            layers=parts.text_encoder.config.num_hidden_layers,
             stands_in=parts.fallback,
             init=init,
             mask=mask,
@@ -200,22 +204,38 @@ class Pipeline:
         )
         return run, lay(run[0], init, mask)
 
-    def _embed(self, run: list[Settings]) -> Conditioning:
-        """The prompts as the U-Net listens to them; a warning names the words that are cut off."""
+    def _embed(self, run: list[Settings]) -> list[Conditioning]:
+        """The prompts as the U-Net listens to them, batch by batch.
+
+        A batch are neighbours whose texts have as many chunks, so that what one picture shows does
+        not depend on the length of another's prompt; with `exact` it is one picture.
+        """
         tokenizer, encoder = self.components.tokenizer, self.components.text_encoder
-        texts = (text for s in run for text in (s.prompt, s.negative_prompt))
-        tell_cut(tokenizer, texts, stacklevel=4)
-        return condition(
-            tokenizer, encoder, [s.prompt for s in run], [s.negative_prompt for s in run]
-        )
+        first, steps = run[0], self._steps(run[0])
+        texts = dict.fromkeys(text for s in run for text in (s.prompt, s.negative_prompt))
+        tell_late(texts, steps, stacklevel=4)
+        count = {text: chunk_count(tokenizer, text, steps) for text in texts}
+        batches = []
+        for _, group in groupby(run, lambda s: max(count[s.prompt], count[s.negative_prompt])):
+            batch = list(group)
+            text = condition(
+                tokenizer,
+                encoder,
+                [s.prompt for s in batch],
+                [s.negative_prompt for s in batch],
+                steps=steps,
+                clip_skip=first.clip_skip,
+            )
+            batches += text.split() if first.exact else [text]
+        return batches
 
     def _start(
-        self, run: list[Settings], text: Conditioning, canvas: Canvas | None
+        self, run: list[Settings], texts: list[Conditioning], canvas: Canvas | None
     ) -> tuple[Tensor, Iterator[Step]]:
         """The starting noise, (B, C, h, w), and the loop that denoises it.
 
-        From a picture it is the picture with noise. With `exact` every picture has a loop of its
-        own, and they go in step.
+        From a picture it is the picture with noise. Every batch has a loop of its own, and they
+        go in step.
         """
         parts, first, g = self.components, run[0], run[0].g
         assert first.width is not None
@@ -224,7 +244,7 @@ class Pipeline:
         factor = vae_factor(parts.vae)
         shape = (parts.unet.config.in_channels, first.height // factor, first.width // factor)
         generators = make_generators(_seeds(run))
-        schedulers = [self._scheduler(first) for _ in (run if first.exact else run[:1])]
+        schedulers = [self._scheduler(first) for _ in texts]
         eps = draw_noise(generators, shape).to(parts.device)  # (B, C, h, w)
         x_t, keep = eps * float(schedulers[0].init_noise_sigma), None
         if canvas is not None:
@@ -240,35 +260,41 @@ class Pipeline:
                     variance_exploding=exploding,
                 )
 
-        def loop(scheduler: SchedulerMixin, some: slice) -> Iterator[Step]:
-            batch = (x_t[some], text.cond[some], text.uncond[some])
+        loops, begin = [], 0
+        for scheduler, text in zip(schedulers, texts, strict=True):
+            some = slice(begin, begin + len(text))
             own = None if keep is None else partial(keep, eps=eps[some])
-            return denoise(parts.unet, scheduler, *batch, g, generators[some], own)
+            batch = (x_t[some], text.cond, text.uncond)
+            loops.append(denoise(parts.unet, scheduler, *batch, g, generators[some], own))
+            begin = some.stop
+        if len(loops) == 1:
+            return x_t, loops[0]
+        return x_t, (join(steps) for steps in zip(*loops, strict=True))
 
-        if not first.exact:
-            return x_t, loop(schedulers[0], slice(None))
-        alone = [loop(scheduler, slice(i, i + 1)) for i, scheduler in enumerate(schedulers)]
-        return x_t, (join(steps) for steps in zip(*alone, strict=True))
+    def _steps(self, settings: Settings) -> int:
+        """How many of the steps are taken: fewer from a picture than from noise."""
+        assert settings.steps is not None
+        return steps_taken(settings.steps, settings.strength or 1)
 
     def _scheduler(self, settings: Settings) -> SchedulerMixin:
         assert settings.scheduler is not None
         assert settings.steps is not None
-        taken = steps_taken(settings.steps, settings.strength or 1)
         return make_scheduler(
             settings.scheduler,
             self.components.scheduler_config,
             settings.steps,
-            skip=settings.steps - taken,
+            skip=settings.steps - self._steps(settings),
             device=self.components.device,
             karras=settings.karras,
             lms_order=settings.lms_order,
         )
 
-    def _check(self, settings: Settings, text: Conditioning, latents: Tensor) -> None:
+    def _check(self, settings: Settings, texts: list[Conditioning], latents: Tensor) -> None:
         """Looks at the finished latents, once, and says what went wrong and where."""
         largest = float(latents.abs().max())  # NaN where there is one
         if not largest < float("inf"):
-            fine = torch.isfinite(text.cond).all() and torch.isfinite(text.uncond).all()
+            embedded = (z for text in texts for z in (*text.cond, *text.uncond))
+            fine = all(torch.isfinite(z).all() for z in embedded)
             dtype = str(self.components.dtype).removeprefix("torch.")
             raise NotFiniteError(
                 f"the {'U-Net' if fine else 'text encoder'} produced NaN or infinity in {dtype}; "

@@ -16,6 +16,7 @@ def plan(
     *,
     defaults: Mapping[str, Any],
     factor: int,
+    layers: int,
     stands_in: bool = False,
     n: int = 1,
     **settings: Any,
@@ -23,7 +24,8 @@ def plan(
     """The settings of every picture of a call, every default filled in.
 
     Each prompt is drawn n times; picture k of the call shows prompt k // n and has seed + k.
-    `defaults` are the model's own values, `factor` that of its VAE. A model that `stands_in` for
+    `defaults` are the model's own values, `factor` that of its VAE, `layers` those of
+    its text encoder. A model that `stands_in` for
     one that can't be had draws in its own size, and a warning says so where another was asked for.
     A size that is left out follows from the picture to begin with, where `init` has its pixels.
 
@@ -41,6 +43,11 @@ def plan(
     if isinstance(picture := settings.get("init"), Picture):
         whole = _in_proportion(whole, picture, defaults, factor)
     whole = whole.resolved(defaults)
+    if whole.clip_skip > layers:
+        raise UsageError(
+            f"clip_skip={whole.clip_skip} is more than the {layers} layers of this model's text "
+            f"encoder; take 1, the last, to {layers}, the first."
+        )
     for name, side in (("width", whole.width), ("height", whole.height)):
         _check_side(name, side or 0, factor)
     return [replace(s, dim=None, prompt=prompts[k // n]) for k, s in enumerate(whole.each())]

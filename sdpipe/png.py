@@ -102,6 +102,7 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
         "Model hash": digest[:10] if isinstance(digest, str) else None,
         # A1111 names a checkpoint by its file: no owner, no folder, no suffix.
         "Model": str(identity["name"]).rpartition("/")[2].removesuffix(".safetensors"),
+        "Clip skip": settings.clip_skip if settings.clip_skip > 1 else None,
         "RNG": "CPU",
         "Version": f"sdpipe {sdpipe.__version__}",
     }

@@ -1,28 +1,55 @@
 """Text to tokens to embeddings: what the U-Net listens to.
 
-Shapes: B pictures, L tokens (77 for CLIP), D the text encoder's width (768 for v1-4).
+Shapes: B pictures, L tokens (77 for CLIP, and a multiple of that for a longer prompt), D the text
+encoder's width (768 for v1-4). What weights and other signs mean is read in `syntax.py`.
 """
 
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdpipe.errors import SdpipeWarning
+from sdpipe.syntax import NOTHING, Text, parse
+
+NEAR = 20
+"""Tokens: where a comma is this near to the end of a chunk, what follows it goes to the next."""
+
+HAS_MEAN = 0.02
+"""Of its standard deviation: an embedding whose mean is less has none that could be restored."""
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
     """The embedded prompts, and what stands beside them in classifier-free guidance.
 
-    cond: (B, L, D), the prompts. uncond: (B, L, D), the negative prompts, often the empty one.
+    cond: the prompts, (B, L, D), once for the whole run, or for each of its steps where one of
+    them changes on the way. uncond: the negative prompts, often the empty one, in the same way.
     """
 
-    cond: Tensor
-    uncond: Tensor
+    cond: list[Tensor]
+    uncond: list[Tensor]
+
+    def __len__(self) -> int:
+        """For how many pictures it is, B."""
+        return len(self.cond[0])
+
+    def split(self) -> "list[Conditioning]":
+        """One for each picture."""
+        each = [slice(i, i + 1) for i in range(len(self))]
+        return [Conditioning([z[i] for z in self.cond], [z[i] for z in self.uncond]) for i in each]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What goes through the text encoder at once: L token ids, and the weight of each."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
 
 
 def condition(
@@ -30,53 +57,139 @@ def condition(
     text_encoder: CLIPTextModel,
     prompts: Sequence[str],
     negative_prompts: Sequence[str],
+    *,
+    steps: int = 1,
+    clip_skip: int = 1,
 ) -> Conditioning:
-    """Embeds prompts and negative prompts, one of each for every picture.
+    """Embeds prompts and negative prompts, one of each for every picture, for so many steps.
 
-    Every text goes through the encoder once and alone: its embedding is then the same bits
-    whatever else is drawn with it.
+    Every chunk goes through the encoder once and alone: its embedding is then the same bits
+    whatever else is drawn with it. They lie side by side along L; where one text has fewer than
+    another, chunks of the empty prompt fill it up.
+
+    Raises:
+        UsageError: a prompt breaks a rule of the syntax.
     """
-    texts = dict.fromkeys([*prompts, *negative_prompts])
-    embedded = {text: embed(tokenizer, text_encoder, text) for text in texts}
-    return Conditioning(
-        torch.cat([embedded[text] for text in prompts]),
-        torch.cat([embedded[text] for text in negative_prompts]),
+    count = max(
+        chunk_count(tokenizer, text, steps) for text in dict.fromkeys([*prompts, *negative_prompts])
     )
 
+    @cache
+    def encoded(chunk: Chunk) -> Tensor:
+        return encode(text_encoder, chunk, clip_skip)
 
-def tell_cut(tokenizer: CLIPTokenizer, texts: Iterable[str], *, stacklevel: int = 3) -> None:
-    """Warns, with an `SdpipeWarning`, of the words of each text that do not fit."""
-    for text in dict.fromkeys(texts):
-        if cut := cut_off(tokenizer, text):
+    @cache
+    def embedding(text: Text) -> Tensor:
+        own = chunks(tokenizer, text)
+        own += chunks(tokenizer, NOTHING) * (count - len(own))
+        return torch.cat([encoded(chunk) for chunk in own], dim=1)  # (1, L, D)
+
+    def embeddings(texts: Sequence[str]) -> list[Tensor]:
+        read = [parse(text) for text in texts]
+        moments = range(steps if any(prompt.changes for prompt in read) else 1)
+        said = [tuple(prompt.at(step, steps) for prompt in read) for step in moments]
+        known = {
+            batch: torch.cat([embedding(text) for text in batch]) for batch in dict.fromkeys(said)
+        }
+        return [known[batch] for batch in said]  # (B, L, D) each
+
+    return Conditioning(embeddings(prompts), embeddings(negative_prompts))
+
+
+def tell_late(texts: Iterable[str], steps: int, *, stacklevel: int = 3) -> None:
+    """Warns, with an `SdpipeWarning`, of each change that so many steps never come to."""
+    for text in texts:
+        for step in parse(text).late(steps):
             warnings.warn(
-                f"the text encoder takes {tokenizer.model_max_length - 2} tokens and the "
-                f"prompt is longer; what it does not see: {cut!r}.",
+                f"a prompt changes after {step} steps, and {steps} are taken, so it never does; "
+                "take a lower number, or a share of the steps, as in [cat:dog:0.5].",
                 SdpipeWarning,
                 stacklevel=stacklevel,
             )
 
 
-@torch.no_grad()
-def embed(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, text: str) -> Tensor:
-    """The embedding of one text, (1, L, D): the encoder's last hidden state, after its norm.
+def chunk_count(tokenizer: CLIPTokenizer, text: str, steps: int = 1) -> int:
+    """How many chunks a prompt has, at the step at which it is longest."""
+    prompt = parse(text)
+    moments = range(steps if prompt.changes else 1)
+    said = dict.fromkeys(prompt.at(step, steps) for step in moments)
+    return max(len(chunks(tokenizer, text)) for text in said)
 
-    Stable Diffusion pads with the end mark and lets the encoder attend to the padding.
+
+def chunks(tokenizer: CLIPTokenizer, text: Text) -> list[Chunk]:
+    """A text as the encoder gets it: start mark, up to L - 2 tokens, end mark, padding; and again.
+
+    As A1111 does it (`sd_hijack_clip.py`): pieces of different weight are cut into tokens apart,
+    every part begins a chunk, and a chunk rather ends at a comma than soon after one.
     """
-    return text_encoder(tokenize(tokenizer, text).to(text_encoder.device)).last_hidden_state
+    room = tokenizer.model_max_length - 2
+    comma = tokenizer.convert_tokens_to_ids(",</w>")
+    found: list[Chunk] = []
+    for number, part in enumerate(text, 1):
+        ids: list[int] = []
+        weights: list[float] = []
+        for words, weight in part:
+            own = tokenizer(words, add_special_tokens=False, verbose=False).input_ids
+            ids += own
+            weights += [weight] * len(own)
+        if not ids and found and number == len(text):
+            break  # nothing comes after the last BREAK
+        start = 0
+        while True:
+            end = _end(ids, start, room, comma)
+            found.append(_chunk(tokenizer, ids[start:end], weights[start:end]))
+            if end == len(ids):
+                break
+            start = end
+    return found
 
 
-def tokenize(tokenizer: CLIPTokenizer, text: str) -> Tensor:
-    """The token ids of one text, (1, L): start mark, words, end mark, padding; cut to L."""
-    tokens = tokenizer(text, padding="max_length", truncation=True, return_tensors="pt")
-    return tokens.input_ids
+def _end(ids: Sequence[int], start: int, room: int, comma: int) -> int:
+    """Where a chunk ends that begins at `start`."""
+    end = start + room
+    if end >= len(ids):
+        return len(ids)
+    near = range(max(start, end - NEAR), end)
+    commas = [i for i in near if ids[i] == comma]
+    return commas[-1] + 1 if commas and ids[end] != comma else end
 
 
-def cut_off(tokenizer: CLIPTokenizer, text: str) -> str:
-    """The end of a text that does not fit between the two marks: whole words, "" where all fit."""
-    length = tokenizer.model_max_length
-    tokens = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    if len(tokens.input_ids) <= length:
-        return ""
-    first_lost, _ = tokens.offset_mapping[length - 1]  # the place of the end mark, once cut
-    word = max(text.rfind(space, 0, first_lost) for space in " \t\n") + 1
-    return text[word:].strip()
+def _chunk(tokenizer: CLIPTokenizer, ids: list[int], weights: list[float]) -> Chunk:
+    padding = tokenizer.model_max_length - 2 - len(ids)
+    marked = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+    return Chunk(
+        (*marked, *[tokenizer.pad_token_id] * padding), (1.0, *weights, *[1.0] * (padding + 1))
+    )
+
+
+@torch.no_grad()
+def encode(text_encoder: CLIPTextModel, chunk: Chunk, clip_skip: int = 1) -> Tensor:
+    """The embedding of a chunk, (1, L, D): the encoder's last hidden state, after its norm.
+
+    clip_skip: 1 is the last layer, 2 the one before, whose hidden state goes through the same
+    norm. Stable Diffusion pads with the end mark and lets the encoder attend to the padding.
+    """
+    ids = torch.tensor([chunk.ids], device=text_encoder.device)
+    if clip_skip == 1:
+        z = text_encoder(ids).last_hidden_state
+    else:
+        hidden = text_encoder(ids, output_hidden_states=True).hidden_states
+        z = text_encoder.final_layer_norm(hidden[-clip_skip])
+    return z if set(chunk.weights) == {1.0} else weighted(z, chunk.weights)
+
+
+def weighted(z: Tensor, weights: Sequence[float]) -> Tensor:
+    """An embedding (1, L, D) with each token multiplied by its weight, and its mean restored.
+
+        z'_l = w_l z_l * mean(z) / mean(w z)
+
+    As A1111 does it (`sd_emphasis.py`, "Original"), means over L and D. CLIP's embeddings have a
+    mean of a tenth of their standard deviation. Where an encoder's have next to none, the quotient
+    would be that of two accidents, and is left out.
+    """
+    z_32 = z.float()
+    scaled = z_32 * torch.tensor(weights, device=z.device)[:, None]
+    mean = z_32.mean()
+    if mean.abs() > HAS_MEAN * z_32.std():
+        scaled = scaled * (mean / scaled.mean())
+    return scaled.to(z.dtype)

@@ -25,6 +25,7 @@ from sdpipe.init import (
     check_strength,
     picture_id,
 )
+from sdpipe.syntax import parse
 
 SCHEDULERS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun", "dpm++", "unipc")
 KARRAS_SCHEDULERS = ("lms", "euler", "heun", "dpm++", "unipc")
@@ -35,6 +36,7 @@ MAX_STEPS = 999  # between the 1000 timesteps that models are trained on; with 1
 MAX_SIDE = 16384
 MAX_SEED = 2**64 - 1  # the largest that torch.Generator.manual_seed takes
 MAX_IMAGES = 100_000
+MAX_CLIP_SKIP = 100  # layers of a text encoder; how many a model's has is checked once it is there
 
 FALLBACKS: Mapping[str, Any] = {"g": 7.5, "steps": 50, "scheduler": "lms", "lms_order": 4}
 """What holds where neither the person nor the model says anything; the size is the model's own."""
@@ -47,7 +49,7 @@ MODEL_DEFAULTS = ("g", "steps", "width", "height", "scheduler", "lms_order")
 class Settings:
     """Every input of one run. None means unset: the model's own value is taken, see `resolved`.
 
-    prompt: what the picture shows.
+    prompt: what the picture shows; weights and other signs in it are those of `sdpipe.syntax`.
     negative_prompt: what it should not show; takes the place of the empty prompt in the guidance.
     g: guidance scale: 1 is the conditional prediction, 0 the unconditional one.
     steps: denoising steps, 1 to 999.
@@ -57,6 +59,7 @@ class Settings:
     scheduler: one of `SCHEDULERS`; None is the model's own, "lms" where it names none.
     lms_order: 1 to 4 past predictions that a step of LMS combines; 4 where the model names none.
     karras: space the noise levels as Karras et al. (2022), equation 5.
+    clip_skip: the text encoder's layer that is listened to, counted from the last, which is 1.
     exact: draw each picture by itself, so that it is the same bits in a batch of any size.
     save_int: keep what happens at every step.
     init: the picture to begin with, in place of noise alone; its pixels travel beside these.
@@ -82,6 +85,7 @@ class Settings:
     scheduler: str | None = None
     lms_order: int | None = None
     karras: bool = False
+    clip_skip: int = 1
     exact: bool = False
     save_int: bool = False
     init: PictureId | None = None
@@ -98,6 +102,7 @@ class Settings:
         for name in ("prompt", "negative_prompt"):
             if not isinstance(getattr(self, name), str):
                 raise UsageError(f"{name}={getattr(self, name)!r} is not text; give a string.")
+            parse(getattr(self, name), name)
         for name in ("karras", "exact", "save_int"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name}={getattr(self, name)!r} is not true or false.")
@@ -119,6 +124,8 @@ class Settings:
             keep("seed", _whole("seed", self.seed, 0, MAX_SEED - self.n + 1, remedy))
         if self.lms_order is not None:
             keep("lms_order", _whole("lms_order", self.lms_order, 1, 4))
+        remedy = "1 is the text encoder's last layer, 2 the one before"
+        keep("clip_skip", _whole("clip_skip", self.clip_skip, 1, MAX_CLIP_SKIP, remedy))
         for name in ("init", "mask"):
             keep(name, picture_id(name, getattr(self, name)))
         keep("strength", check_strength(self.strength, self.steps))

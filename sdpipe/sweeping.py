@@ -153,6 +153,7 @@ class SweepFolder:
                 values.pop("prompt"),
                 defaults=parts.defaults,
                 factor=vae_factor(parts.vae),
+                layers=parts.text_encoder.config.num_hidden_layers,
                 stands_in=parts.fallback,
                 **values,
             )

@@ -109,7 +109,7 @@ class Prompt:
                 parts[-1].append(piece)
         return tuple(tuple(part) for part in parts)
 
-    def beyond(self, steps: int) -> list[int]:
+    def late(self, steps: int) -> list[int]:
         """The steps it names that so many steps never come to."""
         edits = (node for node in _walk(self.nodes) if isinstance(node, Edit))
         return [e.when for e in edits if isinstance(e.when, int) and e.when >= steps]

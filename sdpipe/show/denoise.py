@@ -11,9 +11,9 @@ from torch import Tensor
 from sdpipe.denoise import Step, clean_latents, predict
 from sdpipe.errors import NotFiniteError
 from sdpipe.latents import add_noise, draw_noise, latents_to_pil, make_generators, pil_to_latents
-from sdpipe.prompt import embed, tell_cut
+from sdpipe.prompt import condition
 from sdpipe.show import style
-from sdpipe.show.checks import check_times
+from sdpipe.show.checks import LAST_TIMESTEP, check_times
 from sdpipe.show.stages import alpha_bars, brought_to_size, settle
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
 
@@ -102,11 +102,10 @@ def denoise_data(
     parts = pipe.components
     own = settle(pipe, prompt, seed=seed, dim=dim, **settings)
     assert own.seed is not None
+    assert own.steps is not None
     if picture is None:
         result = pipe.generate(prompt, seed=own.seed, dim=dim, on_step=on_step, **settings)
         picture = result.images[0]
-    else:
-        tell_cut(parts.tokenizer, [prompt])
     x_0 = pil_to_latents(parts.vae, brought_to_size(picture, own))  # (1, C, h, w)
     generators = make_generators([own.seed])
     channels, h, w = x_0.shape[1:]
@@ -114,7 +113,9 @@ def denoise_data(
     alpha_bar = alpha_bars(pipe)[t].to(x_0.device)
     x_t = add_noise(x_0, eps, alpha_bar[None])
 
-    text = embed(parts.tokenizer, parts.text_encoder, prompt)  # (1, L, D)
+    clip = (parts.tokenizer, parts.text_encoder)
+    said = condition(*clip, [prompt], [""], steps=own.steps, clip_skip=own.clip_skip).cond
+    text = said[(LAST_TIMESTEP - t) * len(said) // (LAST_TIMESTEP + 1)]  # (1, L, D)
     with torch.no_grad():
         output = predict(parts.unet, x_t, torch.tensor(t, device=x_t.device), text)
     if not torch.isfinite(output).all():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdpipe.denoise import denoise
 from sdpipe.latents import draw_noise, latents_to_pil, make_generators, vae_factor
-from sdpipe.prompt import condition, tell_cut
+from sdpipe.prompt import condition
 from sdpipe.schedule import make_scheduler
 from sdpipe.show import style
 from sdpipe.show.checks import check_way
@@ -108,9 +108,14 @@ def interpolate_data(
     assert a.scheduler is not None
     assert a.steps is not None
     assert a.g is not None
-    tell_cut(parts.tokenizer, [first, last, a.negative_prompt])
-    negative = [a.negative_prompt, b.negative_prompt]
-    text = condition(parts.tokenizer, parts.text_encoder, [first, last], negative)
+    text = condition(
+        parts.tokenizer,
+        parts.text_encoder,
+        [first, last],
+        [a.negative_prompt],
+        steps=a.steps,
+        clip_skip=a.clip_skip,
+    )
     factor = vae_factor(parts.vae)
     shape = (parts.unet.config.in_channels, a.height // factor, a.width // factor)
     noises = draw_noise(make_generators([a.seed, b.seed]), shape).split(1)
@@ -126,10 +131,10 @@ def interpolate_data(
             lms_order=a.lms_order,
         )
         x_t = slerp(noises[0], noises[1], f).to(parts.device) * float(scheduler.init_noise_sigma)
-        cond = between(text.cond[:1], text.cond[1:], f)
+        cond = [between(z[:1], z[1:], f) for z in text.cond]
         generators = make_generators([a.seed])
         draw_noise(generators, shape)  # what follows in it is the noise of later steps
-        for step in denoise(parts.unet, scheduler, x_t, cond, text.uncond[:1], a.g, generators):
+        for step in denoise(parts.unet, scheduler, x_t, cond, text.uncond, a.g, generators):
             x_t = step.latents
         pictures += latents_to_pil(parts.vae, x_t)
         if on_frame is not None:

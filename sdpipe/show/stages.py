@@ -24,7 +24,12 @@ def settle(pipe: "Pipeline", prompt: str = "", **settings: Any) -> "Settings":
     parts = pipe.components
     factor = vae_factor(parts.vae)
     return plan(
-        prompt, defaults=parts.defaults, factor=factor, stands_in=parts.fallback, **settings
+        prompt,
+        defaults=parts.defaults,
+        factor=factor,
+        layers=parts.text_encoder.config.num_hidden_layers,
+        stands_in=parts.fallback,
+        **settings,
     )[0]
 
 

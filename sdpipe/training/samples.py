@@ -16,6 +16,7 @@ from sdpipe.latents import draw_noise, latents_to_pil, make_generators
 from sdpipe.prompt import condition
 from sdpipe.schedule import make_scheduler
 from sdpipe.settings import FALLBACKS
+from sdpipe.syntax import literal
 from sdpipe.training.data import Captioned
 from sdpipe.training.ddpm import DenoisingLoss
 from sdpipe.training.model import Model
@@ -70,7 +71,7 @@ class Sheets:
         shape = (self.data.latents.shape[1], *self.data.latents.shape[2:])
         drawn = []
         for seed, caption in enumerate(self.captions):
-            text = condition(self.data.tokenizer, loss.text_encoder, [caption], [""])
+            text = condition(self.data.tokenizer, loss.text_encoder, [literal(caption)], [""])
             generators = make_generators([seed])
             scheduler = make_scheduler(
                 "ddim", self.model.scheduler, self.recipe.steps, device=device
