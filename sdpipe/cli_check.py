@@ -121,12 +121,15 @@ def doctor(offline: Offline = False, as_json: Json = False, debug: options.Debug
     from sdpipe.doctor import as_json as all_in_one
     from sdpipe.doctor import examine, works
 
-    found = []
-    with progress.status("importing torch, drawing for trial ..."):
-        for finding in examine(offline=offline):
-            found.append(finding)
-            if not as_json:
-                messages.print_result(str(finding))
+    found, looking = [], examine(offline=offline)
+    while True:
+        with progress.status("importing torch, drawing for trial ..."):
+            finding = next(looking, None)
+        if finding is None:
+            break
+        found.append(finding)
+        if not as_json:
+            messages.print_result(str(finding))
     if as_json:
         messages.print_result(all_in_one(found))
     return 0 if works(found) else messages.FAILED

@@ -27,8 +27,10 @@ def built_in() -> Finding:
     try:
         text = _sources(name)
         wrong = _altered(BUILT_IN_FOLDER / name)
-    except Exception as error:
-        return Finding(f"model {name}", "problem", _said(error), "install sdpipe again")
+    except SdpipeError as error:
+        return Finding(f"model {name}", "problem", str(error), "install sdpipe again")
+    except Exception as error:  # what it is read with is broken, not the model
+        return Finding(f"model {name}", "problem", f"cannot be read: {_said(error)}")
     if wrong:
         text = f"{', '.join(wrong)} in {BUILT_IN_FOLDER / name} changed since the installation"
         return Finding(f"model {name}", "problem", text, "install sdpipe again")
