@@ -86,7 +86,7 @@ def tokens(
     debug: options.Debug = False,
 ) -> None:
     """Draws how a prompt is cut into tokens, and what of it the text encoder never sees."""
-    options.text("the prompt", prompt)
+    Settings(prompt=options.text("the prompt", prompt))
     output = Output("tokens", prompt, out=out, as_json=as_json)
     from sdpipe.show.parts import load_tokenizer
     from sdpipe.show.tokens import tokens_data, tokens_figure

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdpipe.canvas import Canvas, Source, lay, take
+from sdpipe.chunks import chunk_count
 from sdpipe.components import load
 from sdpipe.denoise import Step, denoise, join, noise_levels, variance_exploding
 from sdpipe.errors import NotFiniteError, SdpipeWarning
@@ -33,7 +34,7 @@ from sdpipe.latents import (
     vae_factor,
 )
 from sdpipe.plan import plan
-from sdpipe.prompt import Conditioning, chunk_count, condition, tell_late
+from sdpipe.prompt import Conditioning, condition, tell_late
 from sdpipe.schedule import make_scheduler
 from sdpipe.settings import Settings
 

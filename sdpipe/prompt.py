@@ -1,7 +1,8 @@
 """Text to tokens to embeddings: what the U-Net listens to.
 
 Shapes: B pictures, L tokens (77 for CLIP, and a multiple of that for a longer prompt), D the text
-encoder's width (768 for v1-4). What weights and other signs mean is read in `syntax.py`.
+encoder's width (768 for v1-4). `syntax.py` reads what the signs in a prompt mean, `chunks.py` cuts
+it into tokens.
 """
 
 import warnings
@@ -13,11 +14,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sdpipe.chunks import Chunk, chunk_count, chunks
 from sdpipe.errors import SdpipeWarning
 from sdpipe.syntax import NOTHING, Text, parse
-
-NEAR = 20
-"""Tokens: where a comma is this near to the end of a chunk, what follows it goes to the next."""
 
 HAS_MEAN = 0.02
 """Of its standard deviation: an embedding whose mean is less has none that could be restored."""
@@ -42,14 +41,6 @@ class Conditioning:
         """One for each picture."""
         each = [slice(i, i + 1) for i in range(len(self))]
         return [Conditioning([z[i] for z in self.cond], [z[i] for z in self.uncond]) for i in each]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What goes through the text encoder at once: L token ids, and the weight of each."""
-
-    ids: tuple[int, ...]
-    weights: tuple[float, ...]
 
 
 def condition(
@@ -106,60 +97,6 @@ def tell_late(texts: Iterable[str], steps: int, *, stacklevel: int = 3) -> None:
                 SdpipeWarning,
                 stacklevel=stacklevel,
             )
-
-
-def chunk_count(tokenizer: CLIPTokenizer, text: str, steps: int = 1) -> int:
-    """How many chunks a prompt has, at the step at which it is longest."""
-    prompt = parse(text)
-    moments = range(steps if prompt.changes else 1)
-    said = dict.fromkeys(prompt.at(step, steps) for step in moments)
-    return max(len(chunks(tokenizer, text)) for text in said)
-
-
-def chunks(tokenizer: CLIPTokenizer, text: Text) -> list[Chunk]:
-    """A text as the encoder gets it: start mark, up to L - 2 tokens, end mark, padding; and again.
-
-    As A1111 does it (`sd_hijack_clip.py`): pieces of different weight are cut into tokens apart,
-    every part begins a chunk, and a chunk rather ends at a comma than soon after one.
-    """
-    room = tokenizer.model_max_length - 2
-    comma = tokenizer.convert_tokens_to_ids(",</w>")
-    found: list[Chunk] = []
-    for number, part in enumerate(text, 1):
-        ids: list[int] = []
-        weights: list[float] = []
-        for words, weight in part:
-            own = tokenizer(words, add_special_tokens=False, verbose=False).input_ids
-            ids += own
-            weights += [weight] * len(own)
-        if not ids and found and number == len(text):
-            break  # nothing comes after the last BREAK
-        start = 0
-        while True:
-            end = _end(ids, start, room, comma)
-            found.append(_chunk(tokenizer, ids[start:end], weights[start:end]))
-            if end == len(ids):
-                break
-            start = end
-    return found
-
-
-def _end(ids: Sequence[int], start: int, room: int, comma: int) -> int:
-    """Where a chunk ends that begins at `start`."""
-    end = start + room
-    if end >= len(ids):
-        return len(ids)
-    near = range(max(start, end - NEAR), end)
-    commas = [i for i in near if ids[i] == comma]
-    return commas[-1] + 1 if commas and ids[end] != comma else end
-
-
-def _chunk(tokenizer: CLIPTokenizer, ids: list[int], weights: list[float]) -> Chunk:
-    padding = tokenizer.model_max_length - 2 - len(ids)
-    marked = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
-    return Chunk(
-        (*marked, *[tokenizer.pad_token_id] * padding), (1.0, *weights, *[1.0] * (padding + 1))
-    )
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from sdpipe.show.listen import with_unet
 from sdpipe.show.stages import settle
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
 from sdpipe.show.words import Word, split
+from sdpipe.syntax import parse
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -128,10 +129,9 @@ def attention(attn: Any, x: Tensor, text: Tensor) -> Tensor:
 class Attended:
     """Where each word of a prompt acted on a picture.
 
-    words: those that the text encoder had room for.
     maps: for each word the share of a place's attention that its tokens got, (words, h, w).
     shares: the same averaged over places, one for each of the L tokens: start mark, words, end
-        mark, padding. They sum to 1.
+        mark, padding, and the same again for every further chunk. They sum to 1.
     """
 
     settings: "Settings"
@@ -173,7 +173,7 @@ def attention_data(
 
     Raises:
         UsageError: a value breaks its rule, g is 0, which listens to no prompt, or the prompt has
-            no words.
+            no words, or not the same at every step.
     """
     own = settle(pipe, prompt, **settings)
     check_attention(prompt, own.g)
@@ -182,9 +182,8 @@ def attention_data(
     result = listening.generate(prompt, on_step=on_step, **{**settings, "seed": own.seed})
     picture, factor = result.images[0], vae_factor(parts.vae)
     mean = maps.mean(picture.height // factor, picture.width // factor)  # (L, h, w)
-    room = parts.tokenizer.model_max_length - 1
-    words = [word for word in split(parts.tokenizer, prompt) if word.first < room]
-    of_words = [mean[w.first : min(w.first + len(w.ids), room)].sum(0).numpy() for w in words]
+    words = split(parts.tokenizer, parse(prompt).at(0, 1))
+    of_words = [mean[w.first : w.first + len(w.ids)].sum(0).numpy() for w in words]
     return Attended(
         result.settings[0], picture, words, np.stack(of_words), mean.mean((1, 2)).tolist()
     )
@@ -222,13 +221,13 @@ def attention_figure(data: Attended) -> "Figure":
 
 
 def _draw_shares(sheet: Sheet, y: float, data: Attended) -> None:
-    """All attention in a bar: of the start mark, of every word, of end mark and padding."""
+    """All attention in a bar: of the start mark, of every word, of the rest: end mark and padding."""
     sheet.note(MARGIN, y, "all attention")
-    end = data.words[-1].first + len(data.words[-1].ids)
+    others = sum(data.shares[1:]) - sum(map(data.share, data.words))
     parts = [("start mark", data.shares[0], style.EDGE)]
     for i, word in enumerate(data.words):
         parts.append((word.text, data.share(word), style.TINTS[i % len(style.TINTS)]))
-    parts.append(("end and padding", sum(data.shares[end:]), style.PALE))
+    parts.append(("end and padding", others, style.PALE))
     canvas, x = sheet.canvas(), float(MARGIN)
     for text, share, color in parts:
         width = share / sum(data.shares) * (WIDTH - 2 * MARGIN)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from sdpipe.errors import UsageError
 from sdpipe.settings import Settings
+from sdpipe.syntax import parse
 
 LAST_TIMESTEP = 999  # of every model of the family
 MOST_FRAMES = 999
@@ -68,9 +69,15 @@ def check_attention(prompt: str, g: float | None) -> None:
     """Refuses what gives no words to look at.
 
     Raises:
-        UsageError: an empty prompt, or g 0.
+        UsageError: a prompt without words, or with changing ones, or g 0.
     """
-    if not prompt.strip():
+    read = parse(prompt)
+    if read.changes:
+        raise UsageError(
+            "the prompt changes over the steps, so its words have no places of their own; take one "
+            "without [cat:dog:0.5] and [cat|dog]."
+        )
+    if not any(words.strip() for part in read.at(0, 1) for words, _ in part):
         raise UsageError("the prompt is empty, so no word acts anywhere; give it some words.")
     if g == 0:
         raise UsageError("g=0 does not listen to the prompt; take 1 for the prompt alone, or more.")

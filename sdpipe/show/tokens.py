@@ -1,14 +1,18 @@
-"""What the text encoder gets of a prompt: words cut into tokens, two marks, padding, and the rest.
+"""What the text encoder gets of a prompt: words cut into tokens, marks, padding, chunk by chunk.
 
 Byte-pair encoding: Sennrich et al. (2016); on bytes, with a mark at the end of a word, as in CLIP
-(Radford et al. 2021), whose length of 77 tokens Stable Diffusion keeps.
+(Radford et al. 2021), whose length of 77 tokens Stable Diffusion keeps: what is longer is encoded
+in chunks.
 """
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.show import style, words
+from sdpipe.chunks import chunks
+from sdpipe.show import style
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
+from sdpipe.show.words import Word, spelled, split
+from sdpipe.syntax import MAX_STEP, parse
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,70 +21,95 @@ if TYPE_CHECKING:
 
 HEIGHT, PAD, JOINT, GAP, LINE = 44, 9, 2, 8, 60  # of boxes; between them in a word, words, rows
 ROOM = WIDTH - 2 * MARGIN
-MOST_LOST = 40  # tokens that are drawn of what was cut off; the rest is counted
+BELOW = 72  # the rows of a chunk are its places
+MOST_CHUNKS = 8  # that are drawn; the rest is counted
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A prompt as tokens.
+    """A prompt as tokens; one that changes over the steps, as it is at the first.
 
-    ids: all L that the encoder gets, with the padding. tokens: how the vocabulary spells them.
-    words: all of the prompt, also those that were cut off; `Word.first` counts as in `ids`.
-    padding: how many of the ids, at the end, are padding.
-    cut: the end of the prompt that has no room, in whole words; "" where all have.
+    length: L, what the encoder takes at once. ids: all of them, L for each chunk, with the padding.
+    tokens: how the vocabulary spells them. words: `Word.first` counts as in `ids`.
+    padding: how many of the ids, at the end of each chunk, are padding.
+    changes: whether the prompt is another one at later steps.
     vocabulary: how many tokens there are to choose from.
     """
 
     prompt: str
+    length: int
     ids: tuple[int, ...]
     tokens: tuple[str, ...]
-    words: tuple[words.Word, ...]
-    padding: int
-    cut: str
+    words: tuple[Word, ...]
+    padding: tuple[int, ...]
+    changes: bool
     vocabulary: int
 
     def numbers(self) -> dict[str, Any]:
         """The same as plain JSON types."""
         return asdict(self)
 
+    def words_of(self, chunk: int) -> list[Word]:
+        """The words of a chunk, counted from 0."""
+        return [word for word in self.words if word.first // self.length == chunk]
+
 
 def tokens_data(tokenizer: "CLIPTokenizer", prompt: str) -> Tokens:
-    """Cuts a prompt into tokens, as `prompt.tokenize` does, and keeps what has no room."""
-    length = tokenizer.model_max_length
-    ids = tokenizer(prompt, padding="max_length", truncation=True).input_ids
-    found = words.split(tokenizer, prompt)
+    """Cuts a prompt into tokens, as they go through the text encoder.
+
+    Raises:
+        UsageError: the prompt breaks a rule of the syntax.
+    """
+    length, read = tokenizer.model_max_length, parse(prompt)
+    text = read.at(0, MAX_STEP)
+    ids = [i for chunk in chunks(tokenizer, text) for i in chunk.ids]
+    found = split(tokenizer, text)
+    used = [0] * (len(ids) // length)
+    for word in found:
+        used[word.first // length] += len(word.ids)
     return Tokens(
         prompt=prompt,
+        length=length,
         ids=tuple(ids),
         tokens=tuple(tokenizer.convert_ids_to_tokens(ids)),
         words=tuple(found),
-        padding=max(0, length - 2 - sum(len(word.ids) for word in found)),
-        cut=words.cut(prompt, found, length),
+        padding=tuple(length - 2 - tokens for tokens in used),
+        changes=read.changes,
         vocabulary=len(tokenizer),
     )
 
 
 @style.drawing
 def tokens_figure(data: Tokens) -> "Figure":
-    """Draws every token in a box with its id, the tokens of a word side by side."""
-    length = len(data.ids)
-    seen, lost = _rows(data)
-    below = seen.bottom + 72
-    sheet = Sheet(
-        below + (lost.bottom + 54 if lost.boxes else 0),
-        style.quoted(data.prompt),
-        f"{length} tokens for the text encoder, from a vocabulary of {data.vocabulary:,}: "
-        f"start mark, {length - 2 - data.padding} of the prompt, end mark, "
-        f"{data.padding} of padding",
-    )
-    canvas = sheet.canvas()
-    seen.draw(sheet, canvas, sheet.top)
-    _draw_places(sheet, canvas, data, sheet.top + seen.bottom + 22)
-    if lost.boxes:
-        heading = "what there is no room for, and the encoder never sees:"
-        sheet.note(MARGIN, sheet.top + below + 8, heading)
-        lost.draw(sheet, canvas, sheet.top + below + 22)
+    """Draws every token in a box with its id and weight, the tokens of a word side by side."""
+    drawn = [_rows(data, chunk) for chunk in range(len(data.padding))][:MOST_CHUNKS]
+    more = len(data.padding) - len(drawn)
+    below = sum(rows.bottom + BELOW for rows in drawn)
+    sheet = Sheet(below + (24 if more else 0), style.quoted(data.prompt), _about(data))
+    canvas, top = sheet.canvas(), float(sheet.top)
+    for chunk, rows in enumerate(drawn):
+        rows.draw(sheet, canvas, top)
+        _draw_places(sheet, canvas, data, chunk, top + rows.bottom + 22)
+        top += rows.bottom + BELOW
+    if more:
+        sheet.note(MARGIN, top, f"and {more} more chunks of {data.length} tokens")
     return sheet.figure
+
+
+def _about(data: Tokens) -> str:
+    count = len(data.padding)
+    padding, own = sum(data.padding), sum(len(word.ids) for word in data.words)
+    parts = (
+        f"start mark, {own} of the prompt, end mark, {padding} of padding"
+        if count == 1
+        else f"in {count} chunks with a start and an end mark each, {own} of the prompt, {padding} "
+        "of padding"
+    )
+    first = "at the first step " if data.changes else ""
+    return (
+        f"{first}{len(data.ids)} tokens for the text encoder, from a vocabulary of "
+        f"{data.vocabulary:,}: {parts}"
+    )
 
 
 @dataclass(frozen=True)
@@ -130,27 +159,20 @@ class _Rows:
             self._x, self._y = MARGIN, self._y + LINE
 
 
-def _rows(data: Tokens) -> tuple[_Rows, _Rows]:
-    """What the encoder gets, and what was cut off."""
-    length, last = len(data.ids), len(data.ids) - data.padding - 1
-    seen, lost = _Rows(), _Rows()
-    seen.put([("start", str(data.ids[0]))], style.EDGE)
-    left = MOST_LOST
-    for i, word in enumerate(data.words):
-        texts = [(words.spelled(t), str(n)) for t, n in zip(word.tokens, word.ids, strict=True)]
-        room = max(0, length - 1 - word.first)
-        if texts[:room]:
-            seen.put(texts[:room], _tint(i))
-        if texts[room:][:left]:
-            lost.put(texts[room:][:left], style.PALE)
-            left -= len(texts[room:][:left])
-    seen.put([("end", str(data.ids[last]))], style.EDGE)
-    if data.padding:
-        seen.put([(f"padding x {data.padding}", str(data.ids[-1]))], style.PALE)
-    more = sum(len(word.ids) for word in data.words) - (length - 2) - MOST_LOST
-    if more > 0:
-        lost.put([("and", f"{more} more")], style.PALE)
-    return seen, lost
+def _rows(data: Tokens, chunk: int) -> _Rows:
+    """What the encoder gets in one go."""
+    ids = data.ids[chunk * data.length : (chunk + 1) * data.length]
+    padding = data.padding[chunk]
+    rows = _Rows()
+    rows.put([("start", str(ids[0]))], style.EDGE)
+    for i, word in enumerate(data.words_of(chunk)):
+        weight = "" if word.weight == 1 else f" x {word.weight:.3g}"
+        both = zip(word.tokens, word.ids, strict=True)
+        rows.put([(spelled(t), f"{n}{weight}") for t, n in both], _tint(i))
+    rows.put([("end", str(ids[-1 - padding]))], style.EDGE)
+    if padding:
+        rows.put([(f"padding x {padding}", str(ids[-1]))], style.PALE)
+    return rows
 
 
 def _width(upper: str, lower: str) -> float:
@@ -162,16 +184,17 @@ def _tint(word: int) -> str:
     return style.TINTS[word % len(style.TINTS)]
 
 
-def _draw_places(sheet: Sheet, canvas: "Axes", data: Tokens, y: float) -> None:
-    """All L places in a row, by what fills them."""
-    length = len(data.ids)
+def _draw_places(sheet: Sheet, canvas: "Axes", data: Tokens, chunk: int, y: float) -> None:
+    """All L places of a chunk in a row, by what fills them."""
+    length = data.length
+    first = chunk * length
     colors = [style.PALE] * length
-    for i, word in enumerate(data.words):
-        for place in range(word.first, min(word.first + len(word.ids), length - 1)):
-            colors[place] = _tint(i)
-    colors[0] = colors[length - 1 - data.padding] = style.FAINT
+    for i, word in enumerate(data.words_of(chunk)):
+        begin = word.first - first
+        colors[begin : begin + len(word.ids)] = [_tint(i)] * len(word.ids)
+    colors[0] = colors[length - 1 - data.padding[chunk]] = style.FAINT
     for i, color in enumerate(colors):
         left = MARGIN + ROOM * i / length
         style.bar(canvas, left, y, ROOM / length - 1, 12, color)
-    sheet.note(MARGIN, y + 28, "place 0")
-    sheet.note(MARGIN + ROOM, y + 28, f"place {length - 1}", ha="right")
+    sheet.note(MARGIN, y + 28, f"place {first}")
+    sheet.note(MARGIN + ROOM, y + 28, f"place {first + length - 1}", ha="right")

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sdpipe.chunks import tokens_of
+from sdpipe.syntax import Text
+
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
@@ -13,44 +16,39 @@ WORD_END = "</w>"  # ends the last token of a word in CLIP's vocabulary
 class Word:
     """A word of a prompt as the text encoder reads it.
 
-    text: as the prompt has it. start: where in the prompt.
+    text: as the prompt has it. weight: what its embedding is multiplied by.
     first: the place of its first token among all, from 0, which is the start mark's.
     ids, tokens: its numbers in the vocabulary, and how that spells them.
     """
 
     text: str
-    start: int
+    weight: float
     first: int
     ids: tuple[int, ...]
     tokens: tuple[str, ...]
 
 
-def split(tokenizer: "CLIPTokenizer", text: str) -> list[Word]:
-    """All words of a text, also those for which the text encoder has no room."""
-    found = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    ids, offsets = found.input_ids[1:-1], found.offset_mapping[1:-1]  # without the two marks
-    tokens = tokenizer.convert_ids_to_tokens(ids)
-    words, begun = [], 0
-    for i, token in enumerate(tokens):
-        whole = token.endswith(WORD_END) or ids[i] in tokenizer.added_tokens_decoder
-        if whole or i + 1 == len(tokens):
-            start, end = offsets[begun][0], offsets[i][1]
-            own = slice(begun, i + 1)
-            words.append(Word(text[start:end], start, begun + 1, (*ids[own],), (*tokens[own],)))
-            begun = i + 1
+def split(tokenizer: "CLIPTokenizer", text: Text) -> list[Word]:
+    """All words of a text, in all of its chunks; one that is parted by an end of a chunk is two."""
+    words = []
+    for number, chunk in enumerate(tokens_of(tokenizer, text)):
+        tokens = tokenizer.convert_ids_to_tokens([token.id for token in chunk])
+        begun = 0
+        for i, token in enumerate(tokens):
+            whole = token.endswith(WORD_END) or chunk[i].id in tokenizer.added_tokens_decoder
+            if whole or i + 1 == len(tokens):
+                own = chunk[begun : i + 1]
+                words.append(
+                    Word(
+                        own[0].words[own[0].start : own[-1].end],
+                        own[0].weight,
+                        number * tokenizer.model_max_length + 1 + begun,
+                        tuple(token.id for token in own),
+                        tuple(tokens[begun : i + 1]),
+                    )
+                )
+                begun = i + 1
     return words
-
-
-def cut(text: str, words: list[Word], length: int) -> str:
-    """The end of a text that `length` tokens, two of them marks, have no room for.
-
-    Whole words, between spaces; "" where all fit.
-    """
-    lost = [word for word in words if word.first + len(word.ids) > length - 1]
-    if not lost:
-        return ""
-    before = text[: lost[0].start + 1]
-    return text[max(before.rfind(space) for space in " \t\n") + 1 :].strip()
 
 
 def spelled(token: str) -> str:
