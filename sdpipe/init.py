@@ -90,7 +90,6 @@ def check_outpaint(value: object) -> tuple[int, int, int, int] | None:
     """
     if value is None:
         return None
-    rule = "it is four multiples of 8, at least one above 0: left, top, right, bottom"
     shown = value
     if isinstance(value, Sequence) and not isinstance(value, str):
         shown = ",".join(map(str, value))
@@ -98,7 +97,10 @@ def check_outpaint(value: object) -> tuple[int, int, int, int] | None:
             left, top, right, bottom = value
             if max(value) > 0 and all(side >= 0 and side % 8 == 0 for side in value):
                 return left, top, right, bottom
-    raise UsageError(f"outpaint={shown} is not pixels to grow by; {rule}, such as 0,0,64,0.")
+    raise UsageError(
+        f"outpaint={shown} is not four multiples of 8, one at least above 0 and none below; give the "
+        "pixels to grow by on the left, top, right and bottom, such as 0,0,64,0."
+    )
 
 
 def sides(text: str) -> tuple[int, ...] | str:

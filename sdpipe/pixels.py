@@ -135,7 +135,7 @@ def read_picture(path: str | os.PathLike[str], paper: str = "white") -> Image.Im
             f"{path} is larger than {most} pixels, far more than a model looks at; scale it down."
         ) from error
     except SdpipeError as error:
-        raise UsageError(f"{error} Give another picture.") from error
+        raise UsageError(f"{str(error).rstrip('.')}; give another picture.") from error
     except UnidentifiedImageError as error:
         raise UsageError(
             f"{path} is no picture that can be read; the formats are {', '.join(READABLE)}."
