@@ -40,7 +40,7 @@ Seed = Annotated[
     str | None,
     options.option(
         options.PICTURE,
-        "As in 1-4; all pictures have the same if it is one. Drawn if left out.",
+        "As in 1-4; a single one is for all pictures. Drawn if left out.",
         metavar=VALUES,
     ),
 ]
@@ -77,6 +77,14 @@ Karras = Annotated[
         options.SAMPLING, "Noise levels as Karras et al. space them: yes, no.", metavar=VALUES
     ),
 ]
+ClipSkip = Annotated[
+    str | None,
+    options.option(
+        options.SAMPLING,
+        "Layer of the text encoder to listen to, from the last, 1.",
+        metavar=VALUES,
+    ),
+]
 Batch = Annotated[
     int,
     options.whole(
@@ -109,6 +117,7 @@ def sweep(
     scheduler: Scheduler = None,
     lms_order: LmsOrder = None,
     karras: Karras = None,
+    clip_skip: ClipSkip = None,
     exact: options.Exact = False,
     model: options.Model = None,
     device: options.Device = "auto",

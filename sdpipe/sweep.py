@@ -25,7 +25,10 @@ from sdpipe.files import slug
 from sdpipe.ranges import as_text, plain
 from sdpipe.settings import Settings
 
-SWEPT = ("g", "steps", "seed", "scheduler", "lms_order", "karras", "dim", "width", "height")
+SWEPT = (
+    *("g", "steps", "seed", "scheduler", "lms_order", "karras", "clip_skip"),
+    *("dim", "width", "height"),
+)
 """The settings that may have several values; the prompts have theirs as parts {a|b}."""
 
 SINGLE = ("negative_prompt", "exact")
@@ -226,6 +229,8 @@ def label(name: str, value: Any) -> str:
             return str(value)
         case "lms_order":
             return f"order {value}"
+        case "clip_skip":
+            return f"clip skip {value}"
         case "karras":
             return "karras" if value else "no karras"
         case "prompt":

@@ -41,7 +41,13 @@ from sdpipe.sweep import BATCH, SINGLE, SWEPT, Sweep, batches, label
 FILLED = ("g", "steps", "seed", "scheduler", "lms_order", "width", "height")
 
 # axis: what A1111 calls it in the metadata of its own grids
-A1111_AXES = {"g": "CFG Scale", "steps": "Steps", "seed": "Seed", "scheduler": "Sampler"}
+A1111_AXES = {
+    "g": "CFG Scale",
+    "steps": "Steps",
+    "seed": "Seed",
+    "scheduler": "Sampler",
+    "clip_skip": "Clip skip",
+}
 
 
 class SweepFolder:

@@ -506,6 +506,7 @@ WRONG = {
     "sweep x --scheduler lms,ddim --karras yes,no": "Karras",
     "sweep x --scheduler lms,euler --lms-order 2": "lms_order=2",
     "sweep x --lms-order 3-5": "lms_order=5",
+    "sweep x --clip-skip 0-2": "clip_skip=0",
     "sweep x --karras maybe,no": "neither yes nor no",
     "sweep x --g 1,2 --steps 4,5 --seed 1,2 --dim 8,16": "4 things vary",
     "sweep {a|b": "open at one end",
