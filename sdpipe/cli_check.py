@@ -72,7 +72,7 @@ def compare(
     Both use the same weights and noise. The exit status is 0 where latents and picture are within
     the tolerance, and 1 where they are not.
     """
-    from sdpipe.compare import check_guidance, check_tolerance, compare_figure
+    from sdpipe.compare import check_guidance, check_tolerance, compare_figure, plain_text
     from sdpipe.compare import compare as hold_against_diffusers
 
     inputs: dict[str, Any] = {
@@ -88,6 +88,8 @@ def compare(
         "karras": karras,
     }
     Settings(prompt=options.text("the prompt", prompt), **inputs)
+    for words in (prompt, negative):
+        plain_text(words)
     check_guidance(g)
     check_tolerance(tolerance)
     check_device(device)

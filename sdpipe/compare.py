@@ -17,6 +17,7 @@ from sdpipe.pixels import Difference, difference
 from sdpipe.settings import FALLBACKS, Settings
 from sdpipe.show import style
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
+from sdpipe.syntax import parse
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -166,15 +167,18 @@ def compare(
     """Draws one picture with the loop and with diffusers' pipeline, and measures how far apart.
 
     tolerance: of the latents after any step, relative; None is that of the pipeline's dtype.
-    settings: those of `Pipeline.generate` for one picture.
+    settings: those of `Pipeline.generate` that diffusers' pipeline has: for one picture, from noise
+        alone, without clip_skip.
 
     Raises:
-        UsageError: a value breaks its rule, or diffusers cannot draw at this g.
+        UsageError: a value breaks its rule, or diffusers cannot draw what it asks for.
         NotFiniteError: the loop produced NaN or infinity.
     """
     parts = pipe.components
     g = settings.get("g")
     check_guidance(parts.defaults.get("g", FALLBACKS["g"]) if g is None else g)
+    for text in (prompt, settings.get("negative_prompt", "")):
+        _check_length(parts, plain_text(text))
     dtype = str(parts.dtype).removeprefix("torch.")
     allowed = TOLERANCES[dtype]
     if tolerance is not None:
@@ -249,6 +253,31 @@ def check_guidance(g: float | None) -> None:
         raise UsageError(
             f"g={g:g} is between 0 and 1, where diffusers' pipeline leaves the guidance out and "
             "draws as for 1: there is nothing to compare with; take 0, 1 or another number."
+        )
+
+
+def plain_text(prompt: str) -> str:
+    """What a prompt says where it is nothing but text, as diffusers' pipeline takes it.
+
+    Raises:
+        UsageError: it has weights, breaks, or words that change over the steps.
+    """
+    read = parse(prompt)
+    parts = read.at(0, 1)
+    if read.changes or len(parts) > 1 or any(weight != 1 for _, weight in parts[0]):
+        raise UsageError(
+            f"prompt={prompt!r} has weights or other signs, which diffusers' pipeline takes for "
+            r"text: there is nothing to compare with; leave them out, or write \( for a bracket."
+        )
+    return "".join(text for text, _ in parts[0])
+
+
+def _check_length(parts: "Components", text: str) -> None:
+    room = parts.tokenizer.model_max_length
+    if len(parts.tokenizer(text, verbose=False).input_ids) > room:
+        raise UsageError(
+            f"prompt={text!r} has more than {room - 2} tokens, of which diffusers' pipeline drops "
+            "the rest: there is nothing to compare with; take a shorter one."
         )
 
 
@@ -356,10 +385,11 @@ def _guidance(run: Settings, notes: list[str]) -> tuple[str, str, float]:
     cond + (1 - g) (uncond - cond): the two prompts change places.
     """
     assert run.g is not None
+    prompt, negative = plain_text(run.prompt), plain_text(run.negative_prompt)
     if run.g > 0:
-        return run.prompt, run.negative_prompt, run.g
+        return prompt, negative, run.g
     notes.append(
         f"diffusers' pipeline has no g = {run.g:g}: prompt and negative prompt changed places, and "
         f"g is {1 - run.g:g}, which is the same formula"
     )
-    return run.negative_prompt, run.prompt, 1 - run.g
+    return negative, prompt, 1 - run.g

@@ -13,7 +13,7 @@ import sdpipe.denoise
 import sdpipe.pipeline
 from sdpipe import Pipeline, UsageError
 from sdpipe.cli import main
-from sdpipe.compare import TOLERANCES, check_guidance, compare, draw_with_diffusers
+from sdpipe.compare import TOLERANCES, check_guidance, compare, draw_with_diffusers, plain_text
 from sdpipe.settings import SCHEDULERS, Settings
 
 # A model of random weights draws no picture, and its latents know no bounds.
@@ -157,6 +157,24 @@ def test_a_g_that_diffusers_leaves_out_is_refused(pipe, g):
         check_guidance(g)
     with pytest.raises(UsageError, match="between 0 and 1"):
         compare(pipe, PROMPT, g=g)
+
+
+@pytest.mark.parametrize("prompt", ["a (red:1.3) cat", "a [cat:dog:0.5]", "a cat BREAK a dog"])
+def test_signs_that_diffusers_takes_for_text_are_refused(pipe, prompt):
+    with pytest.raises(UsageError, match="weights or other signs"):
+        compare(pipe, prompt)
+    with pytest.raises(UsageError, match="weights or other signs"):
+        compare(pipe, PROMPT, negative_prompt=prompt)
+
+
+def test_a_prompt_that_diffusers_would_cut_is_refused(pipe):
+    with pytest.raises(UsageError, match="more than 75 tokens"):
+        compare(pipe, "cat " * 80)
+
+
+def test_written_brackets_are_brackets_for_both(pipe):
+    assert plain_text(r"a \(red\) cat") == "a (red) cat"
+    assert compare(pipe, r"a \(red\) cat", steps=3, seed=2).within
 
 
 def test_the_command_prints_a_table_and_a_verdict(folder, capsys):
