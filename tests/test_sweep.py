@@ -447,10 +447,10 @@ def test_a_grid_from_anybody_that_makes_no_sense_is_refused_at_once(told, tmp_pa
     path = tmp_path / "grid.png"
     notes = {"parameters": "x", "sdpipe": {"sweep": told}}
     png.save(Image.new("RGB", (8, 8)), path, notes)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(SdpipeError, match="makes no sense"):
         read_record(path)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_interrupted_it_goes_on_where_it_was(run, sweep, models, tmp_path):
