@@ -47,6 +47,8 @@ class Result:
     """What `Pipeline.generate` drew. Each list has one entry for every picture.
 
     settings: what each picture alone was drawn with, every default filled in.
+    places: its number in its batch, from 0, and how many that has. Neighbours whose prompts have as
+        many chunks are a batch.
     steps: with save_int, the steps of the whole call; their tensors hold all pictures.
     noise: with save_int, the latents that the first step began with, (B, C, h, w).
     """
@@ -54,6 +56,7 @@ class Result:
     images: list[Image.Image]
     seeds: list[int]
     settings: list[Settings]
+    places: list[tuple[int, int]]
     steps: list[Step] = field(default_factory=list)
     noise: Tensor | None = None
 
@@ -168,7 +171,8 @@ class Pipeline:
         images = [latents_to_pil(self.components.vae, z)[0] for z in x_t.split(1)]
         if canvas is not None:
             images = [canvas.keep(image) for image in images]
-        return Result(images, _seeds(run), run, kept, noise if save_int else None)
+        places = [(i, len(text)) for text in texts for i in range(len(text))]
+        return Result(images, _seeds(run), run, places, kept, noise if save_int else None)
 
     def stream(self, prompt: str | Sequence[str], **settings: Any) -> Iterator[Step]:
         """Draws like `generate`, with the same arguments, and yields every `Step` as it is done.

@@ -67,7 +67,7 @@ def metadata(
 
     settings: those of this one picture, resolved.
     identity: the model, as `Components.identity()` describes it.
-    n, index: the picture was number `index`, from 0, of `n` drawn in one call. Their seeds went up
+    n, index: the picture was number `index`, from 0, of `n` drawn in one batch. Their seeds went up
         by one from picture to picture, and what the others showed has no influence on this one: so
         shape and place are enough to draw it under the same circumstances, and no picture tells
         the prompts of its neighbours.

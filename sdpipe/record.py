@@ -36,7 +36,7 @@ class Record:
         Those of init and mask are objects of texts, that of outpaint is a list of numbers.
     model: name, and, where they are told, revision, variant, sha256, or hash, another program's.
     parts: what took the place of one of the model's own parts.
-    n, index: the picture was number `index`, from 0, of `n` drawn in one call.
+    n, index: the picture was number `index`, from 0, of `n` drawn in one batch.
     versions: of what drew it.
     device, dtype: where, and in which number type.
     pixels_sha256: of the picture as it was drawn; see `pixels.pixels_sha256`.

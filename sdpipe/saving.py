@@ -40,14 +40,15 @@ def carried(pipe: "Pipeline", result: "Result", k: int) -> dict[str, Any]:
     from sdpipe import png
 
     parts = pipe.components
+    index, n = result.places[k]
     return png.metadata(
         result.settings[k],
         parts.identity(),
         image=result.images[k],
         device=str(parts.device),
         dtype=str(parts.dtype).removeprefix("torch."),
-        n=len(result.images),
-        index=k,
+        n=n,
+        index=index,
     )
 
 

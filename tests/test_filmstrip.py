@@ -46,7 +46,7 @@ def result(steps=3, *, exploding=True, batch=2):
         for i in range(steps)
     ]
     noise = latents() * steps
-    return Result([], [3, 4], [SETTINGS] * batch, kept, noise)
+    return Result([], [3, 4], [SETTINGS] * batch, [], kept, noise)
 
 
 def plain(*size):
@@ -190,9 +190,9 @@ def test_latents_that_cannot_be_decoded_leave_no_folder(vae, tmp_path):
 
 def test_what_cannot_be_saved_is_told(vae, tmp_path):
     with pytest.raises(UsageError, match="save_int=True"):
-        save_steps(vae, Result([], [], [SETTINGS]), 0, tmp_path / "x.steps")
+        save_steps(vae, Result([], [], [SETTINGS], []), 0, tmp_path / "x.steps")
     with pytest.raises(UsageError, match="save_int=True"):
-        columns(vae, Result([], [], [SETTINGS]), 0)
+        columns(vae, Result([], [], [SETTINGS], []), 0)
     (tmp_path / "x.steps").mkdir()
     with pytest.raises(SdpipeError, match=r"x\.steps cannot be written: it exists already"):
         save_steps(vae, result(), 0, tmp_path / "x.steps")

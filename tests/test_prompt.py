@@ -367,6 +367,17 @@ def test_the_length_of_a_prompt_changes_nothing_for_its_neighbours(pipe, exact):
             assert torch.allclose(a.latents[0], b.latents[k], rtol=1e-4, atol=1e-4)
 
 
+def test_a_batch_are_neighbours_of_one_length(emoji):
+    """What a picture's metadata holds, so that it is drawn again in a batch of that shape."""
+    prompts = ["cat", "dog", "cat " * 80, "owl", "[cat:dog:0.5]", "crab"]
+    same = {"steps": 2, "g": 1, "dim": 32, "seed": 1}
+    result = emoji.generate(prompts, **same)
+    assert result.places == [(0, 2), (1, 2), (0, 1), (0, 3), (1, 3), (2, 3)]
+    again = emoji.generate("crab", **{**same, "n": 3, "seed": 4})
+    assert again.images[2].tobytes() == result.images[5].tobytes()
+    assert emoji.generate(prompts[:2], **same, exact=True).places == [(0, 1), (0, 1)]
+
+
 def test_a_change_that_never_comes_is_told(pipe):
     with pytest.warns(SdpipeWarning, match="changes after 4 steps, and 4 are taken, so it never"):
         late = list(pipe.stream("[cat:dog:4]", seed=1, steps=4))
