@@ -11,6 +11,7 @@ import typer
 from sdpipe import files, messages, options, progress, ranges
 from sdpipe.device import check_device, check_dtype
 from sdpipe.errors import SdpipeWarning, UsageError
+from sdpipe.init import sides
 from sdpipe.loading.locate import check_model
 from sdpipe.settings import SCHEDULERS
 from sdpipe.sweep import BATCH, SWEPT, Sweep
@@ -85,6 +86,12 @@ ClipSkip = Annotated[
         metavar=VALUES,
     ),
 ]
+Strength = Annotated[
+    str | None,
+    options.option(
+        options.BEGINNING, "How far back to noise, as in '0.3-0.9 (+0.2)'.", metavar=VALUES
+    ),
+]
 Batch = Annotated[
     int,
     options.whole(
@@ -119,6 +126,11 @@ def sweep(
     karras: Karras = None,
     clip_skip: ClipSkip = None,
     exact: options.Exact = False,
+    init: options.Init = None,
+    mask: options.Mask = None,
+    strength: Strength = None,
+    fit: options.Fit = None,
+    outpaint: options.Outpaint = None,
     model: options.Model = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -167,13 +179,16 @@ def _planned(given: dict[str, Any]) -> Sweep:
             values[name] = _values(name, options.text(f"--{name}", text))
     if given["negative"] is not None:
         values["negative_prompt"] = options.text("--negative", given["negative"])
+    values |= options.pictures(given["init"], given["mask"])
+    values["fit"] = given["fit"]
+    values["outpaint"] = None if given["outpaint"] is None else sides(given["outpaint"])
     if given["exact"]:
         values["exact"] = True
     return Sweep(options.text("the prompt", given["prompt"]), **values)
 
 
 def _values(name: str, text: str) -> list[Any]:
-    if name == "g":
+    if name in ("g", "strength"):
         return ranges.numbers(name, text)
     if name == "scheduler":
         return ranges.words(name, text)

@@ -98,8 +98,8 @@ def check_outpaint(value: object) -> tuple[int, int, int, int] | None:
             if max(value) > 0 and all(side >= 0 and side % 8 == 0 for side in value):
                 return left, top, right, bottom
     raise UsageError(
-        f"outpaint={shown} is not four multiples of 8, one at least above 0 and none below; give the "
-        "pixels to grow by on the left, top, right and bottom, such as 0,0,64,0."
+        f"outpaint={shown} is not four multiples of 8, one at least above 0 and none below; give "
+        "the pixels to grow by on the left, top, right and bottom, such as 0,0,64,0."
     )
 
 

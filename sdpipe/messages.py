@@ -86,9 +86,9 @@ def explain(error: Exception) -> int:
 
 
 def _steps(settings: Settings) -> str:
-    if settings.strength is None or settings.steps is None:
-        return f"{settings.steps} steps"
-    return f"{steps_taken(settings.steps, settings.strength)} of {settings.steps} steps"
+    taken = steps_taken(settings.steps or 0, settings.strength or 1)
+    whole = "" if taken == settings.steps else f"{taken} of "
+    return f"{whole}{settings.steps} steps"
 
 
 def summary(drawn: Sequence[Settings], seconds: float) -> str:

@@ -22,16 +22,17 @@ from typing import Any, Self
 
 from sdpipe.errors import UsageError
 from sdpipe.files import slug
+from sdpipe.init import PictureId, picture_id
 from sdpipe.ranges import as_text, plain
 from sdpipe.settings import Settings
 
 SWEPT = (
-    *("g", "steps", "seed", "scheduler", "lms_order", "karras", "clip_skip"),
+    *("g", "steps", "seed", "scheduler", "lms_order", "karras", "clip_skip", "strength"),
     *("dim", "width", "height"),
 )
 """The settings that may have several values; the prompts have theirs as parts {a|b}."""
 
-SINGLE = ("negative_prompt", "exact")
+SINGLE = ("negative_prompt", "exact", "init", "mask", "fit", "outpaint")
 
 MAX_AXES = 3
 MAX_CELLS = 1000
@@ -85,8 +86,8 @@ class Sweep:
 
     prompt: may have parts, as in "a {cat|dog} on {grass|sand}".
     values: settings by their names in `Settings`; a list or another sequence of several values
-        makes an axis. `dim` sets width and height. `negative_prompt` may have parts, and `exact`
-        has one value for all.
+        makes an axis. `dim` sets width and height. `negative_prompt` may have parts, and those
+        of `SINGLE` have one value for all; init and mask are what `canvas.take` returns.
 
     axes: in the order of the grid: parts of the prompts first, then settings as they were given.
     cells: row by row, and one grid after the other.
@@ -122,6 +123,9 @@ class Sweep:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON types; lists are axes."""
         shown = {k: list(v) if isinstance(v, tuple) else v for k, v in self.values.items()}
+        for name, value in shown.items():
+            if isinstance(value, PictureId):
+                shown[name] = {"name": value.name, "sha256": value.sha256}
         return {"prompt": self.prompt, **shown}
 
     def with_values(self, **values: Any) -> "Sweep":
@@ -140,7 +144,7 @@ class Sweep:
     def texts(self) -> dict[str, str]:
         """The values of each setting, but the prompt, as a person types them."""
         return {
-            name: value if name == "negative_prompt" else as_text(_several(value))
+            name: as_text(_several(value)) if name in SWEPT else _single(value)
             for name, value in self.values.items()
             if value is not False or name != "exact"
         }
@@ -148,6 +152,10 @@ class Sweep:
     def _checked(self, name: str, value: Any) -> Any:
         """A value, a tuple of several different ones, or None where there is nothing to keep."""
         _check_name(name)
+        if name in ("init", "mask"):  # with its pixels, where it has them
+            return value if isinstance(value, PictureId) else picture_id(name, value)
+        if name == "outpaint" and isinstance(value, Sequence) and not isinstance(value, str):
+            return list(value)
         if isinstance(value, str) or not isinstance(value, Sequence):
             value = (value,)
         if len(value) > MAX_CELLS:
@@ -239,6 +247,12 @@ def label(name: str, value: Any) -> str:
             return f"not: {value}" if value else "(no negative)"
         case "exact":
             return "exact"
+        case "init":
+            return f"from {value.name or 'a picture'}"
+        case "mask":
+            return f"where {value.name or 'a mask'} is white"
+        case "fit" | "outpaint":
+            return f"{name} {_single(value)}"
         case _:
             return f"{name} {plain(value)}"
 
@@ -282,6 +296,13 @@ def _check_name(name: str) -> None:
 
 def _several(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
+
+
+def _single(value: Any) -> str:
+    """The value of one of `SINGLE`, as a person types it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return value.name or "PICTURE" if isinstance(value, PictureId) else plain(value)
 
 
 def _split(name: str, text: Any) -> tuple[list[str], list[list[str]]]:

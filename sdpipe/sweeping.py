@@ -38,7 +38,7 @@ from sdpipe.saving import carried
 from sdpipe.settings import Settings
 from sdpipe.sweep import BATCH, SINGLE, SWEPT, Sweep, batches, label
 
-FILLED = ("g", "steps", "seed", "scheduler", "lms_order", "width", "height")
+FILLED = ("g", "steps", "seed", "scheduler", "lms_order", "strength", "width", "height")
 
 # axis: what A1111 calls it in the metadata of its own grids
 A1111_AXES = {
@@ -47,6 +47,7 @@ A1111_AXES = {
     "seed": "Seed",
     "scheduler": "Sampler",
     "clip_skip": "Clip skip",
+    "strength": "Denoising",
 }
 
 
@@ -126,7 +127,7 @@ class SweepFolder:
 
     def _draw(self, numbers: list[int], tell: Callable[[float], None]) -> Iterator[int]:
         first = self.settings[numbers[0]]
-        values = {**first.to_dict(), "n": len(numbers)}
+        values = {**first.to_dict(), "n": len(numbers), **_pictures(self.sweep)}
         whole = self._steps(numbers)
         try:
             result = self._pipe.generate(
@@ -154,7 +155,7 @@ class SweepFolder:
         parts = self._pipe.components
         found: dict[Settings, str] = {}
         for cell in sweep.cells:
-            values = cell.settings.to_dict()
+            values = {**cell.settings.to_dict(), **_pictures(sweep)}
             (settings,) = plan(
                 values.pop("prompt"),
                 defaults=parts.defaults,
@@ -272,6 +273,11 @@ class SweepFolder:
             told.append(f"{letter} Type: {A1111_AXES.get(axis.name, axis.name)}")
             told.append(f"{letter} Values: {json.dumps(as_text(axis.values), ensure_ascii=False)}")
         return {"parameters": ", ".join(told), "sdpipe": {"sweep": self.sweep.to_dict(), **own}}
+
+
+def _pictures(sweep: Sweep) -> dict[str, Any]:
+    """Those that the cells begin with, and not only which they are."""
+    return {name: sweep.values[name] for name in ("init", "mask") if name in sweep.values}
 
 
 def _key(values: Mapping[str, Any]) -> str:

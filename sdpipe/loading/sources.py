@@ -167,8 +167,8 @@ class Sources:
         who = self._who("unet")
         if takes != gives and takes in _INPUTS:
             raise ModelError(
-                f"{who} has in_channels={takes}: it is {_INPUTS[takes]}. This pipeline draws from "
-                "text alone; take a model with in_channels=4."
+                f"{who} has in_channels={takes}: it is {_INPUTS[takes]}. Take a model with "
+                "in_channels=4, which redraws parts of a picture too."
             )
         if takes != gives:
             raise ModelError(
