@@ -180,14 +180,9 @@ class _Reader:
         return nodes, None
 
     def _escaped(self) -> str:
-        """The character after a backslash."""
-        if self._at == len(self._text):
-            self._refuse(
-                f"the backslash in {self._place(self._at - 1)} has nothing after it; write \\\\ "
-                "for a plain one."
-            )
+        """The character after a backslash; at the very end, the backslash."""
         self._at += 1
-        return self._text[self._at - 1]
+        return self._text[self._at - 1 : self._at] or "\\"
 
     def _bracket(self, at: int) -> Node:
         """What the bracket at `at` holds, up to the one that closes it."""

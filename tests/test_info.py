@@ -14,6 +14,7 @@ from sdpipe.info import info, plain
 from sdpipe.pixels import difference
 from sdpipe.record import MAX_PROMPT, Record, RecordError, brief, read_record
 from sdpipe.settings import SCHEDULERS, Settings
+from sdpipe.syntax import parse
 
 A1111 = (
     "girl with an artist's beret, (sitting:1.2)\non a chair\n"
@@ -173,16 +174,26 @@ def test_a1111(tmp_path):
         width=512,
         height=768,
         scheduler="euler_a",
+        clip_skip=2,
     )
     assert found.record.model == {"name": "realistic", "hash": "45dee52b"}
     assert found.record.others["Lora hashes"] == "detail: 7c0b, x: y"
     assert found.record.remarks == (
         "its noise was drawn by a GPU; from the same seed a CPU draws another.",
-        "signs that weight words there, as in (word:1.2), are read as text here.",
-        "left out: Clip skip, Lora hashes.",
+        "left out: Lora hashes.",
     )
     assert "written by       A1111's web UI, or a program that writes like it\n" in str(found)
-    assert "Clip skip        2\n" in str(found)
+    assert "clip_skip        2\n" in str(found)
+
+
+def test_what_a1111_reads_otherwise_is_told(tmp_path):
+    text = A1111.replace("girl", "<lora:detail:0.8> girl AND (boy")
+    record = info(foreign_picture(tmp_path / "x.png", parameters=text)).record
+    assert record.remarks[1] == (
+        "<lora:...> and AND, which mean something there, are read as text here."
+    )
+    with pytest.raises(RecordError, match=r"^prompt: the bracket \( in line 1, column 28 is never"):
+        record.settings()
 
 
 @pytest.mark.parametrize(
@@ -241,6 +252,27 @@ def test_invokeai(tmp_path):
     assert found.record.versions == {"program": "5.4.2"}
     assert found.record.remarks == ("left out: loras, vae.",)
     assert "written by       InvokeAI\n" in str(found)
+
+
+def test_the_weights_of_invokeai_are_text_and_its_clip_skip_counts_from_0(tmp_path):
+    text = r"a (cat)1.3 [on a mat, :) BREAK \o/"
+    told = {**INVOKEAI, "positive_prompt": text, "negative_prompt": "dog)", "clip_skip": 1}
+    record = info(foreign_picture(tmp_path / "x.png", invokeai_metadata=told)).record
+    settings = record.settings()
+    assert parse(settings.prompt).at(0, 1) == (((text, 1.0),),)
+    assert parse(settings.negative_prompt).at(0, 1) == ((("dog)", 1.0),),)
+    assert settings.clip_skip == 2
+    assert "signs that weight words there, as in word++, are read as text here." in record.remarks
+
+
+def test_clip_skip_is_told_as_a1111_tells_it():
+    told = own(clip_skip=2)["parameters"]
+    assert "Model: emoji, Clip skip: 2, RNG: CPU" in told
+    assert foreign.a1111(told).settings().clip_skip == 2
+    assert "Clip skip" not in own()["parameters"]
+    refused = foreign.a1111(told.replace("skip: 2", "skip: two"))
+    with pytest.raises(RecordError, match="clip_skip='two' is not a whole number"):
+        refused.settings()
 
 
 @pytest.mark.parametrize("told", [{"sd_metadata": SD_METADATA}, {"Dream": DREAM}])

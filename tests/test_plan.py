@@ -3,7 +3,11 @@ import pytest
 from sdpipe import SdpipeWarning, UsageError
 from sdpipe.plan import plan
 
-OWN = {"defaults": {"width": 128, "height": 128, "g": 3.0, "lms_order": 2}, "factor": 8}
+OWN = {
+    "defaults": {"width": 128, "height": 128, "g": 3.0, "lms_order": 2},
+    "factor": 8,
+    "layers": 3,
+}
 
 
 def test_picture_k_shows_prompt_k_over_n_and_has_seed_plus_k():
@@ -51,6 +55,15 @@ def test_a_vae_of_another_factor_has_a_stricter_rule():
     coarse = {**OWN, "factor": 16}
     with pytest.raises(UsageError, match=r"width=72 is not a multiple of 16.*64 or 80"):
         plan("cat", width=72, height=64, **coarse)
+
+
+def test_layers_that_the_text_encoder_does_not_have_are_refused():
+    [settings] = plan("cat", clip_skip=3, **OWN)
+    assert settings.clip_skip == 3
+    with pytest.raises(
+        UsageError, match=r"clip_skip=4 is more than the 3 layers.*take 1, the last"
+    ):
+        plan("cat", clip_skip=4, **OWN)
 
 
 def test_a_model_that_stands_in_draws_in_its_own_size_and_says_so():

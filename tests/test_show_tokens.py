@@ -5,10 +5,11 @@ import pytest
 from drawn import assert_legible, drawn_texts
 from tiny import write_tokenizer
 
-from sdpipe.prompt import cut_off, tokenize
+from sdpipe.chunks import chunks
 from sdpipe.show.parts import load_tokenizer
 from sdpipe.show.tokens import tokens_data, tokens_figure
-from sdpipe.show.words import cut, spelled, split
+from sdpipe.show.words import spelled, split
+from sdpipe.syntax import parse
 
 PROMPTS = [
     "",
@@ -20,6 +21,8 @@ PROMPTS = [
     "cat " * 200,
     "supercalifragilisticexpialidocious" * 8,
     "dog,cat," * 40,
+    "a (red:1.3) dog [on] ((a xylographic:0.5) cat) BREAK [cat:dog:0.5], [green|blue]",
+    "BREAK" + " dog" * 30 + " BREAK (of:2)" + " xylographic" * 30,
 ]
 
 
@@ -49,50 +52,77 @@ def test_the_tokenizer_alone_is_that_of_the_pipeline(built_in, emoji):
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_ids_are_those_that_the_encoder_gets(tokenizer, prompt):
     data = tokens_data(tokenizer, prompt)
-    assert list(data.ids) == tokenize(tokenizer, prompt)[0].tolist()
-    assert len(data.ids) == tokenizer.model_max_length
+    found = chunks(tokenizer, parse(prompt).at(0, 999))
+    assert data.ids == sum((chunk.ids for chunk in found), ())
+    assert data.length == tokenizer.model_max_length
     assert list(data.tokens) == tokenizer.convert_ids_to_tokens(list(data.ids))
-    assert data.cut == cut_off(tokenizer, prompt)
-    end = len(data.ids) - 1 - data.padding
-    assert set(data.ids[end:]) == {tokenizer.eos_token_id}
-    assert data.ids[end - 1] != tokenizer.eos_token_id
+    weights = sum((chunk.weights for chunk in found), ())
+    for word in data.words:
+        own = slice(word.first, word.first + len(word.ids))
+        assert data.ids[own] == word.ids
+        assert set(weights[own]) == {word.weight}
+    for chunk, padding in enumerate(data.padding):
+        ids = found[chunk].ids
+        end = len(ids) - 1 - padding
+        assert set(ids[end:]) == {tokenizer.eos_token_id}
+        assert ids[end - 1] != tokenizer.eos_token_id
+        assert sum(len(word.ids) for word in data.words_of(chunk)) == end - 1
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("prompt", PROMPTS[:-2])
 def test_words_are_pieces_of_the_prompt_and_their_tokens_all_there_are(tokenizer, prompt):
-    words = split(tokenizer, prompt)
+    words = split(tokenizer, parse(prompt).at(0, 1))
     ids = tokenizer(prompt, verbose=False).input_ids[1:-1]
     assert [i for word in words for i in word.ids] == ids
-    place = 1
     for word in words:
-        assert word.first == place
-        assert prompt[word.start :].startswith(word.text)
         assert len(word.ids) == len(word.tokens)
         assert " " not in word.text
-        place += len(word.ids)
     assert "".join(word.text for word in words) == "".join(prompt.split())
 
 
+def test_words_have_their_weights_and_places(like_v1_4):
+    data = tokens_data(like_v1_4, "a (red:1.3) [cat:dog:0.5] BREAK apple")
+    found = [(word.text, word.weight, word.first) for word in data.words]
+    assert found == [("a", 1, 1), ("red", 1.3, 2), ("cat", 1, 3), ("apple", 1, 78)]
+    assert data.changes
+    assert data.padding == (72, 74)
+    texts = [text for text, *_ in drawn_texts(tokens_figure(data))]
+    assert f"{data.ids[2]} x 1.3" in texts
+    assert {"padding x 72", "place 76", "place 77", "place 153"} <= set(texts)
+    assert any(
+        text.startswith("at the first step: 154 tokens for the text encoder in 2 chunks: 4 of the")
+        and text.endswith("4 marks, 146 of padding; x is a weight")
+        for text in texts
+    )
+
+
+def test_a_word_at_the_end_of_a_chunk_goes_on_in_the_next(built_in):
+    room = built_in.model_max_length - 2
+    assert len(built_in("xylographic").input_ids) > 4
+    words = split(built_in, parse("cat " * (room - 1) + "xylographic").at(0, 1))[-2:]
+    assert "".join(word.text for word in words) == "xylographic"
+    assert [word.first for word in words] == [room, room + 3]
+
+
 def test_words_end_where_the_tokenizer_says_so(built_in):
-    assert [word.text for word in split(built_in, "owl on a blue background")] == [
+    owl = parse("owl on a blue background").at(0, 1)
+    assert [word.text for word in split(built_in, owl)] == [
         "owl",
         "on",
         "a",
         "blue",
         "background",
     ]
-    words = split(built_in, "wheelchair, café 🐶")
+    words = split(built_in, parse("wheelchair, café 🐶").at(0, 1))
     assert [word.text for word in words] == ["wheelchair", ",", "café", "🐶"]
     assert "".join(words[0].tokens) == "wheelchair</w>"
 
 
-def test_what_fits_exactly_is_not_cut(like_v1_4):
+def test_a_chunk_more_begins_where_one_is_full(like_v1_4):
     room = like_v1_4.model_max_length - 2
-    full, over = " ".join(["cat"] * room), " ".join(["cat"] * (room + 1))
-    assert cut(full, split(like_v1_4, full), room + 2) == ""
-    assert cut(over, split(like_v1_4, over), room + 2) == "cat"
-    assert tokens_data(like_v1_4, full).padding == 0
-    assert tokens_data(like_v1_4, "cat").padding == room - 1
+    assert tokens_data(like_v1_4, "cat " * room).padding == (0,)
+    assert tokens_data(like_v1_4, "cat " * (room + 1)).padding == (0, room - 1)
+    assert tokens_data(like_v1_4, "cat").padding == (room - 1,)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +142,7 @@ def test_tokens_are_spelled_as_a_person_would(token, text):
     assert spelled(token) == text
 
 
-@pytest.mark.parametrize("prompt", [PROMPTS[i] for i in (0, 2, 3, 6, 7)])
+@pytest.mark.parametrize("prompt", [PROMPTS[i] for i in (0, 2, 3, 6, 7, 9)])
 def test_no_text_meets_another(tokenizer, prompt):
     assert_legible(tokens_figure(tokens_data(tokenizer, prompt)))
 

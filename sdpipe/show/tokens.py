@@ -97,19 +97,17 @@ def tokens_figure(data: Tokens) -> "Figure":
 
 
 def _about(data: Tokens) -> str:
-    count = len(data.padding)
-    padding, own = sum(data.padding), sum(len(word.ids) for word in data.words)
+    count, padding = len(data.padding), sum(data.padding)
+    own = sum(len(word.ids) for word in data.words)
     parts = (
-        f"start mark, {own} of the prompt, end mark, {padding} of padding"
+        f", from a vocabulary of {data.vocabulary:,}: start mark, {own} of the prompt, end mark, "
+        f"{padding} of padding"
         if count == 1
-        else f"in {count} chunks with a start and an end mark each, {own} of the prompt, {padding} "
-        "of padding"
+        else f" in {count} chunks: {own} of the prompt, {2 * count} marks, {padding} of padding"
     )
-    first = "at the first step " if data.changes else ""
-    return (
-        f"{first}{len(data.ids)} tokens for the text encoder, from a vocabulary of "
-        f"{data.vocabulary:,}: {parts}"
-    )
+    first = "at the first step: " if data.changes else ""
+    weights = "; x is a weight" if any(word.weight != 1 for word in data.words) else ""
+    return f"{first}{len(data.ids)} tokens for the text encoder{parts}{weights}"
 
 
 @dataclass(frozen=True)
