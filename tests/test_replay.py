@@ -356,12 +356,12 @@ def test_a_picture_of_a1111_is_drawn_as_far_as_it_can_be(run):
     assert (status, out) == (0, "y.png\n"), err
     assert [line for line in err.split("\n") if line.startswith("sdpipe: x.png: ")] == [
         "sdpipe: x.png: its noise was drawn by a GPU; from the same seed a CPU draws another.",
-        "sdpipe: x.png: signs that weight words there, as in (word:1.2), are read as text here.",
-        "sdpipe: x.png: left out: Clip skip, Lora hashes.",
+        "sdpipe: x.png: left out: Lora hashes.",
     ]
     drawn = Settings.from_dict(png.read("y.png")["sdpipe"]["settings"])
     assert (drawn.width, drawn.height, drawn.steps, drawn.seed) == (64, 72, 3, 965400086)
     assert (drawn.scheduler, drawn.g, drawn.negative_prompt) == ("euler_a", 7, "ugly, [blurry]")
+    assert drawn.clip_skip == 2
     status, out, _ = run("replay", "x.png", "--model", "emoji", "--verify")
     assert status == 1
     assert out.startswith("different: their sizes differ\n  model: realistic then, emoji now\n")

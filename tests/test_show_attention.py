@@ -187,6 +187,10 @@ def test_another_thread_draws_meanwhile_and_is_not_recorded(emoji, attended):
 def test_what_has_no_words_is_refused(emoji):
     with pytest.raises(UsageError, match="the prompt is empty"):
         attention_data(emoji, " ")
+    with pytest.raises(UsageError, match="the prompt is empty"):
+        attention_data(emoji, "( ) BREAK []")
+    with pytest.raises(UsageError, match="changes over the steps, so its words have no places"):
+        attention_data(emoji, "[owl|cat]")
     with pytest.raises(UsageError, match="g=0 does not listen to the prompt"):
         attention_data(emoji, "owl", g=0)
 

@@ -7,7 +7,7 @@ from drawn import assert_legible
 from sdpipe.denoise import clean_latents
 from sdpipe.errors import UsageError
 from sdpipe.latents import latents_to_pil
-from sdpipe.prompt import embed
+from sdpipe.prompt import condition
 from sdpipe.schedule import make_scheduler
 from sdpipe.show.guidance import clean_each, guidance_data, guidance_figure
 
@@ -26,7 +26,8 @@ def test_every_number_is_that_of_two_calls_of_the_unet_by_hand(emoji, guided):
     parts = emoji.components
     result = emoji.generate("red apple", save_int=True, **SETTINGS)
     scheduler = make_scheduler("lms", parts.scheduler_config, 4)
-    empty, prompt = (embed(parts.tokenizer, parts.text_encoder, t) for t in ("", "red apple"))
+    text = condition(parts.tokenizer, parts.text_encoder, ["red apple"], [""])
+    (empty,), (prompt,) = text.uncond, text.cond
     inputs = [result.noise, *(step.latents for step in result.steps)]
     kept = []
     for step, x_t in zip(result.steps, inputs, strict=False):

@@ -68,9 +68,10 @@ def test_the_ends_are_the_pictures_of_generate(emoji, scheduler):
 
 def test_one_seed_for_both_ends_changes_the_prompt_alone(emoji):
     settings = {"steps": 2, "scheduler": "euler_a", "dim": 64}
-    way = interpolate_data(emoji, "red apple", "owl", seeds=[5], frames=2, **settings)
+    ends = ("(red:1.3) apple", "[owl|cat]")
+    way = interpolate_data(emoji, *ends, seeds=[5], frames=2, **settings)
     assert way.angle == 0
-    for picture, prompt in zip(way.pictures, ("red apple", "owl"), strict=True):
+    for picture, prompt in zip(way.pictures, ends, strict=True):
         drawn = emoji.generate(prompt, seed=5, **settings)
         assert picture.tobytes() == drawn.images[0].tobytes()
     drawn = interpolate_data(emoji, "owl", "owl", frames=2, steps=2, dim=64)
