@@ -86,12 +86,15 @@ def pil_to_latents(vae: AutoencoderKL, images: Image.Image | Sequence[Image.Imag
 
     Under v1-4's VAE a 512 x 512 picture, 786,432 numbers, becomes (1, 4, 64, 64), 48 times fewer.
     Returns (B, C, h, w) in float32 on the VAE's device. Sides that are no multiple of the VAE's
-    factor come back rounded down to one.
+    factor come back rounded down to one. Half precision that overflows is done again in float32.
     """
     pictures = [images] if isinstance(images, Image.Image) else list(images)
     x = torch.stack([to_tensor(p) for p in pictures])  # (B, 3, H, W)
-    z = vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mode()  # (B, C, h, w)
-    return z.float() * vae.config.scaling_factor
+    z = encode(vae, x)
+    if not torch.isfinite(z).all() and vae.dtype != torch.float32:
+        _tell_overflow(vae, "encodes")
+        z = encode(_in_float32(vae), x)
+    return z
 
 
 @torch.no_grad()
@@ -107,13 +110,8 @@ def latents_to_pil(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
         raise NotFiniteError("the latents to decode hold NaN or infinity; nothing can be drawn.")
     x = decode(vae, latents)
     if not torch.isfinite(x).all() and vae.dtype != torch.float32:
-        warnings.warn(
-            f"the VAE overflowed in {str(vae.dtype).removeprefix('torch.')} and decodes again in "
-            "float32; dtype float32 avoids this from the start.",
-            SdpipeWarning,
-            stacklevel=2,
-        )
-        x = _decode_in_float32(vae, latents)
+        _tell_overflow(vae, "decodes")
+        x = decode(_in_float32(vae), latents)
     if not torch.isfinite(x).all():
         raise NotFiniteError(
             "the VAE decodes these latents to NaN or infinity, in float32 too; its weights may "
@@ -122,17 +120,32 @@ def latents_to_pil(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
     return [_to_pil(picture) for picture in x]
 
 
+def encode(vae: AutoencoderKL, x: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) to latents, the posterior's mode, in float32, (B, C, h, w)."""
+    z = vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mode()
+    return z.float() * vae.config.scaling_factor
+
+
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Latents (B, C, h, w) to pictures (B, 3, H, W), in float32, about [-1, 1] but not clamped."""
     z = latents.to(vae.device) / vae.config.scaling_factor
     return vae.decode(z.to(vae.dtype)).sample.float()
 
 
-def _decode_in_float32(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """The same from a float32 copy of the decoder, made for this one time: `vae` is shared."""
+def _in_float32(vae: AutoencoderKL) -> AutoencoderKL:
+    """A float32 copy, made for this one time: `vae` is shared."""
     twin = AutoencoderKL.from_config(vae.config)
     twin.load_state_dict(vae.state_dict())
-    return decode(twin.to(vae.device).eval(), latents)
+    return twin.to(vae.device).eval()
+
+
+def _tell_overflow(vae: AutoencoderKL, does: str) -> None:
+    warnings.warn(
+        f"the VAE overflowed in {str(vae.dtype).removeprefix('torch.')} and {does} again in "
+        "float32; dtype float32 avoids this from the start.",
+        SdpipeWarning,
+        stacklevel=3,
+    )
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
