@@ -120,9 +120,9 @@ def weighted(z: Tensor, weights: Sequence[float]) -> Tensor:
 
         z'_l = w_l z_l * mean(z) / mean(w z)
 
-    As A1111 does it (`sd_emphasis.py`, "Original"), means over L and D. CLIP's embeddings have a
-    mean of a tenth of their standard deviation. Where an encoder's have next to none, the quotient
-    would be that of two accidents, and is left out.
+    As A1111 does it (`sd_emphasis.py`, "Original"), means over L and D. Where an encoder's
+    embeddings have next to none, as the built-in model's, the quotient would be that of two
+    accidents, and is left out.
     """
     z_32 = z.float()
     scaled = z_32 * torch.tensor(weights, device=z.device)[:, None]
