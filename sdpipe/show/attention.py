@@ -19,7 +19,7 @@ from sdpipe.latents import vae_factor
 from sdpipe.show import style
 from sdpipe.show.checks import check_attention
 from sdpipe.show.listen import with_unet
-from sdpipe.show.stages import settle
+from sdpipe.show.stages import sampling, settle
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
 from sdpipe.show.words import Word, split
 from sdpipe.syntax import parse
@@ -193,35 +193,40 @@ def attention_data(
 def attention_figure(data: Attended) -> "Figure":
     """Draws the picture, then once for every word where it acted, and how much of all that was."""
     aspect = data.picture.height / data.picture.width
-    places, end = style.cells(len(data.words) + 1, aspect, 52)
+    places, end = style.cells(len(data.words) + 1, aspect, 68)
     own = data.settings
     sheet = Sheet(
-        end + 166,
+        end + 160,
         style.quoted(own.prompt),
         f"where each word acted: cross-attention, averaged over heads, layers and steps; "
-        f"g {own.g:g}, seed {own.seed}, {own.steps} steps of {own.scheduler}",
+        f"seed {own.seed}, {sampling(own)}",
     )
-    # One scale for all words: what hardly acted is dark. Its root, so that it still has a shape.
-    colors = style.root_scale(100 * float(data.maps.max()))
     (x, y, w, h), *places = [(x, y + sheet.top, w, h) for x, y, w, h in places]
     sheet.picture(x, y, w, h, data.picture)
     sheet.text(x, y + h + 20, "the picture")
-    shade = _shade(data.picture)
+    lines = _outlines(data.picture)
     for (x, y, w, h), word, map_ in zip(places, data.words, data.maps, strict=True):
-        looks = {**colors, "interpolation": "bicubic", "extent": (0, 1, 0, 1)}
-        axes = sheet.picture(x, y, w, h, 100 * map_, **looks)
-        axes.imshow(shade, extent=(0, 1, 0, 1), aspect="auto")
+        # A scale for each: a word that hardly acted has a shape too, and how little is said.
+        most = float(map_.max())
+        looks = {"interpolation": "bicubic", "extent": (0, 1, 0, 1)}
+        axes = sheet.picture(x, y, w, h, map_ / (most or 1.0), **style.heat(1.0), **looks)
+        axes.imshow(lines, extent=(0, 1, 0, 1), aspect="auto")
         sheet.text(x, y + h + 20, style.fitted(word.text, style.TEXT, w), plain=True)
-        sheet.note(x, y + h + 37, f"{_percent(data.share(word))} of all")
-    y = sheet.top + end + 20
-    sheet.note(MARGIN, y, "the share of a place's attention that a word got, percent")
-    sheet.scale(MARGIN, y + 10, WIDTH - 2 * MARGIN, axes)
-    _draw_shares(sheet, y + 72, data)
+        sheet.note(x, y + h + 37, f"mean {_percent(data.share(word))}")
+        sheet.note(x, y + h + 53, f"most {_percent(most)}")
+    y = sheet.top + end + 14
+    sheet.note(MARGIN, y, "the word's share of a place's attention: from none to its most")
+    bar = sheet.scale(MARGIN, y + 10, WIDTH - 2 * MARGIN, axes)
+    bar.set_xticks([0, 0.5, 1], ["0", "half", "most"])
+    first, _, last = bar.get_xticklabels()
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
+    _draw_shares(sheet, y + 76, data)
     return sheet.figure
 
 
 def _draw_shares(sheet: Sheet, y: float, data: Attended) -> None:
-    """All attention in a bar: of the start mark, of every word, of the rest: end mark and padding."""
+    """All attention in a bar: of the start mark, every word, and the rest, marks and padding."""
     sheet.note(MARGIN, y, "all attention")
     others = sum(data.shares[1:]) - sum(map(data.share, data.words))
     parts = [("start mark", data.shares[0], style.EDGE)]
@@ -242,9 +247,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
-def _shade(picture: Image.Image) -> np.ndarray[Any, Any]:
-    """A picture as a thin shadow to lay over colours, which stay as they are where it is white."""
-    dark = 255 - np.asarray(picture.convert("L"))
-    black = np.zeros((*dark.shape, 4), np.uint8)
-    black[..., 3] = dark * 0.38
+def _outlines(picture: Image.Image) -> np.ndarray[Any, Any]:
+    """The edges in a picture as dark lines to lay over colours, which stay as they are between."""
+    slopes = np.gradient(np.asarray(picture.convert("L"), dtype=np.float64))
+    steep = np.hypot(*slopes)  # (H, W)
+    black = np.zeros((*steep.shape, 4))
+    black[..., 3] = 0.7 * np.clip(steep / (np.quantile(steep, 0.98) or 1.0), 0, 1)
     return black

@@ -33,6 +33,13 @@ def settle(pipe: "Pipeline", prompt: str = "", **settings: Any) -> "Settings":
     )[0]
 
 
+def sampling(settings: "Settings") -> str:
+    """How a picture came from its noise, for the line below a title."""
+    assert settings.g is not None
+    steps = f"{settings.steps} step{'s' * (settings.steps != 1)}"
+    return f"{steps} of {settings.scheduler}, g {settings.g:g}"
+
+
 def brought_to_size(picture: Image.Image, settings: "Settings") -> Image.Image:
     """The middle of a picture at the size of settings that are settled."""
     assert settings.width is not None

@@ -23,6 +23,7 @@ P = ParamSpec("P")
 WIDTH, MARGIN = 900, 32  # of every sheet; in pixels of a page, of which a file has two by two
 DOTS_PER_INCH, SCALE = 100, 2
 TITLE, TEXT, SMALL = 13.5, 9.5, 8.5  # font sizes in points
+CROSS = "\N{MULTIPLICATION SIGN}"
 INK, FAINT, EDGE, PALE = "#1e1e22", "#6c6c74", "#dcdce1", "#f3f3f5"
 
 # Okabe and Ito (2008): told apart by the colour-blind, and in print.
@@ -30,6 +31,7 @@ BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#aa4499"
 TINTS = ("#dcebf5", "#fbe6d6", "#d9f0e7", "#f1e1ee")
 
 SEQUENTIAL = "magma"  # for magnitudes: black is none of it
+HEAT = ("white", "#f6c26b", ORANGE, "#7a1f3d")  # for magnitudes below outlines: white is none
 DIVERGING = "RdBu_r"  # for signed values, centred: white is zero
 
 RULES = {
@@ -153,12 +155,13 @@ class Sheet:
             spine.set(visible=True, color=EDGE, linewidth=0.8)
         return axes
 
-    def scale(self, x: float, y: float, width: float, of: "Axes", *, height: float = 8) -> None:
+    def scale(self, x: float, y: float, width: float, of: "Axes", *, height: float = 8) -> "Axes":
         """The colours of a picture and the numbers that they stand for, below."""
         axes = self.axes(x, y, width, height)
         bar = self.figure.colorbar(of.images[0], cax=axes, orientation="horizontal")
         bar.outline.set_visible(False)
         axes.tick_params(length=0, pad=3)
+        return axes
 
 
 def cells(
@@ -166,10 +169,10 @@ def cells(
 ) -> tuple[list[tuple[float, float, float, float]], float]:
     """Places for pictures in rows, with room for text below each: x, y, width, height; and the end.
 
-    `aspect` is height to width. Few pictures are not drawn larger than four in a row are.
+    `aspect` is height to width. Few pictures are not drawn larger than three in a row are.
     """
     rows = -(-count // across)
-    across = max(4, -(-count // rows))
+    across = max(3, -(-count // rows))
     width = (WIDTH - 2 * MARGIN - gap * (across - 1)) / across
     height = width * aspect
     places = [
@@ -194,14 +197,15 @@ def whole_numbers(axes: "Axes") -> None:
     """Marks the lower axis at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def root_scale(high: float) -> dict[str, Any]:
-    """Colours for magnitudes from 0 to `high`, by their root: for `Sheet.picture`."""
-    from matplotlib.colors import PowerNorm
+def heat(high: float) -> dict[str, Any]:
+    """Light colours for magnitudes from 0 to `high`, to draw on: for `Sheet.picture`."""
+    from matplotlib.colors import LinearSegmentedColormap
 
-    return {"cmap": SEQUENTIAL, "norm": PowerNorm(0.5, vmin=0, vmax=high or 1.0)}
+    colors = LinearSegmentedColormap.from_list("heat", HEAT)
+    return {"cmap": colors, "vmin": 0, "vmax": high or 1.0}
 
 
 def box(axes: "Axes", x: float, y: float, width: float, height: float, **looks: Any) -> None:
