@@ -256,12 +256,12 @@ def steps(
     output = Output("steps", prompt, out=out, as_json=as_json, gif=gif, mp4=mp4, formats=PIXELS)
     pipe = _load(model, device, dtype)
     from sdpipe.show.course import steps_data
-    from sdpipe.show.films import steps_film
+    from sdpipe.show.films import MOST, steps_film
 
     with progress.step_bar(1) as on_step:
         data = steps_data(pipe, prompt, on_step=on_step, **inputs)
     with progress.status("decoding the steps ..."):
-        told = output.finish(data.numbers(), data.strip, lambda: steps_film(data.columns()))
+        told = output.finish(data.numbers(), data.strip, lambda: steps_film(data.columns(MOST)))
     messages.print_result(told)
 
 

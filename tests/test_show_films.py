@@ -9,7 +9,7 @@ from sdpipe.latents import latents_to_pil
 from sdpipe.settings import Settings
 from sdpipe.show.animation import TICK, Film, gif, mp4
 from sdpipe.show.course import steps_data
-from sdpipe.show.films import HOLD, steps_film, way_film
+from sdpipe.show.films import HOLD, MOST, steps_film, way_film
 from sdpipe.show.filmstrip import Column, chosen, titles
 from sdpipe.show.interpolate import Way
 
@@ -52,6 +52,13 @@ def test_a_gif_has_all_frames_as_long_as_they_stay_and_goes_round(film):
     for shown, frame in zip(frames, film.frames, strict=True):
         assert shown.size == frame.size
         assert shown.getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_the_paper_of_a_gif_is_white_also_beside_what_is_nearly():
+    light = plain(64, 64).point(lambda level: 243 + level // 22)
+    frames, *_ = read_gif(gif(steps_film([Column(i, 1.0, light, light) for i in range(2)])))
+    for frame in frames:
+        assert frame.crop((0, 0, frame.width, 18)).getextrema() == ((255, 255),) * 3
 
 
 def test_the_colours_of_a_gif_are_those_of_its_frames():
@@ -101,8 +108,13 @@ def test_a_way_goes_there_and_back_and_stays_at_both_ends():
     assert shown == [0, 1, 2, 3, 2, 1]
     assert film.milliseconds == [HOLD, 200, 200, HOLD, 200, 200]
     assert len(way_film(way(pictures[:2])).frames) == 2
-    many = way_film(way([pictures[0]] * 20))
-    assert many.milliseconds == [HOLD, *[120] * 18, HOLD, *[120] * 18]
+
+
+@pytest.mark.parametrize(("frames", "each"), [(2, 200), (31, 160), (51, 80), (151, 40), (999, 40)])
+def test_many_frames_pass_faster(frames, each):
+    film = way_film(way([Image.new("RGB", (8, 8))] * frames))
+    between = [each] * (frames - 2)
+    assert film.milliseconds == [HOLD, *between, HOLD, *between]
 
 
 def test_a_course_shows_what_save_int_keeps(emoji):
@@ -114,7 +126,7 @@ def test_a_course_shows_what_save_int_keeps(emoji):
     assert numbers["sigma"][-1] == 0
     assert len(numbers["x_t_std"]) == 13
     assert numbers["x_t_std"][0] == pytest.approx(steps[0].sigma, rel=0.1)
-    assert [column.step for column in data.columns()] == list(range(13))
+    assert [column.step for column in data.columns(MOST)] == list(range(13))
     assert [column.step for column in data.columns(9)] == chosen(12)
     last = latents_to_pil(emoji.components.vae, steps[-1].latents)[0]
     assert data.columns(2)[-1].x_t.tobytes() == last.tobytes()

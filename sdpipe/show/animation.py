@@ -3,6 +3,7 @@
 import io
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from sdpipe.errors import SdpipeError
@@ -24,7 +25,7 @@ class Film:
 
 def gif(film: Film) -> bytes:
     """A film as a GIF that starts again at its end; each frame has 256 colours of its own."""
-    few = [_in_few_colors(frame) for frame in film.frames]
+    few = [in_few_colors(frame) for frame in film.frames]
     buffer = io.BytesIO()
     few[0].save(
         buffer,
@@ -39,10 +40,21 @@ def gif(film: Film) -> bytes:
     return buffer.getvalue()
 
 
-def _in_few_colors(frame: Image.Image) -> Image.Image:
-    """The 256 colours that suit a frame best, mixed from dots where one is between them."""
+def in_few_colors(frame: Image.Image) -> Image.Image:
+    """The 256 colours that suit a frame best, mixed from dots where one is between them.
+
+    White stays white: a mean of nearly white ones would tint the paper, another in each frame.
+    """
     palette = frame.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=2)
-    return frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+    few = frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+    white = Image.fromarray((np.asarray(frame) == 255).all(axis=2))
+    if white.getbbox() is not None:
+        colors = few.getpalette() or []
+        lightest = max(range(len(colors) // 3), key=lambda i: sum(colors[3 * i : 3 * i + 3]))
+        colors[3 * lightest : 3 * lightest + 3] = [255, 255, 255]
+        few.putpalette(colors)
+        few.paste(lightest, mask=white)
+    return few
 
 
 def need_av() -> None:

@@ -37,13 +37,9 @@ class Course:
             "x0_std": [_std(step.x0) for step in steps],
         }
 
-    def columns(self, most: int | None = None) -> list[Column]:
-        """The state before the first step and after each, decoded; `most` of them, spread evenly.
-
-        None is all.
-        """
-        every = len(self.result.steps) + 1
-        return columns(self.vae, self.result, 0, every if most is None else most)
+    def columns(self, most: int) -> list[Column]:
+        """The state before the first step and after each, decoded; `most` of them at most."""
+        return columns(self.vae, self.result, 0, most)
 
     def strip(self) -> Image.Image:
         """Some of the states as a filmstrip."""

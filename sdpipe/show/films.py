@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
-from sdpipe.show.animation import Film
+from sdpipe.show.animation import TICK, Film
 from sdpipe.show.filmstrip import (
     EDGE,
     FAINT,
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 SIDE = 320  # pixels of the longer side of a picture, at most; small ones are enlarged towards it
 MARGIN, BAR = 20, 4
-SHORT, LONG, HOLD = 120, 200, 2000  # milliseconds: of a frame among many, among few, of the last
+MOST = 151  # states of a film of the steps: what is left out of more would pass unseen
+WHOLE, LONGEST, HOLD = 6000, 200, 2000  # milliseconds: of many frames, of one, of the last
 BLUE = (0, 114, 178)
 
 
@@ -73,7 +74,7 @@ def way_film(way: "Way") -> Film:
 
 
 def _timed(frames: list[Image.Image]) -> Film:
-    each = SHORT if len(frames) > 16 else LONG
+    each = min(LONGEST, max(1, WHOLE // len(frames) // TICK) * TICK)
     return Film(frames, [each] * (len(frames) - 1) + [HOLD])
 
 
