@@ -101,6 +101,17 @@ def test_the_pipeline_is_as_it_was(emoji):
     assert emoji.components.unet is unet
 
 
+def test_a_single_step_is_a_dot_at_zero(guided):
+    data = replace(guided, contrasts=guided.contrasts[:1], at=[0], pictures=guided.pictures[:1])
+    figure = guidance_figure(data)
+    curves = [line for axes in figure.axes for line in axes.get_lines()]
+    assert len(curves) == 4
+    assert all(line.get_marker() == "o" and len(line.get_xdata()) == 1 for line in curves)
+    below = {axes.get_xaxis() for axes in figure.axes if axes.get_lines()}
+    assert [[int(t) for t in x.get_majorticklocs() if abs(t) < 0.04] for x in below] == [[0], [0]]
+    assert all(t % 1 == 0 for x in below for t in x.get_majorticklocs())
+
+
 @pytest.mark.parametrize(
     ("prompt", "at"), [("red apple", [0]), ("word " * 20, [0, 1, 2, 3]), ("a $5 🐶 日本", [3])]
 )

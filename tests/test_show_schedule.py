@@ -92,3 +92,13 @@ def test_a_row_says_how_often_the_unet_is_called():
     figure = schedule_figure(schedule_data(CONFIG, ["heun", "pndm", "lms"], 20))
     texts = [text for text, *_ in drawn_texts(figure)]
     assert [t for t in texts if t.endswith("calls")] == ["39 calls", "21 calls", "20 calls"]
+
+
+def test_times_at_which_a_scheduler_calls_twice_are_marked():
+    places = schedule_data(CONFIG, ["heun", "pndm", "lms"], 20).places
+    assert places["heun"].twice == sorted(places["heun"].timesteps, reverse=True)[2::2]
+    assert len(places["pndm"].twice) == 1
+    assert places["lms"].twice == []
+    for names, told in ((["lms"], False), (["lms", "heun"], True)):
+        texts = [text for text, *_ in drawn_texts(schedule_figure(schedule_data(CONFIG, names, 9)))]
+        assert ("where each scheduler calls the U-Net; orange: twice" in texts) == told

@@ -87,11 +87,11 @@ def test_words_have_their_weights_and_places(like_v1_4):
     assert data.changes
     assert data.padding == (72, 74)
     texts = [text for text, *_ in drawn_texts(tokens_figure(data))]
-    assert f"{data.ids[2]} x 1.3" in texts
-    assert {"padding x 72", "place 76", "place 77", "place 153"} <= set(texts)
+    assert f"{data.ids[2]} \u00d7 1.3" in texts
+    assert {"padding \u00d7 72", "place 76", "place 77", "place 153"} <= set(texts)
     assert any(
         text.startswith("at the first step: 154 tokens for the text encoder in 2 chunks: 4 of the")
-        and text.endswith("4 marks, 146 of padding; x is a weight")
+        and text.endswith("4 marks, 146 of padding; \u00d7 is a weight")
         for text in texts
     )
 

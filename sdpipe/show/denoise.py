@@ -164,12 +164,12 @@ def denoise_figure(data: Denoised) -> "Figure":
     gap = 70
     w = (WIDTH - 2 * MARGIN - (across - 1) * gap) / across
     h = w * height / width
-    row = h + 74
+    row = h + 70
     sheet = Sheet(
-        2 * row + 56,
+        2 * row + 70,
         style.quoted(data.prompt),
         f"one call of the U-Net at t = {data.t}, where the picture's share of the variance is "
-        f"{data.alpha_bar:.3g}; noise of seed {data.seed}, the first channel of {len(data.eps)}",
+        f"{data.alpha_bar:.3g}; noise of seed {data.seed}",
     )
     xs = [MARGIN + i * (w + gap) for i in range(across)]
     above = (
@@ -177,12 +177,12 @@ def denoise_figure(data: Denoised) -> "Figure":
         (r"$x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\,\epsilon$", "with noise"),
         (
             r"$\hat x_0 = (x_t - \sqrt{1-\bar\alpha_t}\,\epsilon_\theta)\,/\,\sqrt{\bar\alpha_t}$",
-            "what is left without the noise seen",
+            "without the noise predicted",
         ),
     )
     below = (
         (r"$\epsilon$", "the noise that was added"),
-        (NOISE_SEEN.get(data.prediction_type, NOISE_SEEN["sample"]), "the noise the U-Net sees"),
+        (NOISE_SEEN.get(data.prediction_type, NOISE_SEEN["sample"]), "the noise predicted"),
         (r"$\epsilon_\theta - \epsilon$", f"its error, mean square {data.error:.3g}"),
     )
     for x, picture, (formula, meaning) in zip(xs, data.pictures, above, strict=True):
@@ -196,5 +196,7 @@ def denoise_figure(data: Denoised) -> "Figure":
         axes = sheet.picture(x, y, w, h, noise, cmap=style.DIVERGING, vmin=-limit, vmax=limit)
         sheet.text(x, y + h + 24, formula)
         sheet.note(x, y + h + 43, meaning)
-    sheet.scale(MARGIN, sheet.top + 2 * row - 4, WIDTH - 2 * MARGIN, axes)
+    end = sheet.top + 2 * row
+    sheet.note(MARGIN, end + 6, f"value of each latent, in the first channel of {len(data.eps)}")
+    sheet.scale(MARGIN, end + 16, WIDTH - 2 * MARGIN, axes)
     return sheet.figure

@@ -15,7 +15,7 @@ from sdpipe.show import style
 from sdpipe.show.checks import check_at, check_guidance
 from sdpipe.show.filmstrip import chosen, number
 from sdpipe.show.listen import Listener, with_unet
-from sdpipe.show.stages import settle
+from sdpipe.show.stages import sampling, settle
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 6
 GAP, LABELS = 8, 128  # pixels between pictures, and for the names of the rows
+FEW = 12  # steps that are dots on the curves; a single one would be no line
 LETTERS = {"epsilon": r"\epsilon", "v_prediction": "v"}
 
 
@@ -147,12 +148,11 @@ def guidance_figure(data: Guided) -> "Figure":
     w = (WIDTH - 2 * MARGIN - LABELS - GAP * (columns - 1)) / columns
     h = w * aspect
     row = max(h, 40) + GAP
-    g = data.settings.g or 0.0
     sheet = Sheet(
-        46 + 3 * row + 300,
+        46 + 3 * row + 284,
         style.quoted(data.settings.prompt),
-        f"the picture that each step predicts; g = {g:g}, seed {data.settings.seed}, "
-        f"{data.settings.steps} steps of {data.settings.scheduler}",
+        f"the picture that each step predicts without the prompt, with it, and guided; "
+        f"seed {data.settings.seed}, {sampling(data.settings)}",
     )
     top = sheet.top + 40
     for i, (index, pictures) in enumerate(zip(data.at, data.pictures, strict=True)):
@@ -164,14 +164,14 @@ def guidance_figure(data: Guided) -> "Figure":
             sheet.picture(x, top + k * row, w, h, picture)
     letter = LETTERS.get(data.prediction_type, "x")
     names = (
-        ("without", "the prompt", rf"${letter}_u$"),
-        ("with", "the prompt", rf"${letter}_c$"),
-        ("guided", rf"${letter}_u + g\,({letter}_c - {letter}_u)$", ""),
+        ("without prompt", f"${letter}_u$"),
+        ("with prompt", f"${letter}_c$"),
+        ("guided", rf"${letter}_u + g\,({letter}_c - {letter}_u)$"),
     )
-    for k, (name, more, symbol) in enumerate(names):
+    for k, (name, symbol) in enumerate(names):
         y = top + k * row + h / 2
-        sheet.text(MARGIN, y - 4, f"{name}  {symbol}")
-        sheet.note(MARGIN, y + 13, more)
+        sheet.text(MARGIN, y - 4, name)
+        sheet.note(MARGIN, y + 15, symbol)
     _draw_curves(sheet, top + 3 * row + 64, data, letter)
     return sheet.figure
 
@@ -180,21 +180,23 @@ def _draw_curves(sheet: Sheet, y: float, data: Guided, letter: str) -> None:
     """Norms to the left, the angle to the right, over all steps."""
     left, right, width, height = MARGIN + 28, WIDTH - MARGIN - 368, 368, 150
     steps = range(len(data.contrasts))
+    dot = "o" if len(steps) <= FEW else ""
     sheet.text(left, y - 32, "length of the predictions, root mean square")
     norms = sheet.axes(left, y, width, height)
     curves = (
-        (rf"$|{letter}_u|$ without", "norm_uncond", style.BLUE, "-"),
-        (rf"$|{letter}_c|$ with", "norm_cond", style.ORANGE, (0, (2, 2))),
-        (rf"$|{letter}_c - {letter}_u|$ difference", "norm_difference", style.GREEN, "-"),
+        (0, rf"$|{letter}_u|$ without", "norm_uncond", style.BLUE, "-"),
+        (94, rf"$|{letter}_c|$ with", "norm_cond", style.ORANGE, (0, (2, 2))),
+        (164, rf"$|{letter}_c - {letter}_u|$ difference", "norm_difference", style.GREEN, "-"),
     )
-    for k, (label, name, color, line) in enumerate(curves):
+    for x, label, name, color, line in curves:
         values = [getattr(contrast, name) / math.sqrt(data.size) for contrast in data.contrasts]
-        norms.plot(steps, values, color=color, linestyle=line)
-        sheet.text(left + k * 106, y - 11, label, size=style.SMALL, color=color)
+        norms.plot(steps, values, color=color, linestyle=line, marker=dot, markersize=3.5)
+        sheet.text(left + x, y - 11, label, size=style.SMALL, color=color)
     style.logarithmic(norms)
     sheet.text(right, y - 32, rf"angle between ${letter}_u$ and ${letter}_c$, degrees")
     angle = sheet.axes(right, y, width, height)
-    angle.plot(steps, [contrast.angle for contrast in data.contrasts], color=style.PURPLE)
+    degrees = [contrast.angle for contrast in data.contrasts]
+    angle.plot(steps, degrees, color=style.PURPLE, marker=dot, markersize=3.5)
     angle.set(ylim=(0, None))
     for axes, x in ((norms, left), (angle, right)):
         style.whole_numbers(axes)

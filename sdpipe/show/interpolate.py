@@ -15,7 +15,7 @@ from sdpipe.prompt import condition
 from sdpipe.schedule import make_scheduler
 from sdpipe.show import style
 from sdpipe.show.checks import check_way
-from sdpipe.show.stages import settle
+from sdpipe.show.stages import sampling, settle
 from sdpipe.show.style import Sheet
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def interpolate_data(
         are one that is drawn. The other settings are as `Pipeline.generate` takes them.
     on_frame: called with how many of how many pictures are done.
 
-    The pictures at both ends are those of `Pipeline.generate`, bit for bit.
+    The pictures at both ends are those of `Pipeline.generate`, bit for bit, unless one prompt has
+    more chunks than the other, which is then filled up.
 
     Raises:
         UsageError: a value breaks its rule.
@@ -154,11 +155,16 @@ def interpolate_figure(data: Way) -> "Figure":
     aspect = data.pictures[0].height / data.pictures[0].width
     places, end = style.cells(len(data.pictures), aspect, 36, across=9, gap=8)
     a, b = data.first, data.last
-    seeds = f"seed {a.seed}" if a.seed == b.seed else f"seeds {a.seed} to {b.seed}"
+    noise = (
+        f"the noise of seed {a.seed}"
+        if a.seed == b.seed
+        else f"noise on the arc between seeds {a.seed} and {b.seed}"
+    )
+    text = ", the embeddings of the prompts on a straight line" * (a.prompt != b.prompt)
     sheet = Sheet(
-        end + 30,
+        end + 8,
         " to ".join(style.quoted(prompt, 2) for prompt in dict.fromkeys((a.prompt, b.prompt))),
-        f"{seeds}, {a.steps} steps of {a.scheduler}, g {a.g:g}",
+        f"{noise}{text}; {sampling(a)}",
     )
     for (x, y, w, h), picture, f in zip(places, data.pictures, data.fractions, strict=True):
         sheet.picture(x, y + sheet.top, w, h, picture)

@@ -11,7 +11,7 @@ from torch import Tensor
 from sdpipe.latents import latents_to_pil, pil_to_latents
 from sdpipe.show import style
 from sdpipe.show.stages import brought_to_size, settle
-from sdpipe.show.style import MARGIN, WIDTH, Sheet
+from sdpipe.show.style import CROSS, MARGIN, WIDTH, Sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,12 +51,6 @@ class Encoded:
         error = float(np.mean(self.difference.astype(np.float64) ** 2))
         return 10 * math.log10(255**2 / error) if error else math.inf
 
-    @property
-    def factor(self) -> int:
-        """By how much the difference may be enlarged, a power of two, to stay within 255."""
-        largest = int(np.abs(self.difference).max())
-        return int(2 ** math.floor(math.log2(255 / largest))) if largest else 1
-
     def numbers(self) -> dict[str, Any]:
         """What can be said in JSON."""
         channels = self.latents.flatten(1)  # (C, hw)
@@ -67,7 +61,6 @@ class Encoded:
             "compression": self.compression,
             "psnr": self.psnr,
             "largest_difference": int(np.abs(self.difference).max()),
-            "factor": self.factor,
             "channels": [
                 {"mean": float(c.mean()), "std": float(c.std()), "largest": float(c.abs().max())}
                 for c in channels
@@ -96,18 +89,18 @@ def latents_figure(data: Encoded) -> "Figure":
     lower, end_of_lower = style.cells(channels, aspect, 52)
     numbers = data.picture.width * data.picture.height * 3
     sheet = Sheet(
-        end_of_upper + end_of_lower + 62,
+        end_of_upper + end_of_lower + 76,
         "A picture, its latents, and what comes back",
-        f"3 x {data.picture.height} x {data.picture.width} = {numbers:,} numbers become {channels} "
-        f"x {height} x {width} = {data.latents.numel():,}",
+        f"3 {CROSS} {data.picture.height} {CROSS} {data.picture.width} = {numbers:,} numbers "
+        f"become {channels} {CROSS} {height} {CROSS} {width} = {data.latents.numel():,}",
     )
     upper = [(x, y + sheet.top, w, h) for x, y, w, h in upper]
     off = np.abs(data.difference).max(axis=2)  # the worst of three colours, (H, W)
     captions = (
-        ("the picture", f"{data.picture.width} x {data.picture.height}"),
+        ("the picture", f"{data.picture.width} {CROSS} {data.picture.height} pixels"),
         (f"{data.compression:g} times fewer numbers", "the areas are to scale"),
         ("decoded from the latents", f"PSNR {data.psnr:.1f} dB"),
-        (f"the difference x {data.factor}", f"at most {off.max()} of 255 levels"),
+        ("the difference", f"at most {off.max()} of 255 levels"),
     )
     for (x, y, _, h), (caption, note) in zip(upper, captions, strict=True):
         sheet.text(x, y + h + 22, caption)
@@ -115,7 +108,7 @@ def latents_figure(data: Encoded) -> "Figure":
     sheet.picture(*upper[0], data.picture)
     _draw_areas(sheet, *upper[1], data.compression)
     sheet.picture(*upper[2], data.decoded)
-    limits = {"vmin": 0, "vmax": 255 / data.factor}
+    limits = {"vmin": 0, "vmax": off.max() or 1}
     axes = sheet.picture(*upper[3], off, cmap=style.SEQUENTIAL, **limits)
     x, y, w, h = upper[3]
     sheet.scale(x, y + h + 52, w, axes, height=6)
@@ -129,7 +122,9 @@ def latents_figure(data: Encoded) -> "Figure":
         sheet.text(x, y + h + 20, f"channel {i + 1}")
         note = f"mean {float(channel.mean()):.2f}, std {float(channel.std()):.2f}"
         sheet.note(x, y + h + 37, note.replace("-", "\N{MINUS SIGN}"))
-    sheet.scale(MARGIN, sheet.top + end_of_upper + end_of_lower + 6, WIDTH - 2 * MARGIN, axes)
+    end = sheet.top + end_of_upper + end_of_lower
+    sheet.note(MARGIN, end + 12, "value of each latent, with the VAE's scaling factor")
+    sheet.scale(MARGIN, end + 22, WIDTH - 2 * MARGIN, axes)
     return sheet.figure
 
 

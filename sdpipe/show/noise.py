@@ -103,7 +103,8 @@ def noise_figure(data: Noised) -> "Figure":
         MARGIN,
         67,
         r"$q(x_t\,|\,x_0) = \mathcal{N}(\sqrt{\bar\alpha_t}\,x_0,\ (1-\bar\alpha_t)\,I)$"
-        f", in latents, then decoded; noise of seed {data.seed}",
+        f", in latents, then decoded; noise of seed {data.seed}; "
+        r"blue: $\bar\alpha_t$, the share of the picture in the variance",
         size=style.SMALL,
         color=style.FAINT,
     )

@@ -3,6 +3,7 @@
 Needs a scheduler's configuration and none of a model's networks.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,11 @@ class Places:
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
 
+    @property
+    def twice(self) -> list[float]:
+        """The timesteps of more than one evaluation."""
+        return [t for t, count in Counter(self.timesteps).items() if count > 1]
+
 
 def schedule_data(
     config: Mapping[str, Any],
@@ -97,10 +103,10 @@ def schedule_figure(data: Schedule) -> "Figure":
     """Draws both curves, noise to the left as in a filmstrip, and a row of steps a scheduler."""
     rows, last = len(data.places), len(data.alpha_bar) - 1
     sheet = Sheet(
-        444 + rows * ROW,
+        424 + rows * ROW,
         "Noise over time, and where the steps are",
-        f"{data.steps} steps{' with Karras noise levels' * data.karras}, trained on timesteps 0 to "
-        f"{last}; denoising goes from left to right",
+        f"{data.steps} step{'s' * (data.steps != 1)}{' with Karras noise levels' * data.karras}, "
+        f"trained on timesteps 0 to {last}; denoising goes from left to right",
     )
     width, top = WIDTH - LEFT - RIGHT, sheet.top + 24
     sigma = sheet.axes(LEFT, top, width, 150)
@@ -112,7 +118,9 @@ def schedule_figure(data: Schedule) -> "Figure":
     share.yaxis.set_major_formatter("{x:g}")
     steps = sheet.axes(LEFT, top + 352, width, rows * ROW)
     for row, places in enumerate(data.places.values()):
-        steps.vlines(places.timesteps, row - 0.3, row + 0.3, color=style.BLUE, linewidth=1.2)
+        at = (row - 0.3, row + 0.3)
+        steps.vlines(places.timesteps, *at, color=style.BLUE, linewidth=1.2)
+        steps.vlines(places.twice, *at, color=style.ORANGE, linewidth=1.2)
     steps.set(ylim=(rows - 0.4, -0.6), yticks=[])
     steps.spines["left"].set_visible(False)
     for axes in (sigma, share, steps):
@@ -121,10 +129,11 @@ def schedule_figure(data: Schedule) -> "Figure":
         )
         axes.tick_params(axis="x", labelbottom=axes is steps, length=3 if axes is steps else 0)
 
+    again = "; orange: twice" if any(places.twice for places in data.places.values()) else ""
     headings = (
         (top, r"$\sigma$, noise per unit of signal, on a logarithmic scale"),
         (top + 196, r"$\bar\alpha_t = 1/(1+\sigma^2)$, the share of the picture in the variance"),
-        (top + 352, "where each scheduler calls the U-Net"),
+        (top + 352, f"where each scheduler calls the U-Net{again}"),
     )
     for y, heading in headings:
         sheet.text(LEFT, y - 12, heading)
@@ -132,7 +141,8 @@ def schedule_figure(data: Schedule) -> "Figure":
     sheet.text(LEFT + width / 2, bottom + 40, "timestep t", ha="center")
     for row, (name, places) in enumerate(data.places.items()):
         middle = top + 352 + (row + 0.6) / (rows + 0.2) * rows * ROW
-        calls = f"{len(places.timesteps)} calls"
+        count = len(places.timesteps)
+        calls = f"{count} call{'s' * (count > 1)}"
         sheet.text(LEFT - 14, middle + 4, name, ha="right")
         sheet.note(WIDTH - MARGIN, middle + 4, calls, ha="right")
     return sheet.figure

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdpipe.chunks import chunks
 from sdpipe.show import style
-from sdpipe.show.style import MARGIN, WIDTH, Sheet
+from sdpipe.show.style import CROSS, MARGIN, WIDTH, Sheet
 from sdpipe.show.words import Word, spelled, split
 from sdpipe.syntax import MAX_STEP, parse
 
@@ -105,9 +105,11 @@ def _about(data: Tokens) -> str:
         if count == 1
         else f" in {count} chunks: {own} of the prompt, {2 * count} marks, {padding} of padding"
     )
+    letters = any(spelled(t).startswith("0x") for word in data.words for t in word.tokens)
+    more = "; 0x: bytes of a letter" * letters
     first = "at the first step: " if data.changes else ""
-    weights = "; x is a weight" if any(word.weight != 1 for word in data.words) else ""
-    return f"{first}{len(data.ids)} tokens for the text encoder{parts}{weights}"
+    weights = f"; {CROSS} is a weight" if any(word.weight != 1 for word in data.words) else ""
+    return f"{first}{len(data.ids)} tokens for the text encoder{parts}{more}{weights}"
 
 
 @dataclass(frozen=True)
@@ -164,12 +166,12 @@ def _rows(data: Tokens, chunk: int) -> _Rows:
     rows = _Rows()
     rows.put([("start", str(ids[0]))], style.EDGE)
     for i, word in enumerate(data.words_of(chunk)):
-        weight = "" if word.weight == 1 else f" x {word.weight:.3g}"
+        weight = "" if word.weight == 1 else f" {CROSS} {word.weight:.3g}"
         both = zip(word.tokens, word.ids, strict=True)
         rows.put([(spelled(t), f"{n}{weight}") for t, n in both], _tint(i))
     rows.put([("end", str(ids[-1 - padding]))], style.EDGE)
     if padding:
-        rows.put([(f"padding x {padding}", str(ids[-1]))], style.PALE)
+        rows.put([(f"padding {CROSS} {padding}", str(ids[-1]))], style.PALE)
     return rows
 
 
