@@ -237,10 +237,9 @@ class Pipeline:
     def _start(
         self, run: list[Settings], texts: list[Conditioning], canvas: Canvas | None
     ) -> tuple[Tensor, Iterator[Step]]:
-        """The starting noise, (B, C, h, w), and the loop that denoises it.
+        """The starting noise, (B, C, h, w), with a picture or without, and the loop for it.
 
-        From a picture it is the picture with noise. Every batch has a loop of its own, and they
-        go in step.
+        Every batch has a loop of its own, and they go in step.
         """
         parts, first, g = self.components, run[0], run[0].g
         assert first.width is not None
@@ -253,17 +252,7 @@ class Pipeline:
         eps = draw_noise(generators, shape).to(parts.device)  # (B, C, h, w)
         x_t, keep = eps * float(schedulers[0].init_noise_sigma), None
         if canvas is not None:
-            x_0 = pil_to_latents(parts.vae, canvas.picture)  # (1, C, h, w)
-            exploding = variance_exploding(schedulers[0])
-            if canvas.mask is None or first.strength != 1:  # a part begins with nothing but noise
-                x_t = noised(x_0, eps, noise_levels(schedulers[0])[0], exploding)
-            if canvas.mask is not None:
-                keep = partial(
-                    put_back,
-                    x_0=x_0,
-                    mask=latent_mask(canvas.mask, factor).to(parts.device),
-                    variance_exploding=exploding,
-                )
+            x_t, keep = self._begin_with(canvas, x_t, eps, schedulers[0], first.strength == 1)
 
         loops, begin = [], 0
         for scheduler, text in zip(schedulers, texts, strict=True):
@@ -275,6 +264,23 @@ class Pipeline:
         if len(loops) == 1:
             return x_t, loops[0]
         return x_t, (join(steps) for steps in zip(*loops, strict=True))
+
+    def _begin_with(
+        self, canvas: Canvas, x_t: Tensor, eps: Tensor, scheduler: SchedulerMixin, all_steps: bool
+    ) -> tuple[Tensor, Callable[..., Tensor] | None]:
+        """A picture with the noise `eps`, and, if it has a mask, what puts back the rest of it.
+
+        A part of a picture that is drawn in all steps begins with `x_t`, nothing but noise.
+        """
+        vae = self.components.vae
+        x_0 = pil_to_latents(vae, canvas.picture)  # (1, C, h, w)
+        exploding = variance_exploding(scheduler)
+        if canvas.mask is None or not all_steps:
+            x_t = noised(x_0, eps, noise_levels(scheduler)[0], exploding)
+        if canvas.mask is None:
+            return x_t, None
+        mask = latent_mask(canvas.mask, vae_factor(vae)).to(x_0.device)
+        return x_t, partial(put_back, x_0=x_0, mask=mask, variance_exploding=exploding)
 
     def _steps(self, settings: Settings) -> int:
         """How many of the steps are taken: fewer from a picture than from noise."""
