@@ -32,7 +32,7 @@ class Column:
 def chosen(steps: int, most: int = COLUMNS) -> list[int]:
     """At most `most` of the states 0 to `steps`, evenly spaced, always the first and the last."""
     gaps = min(steps, most - 1)
-    return [round(i * steps / gaps) for i in range(gaps + 1)]
+    return [round(i * steps / max(1, gaps)) for i in range(gaps + 1)]
 
 
 def filmstrip(columns: Sequence[Column], title: str = "", subtitle: str = "") -> Image.Image:
