@@ -100,7 +100,7 @@ def _about(data: Tokens) -> str:
     count, padding = len(data.padding), sum(data.padding)
     own = sum(len(word.ids) for word in data.words)
     parts = (
-        f", from a vocabulary of {data.vocabulary:,}: start mark, {own} of the prompt, end mark, "
+        f", of {data.vocabulary:,} it knows: start mark, {own} of the prompt, end mark, "
         f"{padding} of padding"
         if count == 1
         else f" in {count} chunks: {own} of the prompt, {2 * count} marks, {padding} of padding"
@@ -108,7 +108,7 @@ def _about(data: Tokens) -> str:
     letters = any(spelled(t).startswith("0x") for word in data.words for t in word.tokens)
     more = "; 0x: bytes of a letter" * letters
     first = "at the first step: " if data.changes else ""
-    weights = f"; {CROSS} is a weight" if any(word.weight != 1 for word in data.words) else ""
+    weights = f"; {CROSS} a weight" if any(word.weight != 1 for word in data.words) else ""
     return f"{first}{len(data.ids)} tokens for the text encoder{parts}{more}{weights}"
 
 
