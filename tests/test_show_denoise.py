@@ -69,9 +69,15 @@ def test_it_is_one_call_of_the_unet_by_hand(emoji, picture):
     with torch.no_grad():
         (text,) = condition(parts.tokenizer, parts.text_encoder, ["red apple"], [""]).cond
         output = parts.unet(data.x_t[None], 400, text).sample
-    assert torch.allclose(data.predicted[None], output, atol=1e-5)
-    assert data.error == pytest.approx(float((output - eps).square().mean()), rel=1e-4)
-    x0 = (x_t - (1 - a) ** 0.5 * output) / a**0.5
+    noise, x0 = {
+        "epsilon": (output, (x_t - (1 - a) ** 0.5 * output) / a**0.5),
+        "v_prediction": (
+            a**0.5 * output + (1 - a) ** 0.5 * x_t,
+            a**0.5 * x_t - (1 - a) ** 0.5 * output,
+        ),
+    }[parts.scheduler_config.get("prediction_type", "epsilon")]
+    assert torch.allclose(data.predicted[None], noise, atol=1e-5)
+    assert data.error == pytest.approx(float((noise - eps).square().mean()), rel=1e-4)
     assert torch.allclose(data.x0[None], x0, atol=1e-4)
 
 

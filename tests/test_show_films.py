@@ -110,11 +110,9 @@ def test_a_way_goes_there_and_back_and_stays_at_both_ends():
     assert len(way_film(way(pictures[:2])).frames) == 2
 
 
-@pytest.mark.parametrize(("frames", "each"), [(2, 200), (31, 160), (51, 80), (151, 40), (999, 40)])
-def test_many_frames_pass_faster(frames, each):
-    film = way_film(way([Image.new("RGB", (8, 8))] * frames))
-    between = [each] * (frames - 2)
-    assert film.milliseconds == [HOLD, *between, HOLD, *between]
+def test_many_frames_pass_faster():
+    film = way_film(way([Image.new("RGB", (8, 8))] * 40))
+    assert film.milliseconds == [HOLD, *[120] * 38, HOLD, *[120] * 38]
 
 
 def test_a_course_shows_what_save_int_keeps(emoji):
@@ -129,6 +127,7 @@ def test_a_course_shows_what_save_int_keeps(emoji):
     assert [column.step for column in data.columns(MOST)] == list(range(13))
     assert [column.step for column in data.columns(9)] == chosen(12)
     last = latents_to_pil(emoji.components.vae, steps[-1].latents)[0]
-    assert data.columns(2)[-1].x_t.tobytes() == last.tobytes()
+    apart = ImageChops.difference(data.columns(2)[-1].x_t, last)  # one is decoded in a batch
+    assert max(high for _, high in apart.getextrema()) <= 1
     assert last.tobytes() == data.result.images[0].tobytes()
     assert titles(data.result.settings[0])[0] == "red apple"
