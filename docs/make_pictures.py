@@ -1,21 +1,29 @@
 """Draws the pictures of the README and the model card: `python docs/make_pictures.py`.
 
-All of them come from the built-in model; the curves of its training, from its loss.csv, need
-matplotlib.
+All of them come from the built-in model, and need matplotlib. Every `sdpipe show NAME ...` in
+the README is run as it stands there, and its drawing becomes NAME.png. Names, such as `steps sheet`,
+draw those alone.
 """
 
 import csv
+import re
+import shlex
+import sys
+import tempfile
 from collections import defaultdict
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from PIL import Image
 
 import sdpipe
 from sdpipe import Pipeline
-from sdpipe.show.filmstrip import filmstrip, titles
-from sdpipe.show.steps import columns
+from sdpipe.cli import main as run
+from sdpipe.show.animation import in_few_colors
 
 HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+COMMAND = re.compile(r"^sdpipe (show (\w+) .+?)(?: +#.*)?$", re.MULTILINE)
 LOSSES = Path(sdpipe.__file__).parent / "models" / "emoji" / "loss.csv"
 SHEET = [
     "red apple", "panda", "rocket", "octopus", "sunflower", "pizza", "guitar", "tiger face",
@@ -35,23 +43,45 @@ SHEET = [
     "a frog below a crown on a pink background",
 ]  # fmt: skip
 ACROSS, GAP = 10, 4
+WIDEST = 1440  # pixels: a page is about 830 wide, on fine screens twice that
 
 
 def main() -> None:
-    """Writes sheet.png, filmstrip.png and loss.png beside this file."""
-    pipe = Pipeline("emoji")
-    images = pipe.generate(SHEET, seed=0, exact=True).images
+    """Writes sheet.png, the drawings of the README's commands, and loss.png beside this file."""
+    wanted = set(sys.argv[1:])
+    for command, name in COMMAND.findall(README.read_text(encoding="utf-8")):
+        if not wanted or name in wanted:
+            draw(shlex.split(command), HERE / f"{name}.png")
+    if not wanted or "sheet" in wanted:
+        draw_sheet(HERE / "sheet.png")
+    if not wanted or "loss" in wanted:
+        plot_losses(HERE / "loss.png")
+
+
+def draw(command: list[str], path: Path) -> None:
+    """Runs a command of sdpipe's, and keeps what it drew at a width that a page can use."""
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = Path(folder) / "drawn.png"
+        with redirect_stdout(None):
+            status = run([*command, "--out", str(drawn)])
+        if status != 0:
+            raise SystemExit(f"sdpipe {shlex.join(command)} failed")
+        with Image.open(drawn) as image:
+            picture = image.convert("RGB")
+    if picture.width > WIDEST:
+        size = (WIDEST, round(WIDEST * picture.height / picture.width))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    in_few_colors(picture).save(path, optimize=True)
+
+
+def draw_sheet(path: Path) -> None:
+    """One picture of everything in `SHEET`."""
+    images = Pipeline("emoji").generate(SHEET, seed=0, exact=True).images
     side = images[0].width + GAP
     sheet = Image.new("RGB", (side * ACROSS - GAP, side * (len(images) // ACROSS) - GAP), "white")
     for i, image in enumerate(images):
         sheet.paste(image, (i % ACROSS * side, i // ACROSS * side))
-    sheet.save(HERE / "sheet.png", optimize=True)
-
-    sunflower = "sunflower on a blue background"
-    result = pipe.generate(sunflower, seed=3, steps=20, save_int=True)
-    strip = filmstrip(columns(pipe.components.vae, result, 0), *titles(result.settings[0]))
-    strip.save(HERE / "filmstrip.png", optimize=True)
-    plot_losses(HERE / "loss.png")
+    in_few_colors(sheet).save(path, optimize=True)
 
 
 def plot_losses(path: Path) -> None:
