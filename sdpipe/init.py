@@ -90,10 +90,10 @@ def check_outpaint(value: object) -> tuple[int, int, int, int] | None:
     """
     if value is None:
         return None
-    shown = value
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        shown = ",".join(map(str, value))
-        if len(value) == 4 and all(type(side) is int for side in value):
+    shown = repr(value)[:80]
+    if isinstance(value, Sequence) and all(type(side) is int for side in value):
+        shown = ",".join(map(str, value))[:80]
+        if len(value) == 4:
             left, top, right, bottom = value
             if max(value) > 0 and all(side >= 0 and side % 8 == 0 for side in value):
                 return left, top, right, bottom
