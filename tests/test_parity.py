@@ -23,20 +23,21 @@ BETAS = {
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
 }
+TRAINED = {**BETAS, "prediction_type": "v_prediction"}  # as the built-in model was
 # Written out from what each class needs for latents, not through sdpipe.schedule.
 REFERENCE = {
-    "lms": lambda **k: LMSDiscreteScheduler(**BETAS, steps_offset=1, **k),
+    "lms": lambda **k: LMSDiscreteScheduler(**TRAINED, steps_offset=1, **k),
     "ddim": lambda: DDIMScheduler(
-        **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        **TRAINED, clip_sample=False, set_alpha_to_one=False, steps_offset=1
     ),
     "pndm": lambda: PNDMScheduler(
-        **BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
+        **TRAINED, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
     ),
-    "euler": lambda **k: EulerDiscreteScheduler(**BETAS, steps_offset=1, **k),
-    "euler_a": lambda: EulerAncestralDiscreteScheduler(**BETAS, steps_offset=1),
-    "heun": lambda **k: HeunDiscreteScheduler(**BETAS, steps_offset=1, **k),
-    "dpm++": lambda **k: DPMSolverMultistepScheduler(**BETAS, steps_offset=1, **k),
-    "unipc": lambda **k: UniPCMultistepScheduler(**BETAS, steps_offset=1, **k),
+    "euler": lambda **k: EulerDiscreteScheduler(**TRAINED, steps_offset=1, **k),
+    "euler_a": lambda: EulerAncestralDiscreteScheduler(**TRAINED, steps_offset=1),
+    "heun": lambda **k: HeunDiscreteScheduler(**TRAINED, steps_offset=1, **k),
+    "dpm++": lambda **k: DPMSolverMultistepScheduler(**TRAINED, steps_offset=1, **k),
+    "unipc": lambda **k: UniPCMultistepScheduler(**TRAINED, steps_offset=1, **k),
 }
 PROMPT = "red apple on a blue background"
 

@@ -17,7 +17,8 @@ def test_result_holds_pictures_seeds_and_resolved_settings(emoji):
     assert result.seeds == [3, 4, 5, 6]
     assert [s.prompt for s in result.settings] == ["cat", "cat", "dog", "dog"]
     assert result.settings[2] == Settings.from_json(result.settings[2].to_json())
-    assert None not in result.settings[0].to_dict().values()
+    unset = {name for name, value in result.settings[0].to_dict().items() if value is None}
+    assert unset == {"init", "mask", "strength", "fit", "outpaint"}  # of a picture to begin with
     assert result.steps == []
     assert result.noise is None
 

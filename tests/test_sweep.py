@@ -395,8 +395,8 @@ def test_what_overflows_costs_no_other_picture(sweep):
 
 
 def test_a_warning_for_all_cells_is_said_once(sweep):
-    _, err = sweep("apple " * 76 + "tail end", "--g", "1,2,3", "--steps", "2", "--out", "o")
-    assert err.count("tail end") == 1
+    _, err = sweep("[red:green:90] apple", "--g", "1,2,3", "--steps", "2", "--out", "o")
+    assert err.count("changes after 90 steps") == 1
 
 
 def test_the_grid_tells_how_it_was_made(run, sweep, models):

@@ -632,7 +632,7 @@ def note_what_is_trained(folder):
     real, rank = train.fit, os.environ["RANK"]
 
     def noting(name, model, batch, *arguments, **named):
-        drawn = [x.double().sum().item() for x in batch(0)]
+        drawn = [x.double().sum().item() for step in range(6) for x in batch(step)]
         real(name, model, batch, *arguments, **named)
         total = [p.double().abs().sum().item() for p in model.parameters()]
         (folder / f"{name}-{rank}.json").write_text(json.dumps([drawn, total]))
