@@ -1,8 +1,8 @@
 """Draws the pictures of the README and the model card: `python docs/make_pictures.py`.
 
 All of them come from the built-in model, and need matplotlib. Every `sdpipe show NAME ...` in
-the README is run as it stands there, and its drawing becomes NAME.png. Names, such as `steps sheet`,
-draw those alone.
+the README is run as it stands there, and its drawing becomes NAME.png. With names, as in
+`make_pictures.py steps sheet`, it draws those alone.
 """
 
 import csv
