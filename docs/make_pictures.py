@@ -81,7 +81,7 @@ def draw_sheet(path: Path) -> None:
     sheet = Image.new("RGB", (side * ACROSS - GAP, side * (len(images) // ACROSS) - GAP), "white")
     for i, image in enumerate(images):
         sheet.paste(image, (i % ACROSS * side, i // ACROSS * side))
-    in_few_colors(sheet).save(path, optimize=True)
+    sheet.save(path, optimize=True)
 
 
 def plot_losses(path: Path) -> None:
