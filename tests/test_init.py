@@ -18,7 +18,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
 )
 from PIL import Image
-from test_parity import BETAS, REFERENCE, assert_equal
+from test_parity import BETAS, REFERENCE, assert_equal, diffusers_pipeline
 from tiny import tiny_model
 
 from sdpipe import Pipeline, SdpipeWarning, UsageError, pil_to_latents
@@ -76,21 +76,6 @@ def reference(name, prediction_type):
     return kind.from_config(made.config, prediction_type=prediction_type)
 
 
-def diffusers_pipeline(kind, parts, scheduler):
-    pipe = kind(
-        vae=parts.vae,
-        text_encoder=parts.text_encoder,
-        tokenizer=parts.tokenizer,
-        unet=parts.unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def diffusers_run(kind, parts, scheduler, *, seed, g, steps, **inputs):
     """Latents after every step and the pictures of `PROMPTS`, as diffusers draws them."""
     latents = []
@@ -99,7 +84,7 @@ def diffusers_run(kind, parts, scheduler, *, seed, g, steps, **inputs):
         latents.append(values["latents"].clone())
         return {}
 
-    output = diffusers_pipeline(kind, parts, scheduler)(
+    output = diffusers_pipeline(parts, scheduler, kind)(
         PROMPTS,
         generator=[torch.Generator().manual_seed(seed + i) for i in range(len(PROMPTS))],
         guidance_scale=g,

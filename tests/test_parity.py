@@ -42,9 +42,9 @@ REFERENCE = {
 PROMPT = "red apple on a blue background"
 
 
-def diffusers_run(parts, scheduler, prompts, *, seed, g, steps, width, height, negative=None):
-    """Latents after every step and the pictures, as diffusers draws them from the same noise."""
-    pipe = StableDiffusionPipeline(
+def diffusers_pipeline(parts, scheduler, kind=StableDiffusionPipeline):
+    """diffusers' own pipeline on a model's parts."""
+    pipe = kind(
         vae=parts.vae,
         text_encoder=parts.text_encoder,
         tokenizer=parts.tokenizer,
@@ -55,6 +55,12 @@ def diffusers_run(parts, scheduler, prompts, *, seed, g, steps, width, height, n
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def diffusers_run(parts, scheduler, prompts, *, seed, g, steps, width, height, negative=None):
+    """Latents after every step and the pictures, as diffusers draws them from the same noise."""
+    pipe = diffusers_pipeline(parts, scheduler)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
     shape = (1, 4, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
     noise = torch.cat([torch.randn(shape, generator=g_) for g_ in generators])

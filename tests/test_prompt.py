@@ -7,8 +7,8 @@ from diffusers import (
     HeunDiscreteScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
-    StableDiffusionPipeline,
 )
+from test_parity import diffusers_pipeline
 from tiny import tiny_model, tiny_text_encoder, write_tokenizer
 
 from sdpipe import Pipeline, SdpipeWarning, UsageError
@@ -256,17 +256,7 @@ def diffusers_run(pipe, embeds, scheduler, calls_of=lambda call: call, *, steps,
     embeds: cond and uncond for a step; a callback hands them over. calls_of: the step of a call.
     """
     parts = pipe.components
-    theirs = StableDiffusionPipeline(
-        vae=parts.vae,
-        text_encoder=parts.text_encoder,
-        tokenizer=parts.tokenizer,
-        unet=parts.unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    theirs.set_progress_bar_config(disable=True)
+    theirs = diffusers_pipeline(parts, scheduler)
     latents = []
 
     def change(_pipe, call, _t, values):
