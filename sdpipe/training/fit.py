@@ -41,11 +41,11 @@ def fit(
     """Takes `steps` gradient steps on the loss that `model(*batch(step))` is.
 
     The rates, see `make_optimizers`, rise over `warmup` steps and then fall to nothing along a
-    cosine. With `ema` the
-    model ends as the moving average of its weights, of that decay a step. `batch` has to draw its
-    random numbers from `step`: then a run that was killed, and starts again with the same folder,
-    goes on from its last checkpoint as if nothing had happened. The loss goes to `folder`/loss.csv;
-    `show` is called with every checkpoint, with the step and what the model would be if it ended.
+    cosine. With `ema` the model ends as the moving average of its weights, of that decay a step.
+    `batch` has to draw its random numbers from `step`: then a run that was killed, and starts again
+    with the same folder, goes on from its last checkpoint as if nothing had happened. The loss goes
+    to `folder`/loss.csv; `show` is called with every checkpoint, with the step and what the model
+    would be if it ended.
 
     Several processes take each step together: the gradient is the mean of theirs. The first of
     them writes, and shows.
@@ -57,7 +57,7 @@ def fit(
     path = folder / f"{name}.checkpoint"
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizers = make_optimizers(model, learning_rate, muon_rate)
-    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers.values()]
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
     parts: Parts = {"model": model, **optimizers}
     if average is not None:
@@ -84,9 +84,9 @@ def fit(
     model.train()
     recent: list[Tensor] = []
     for step in bar:
-        for name_of, optimizer in optimizers.items():
+        for optimizer, rate in zip(optimizers.values(), rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rates[name_of] * _rate(step, steps, warmup)
+                group["lr"] = rate * _rate(step, steps, warmup)
         value = loss(*(x.to(accelerator.device) for x in batch(step)))
         model.zero_grad(set_to_none=True)
         accelerator.backward(value)
