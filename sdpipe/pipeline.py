@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdpipe.canvas import Canvas, Source, lay, take
+from sdpipe.canvas import Canvas, lay, take
 from sdpipe.chunks import chunk_count
 from sdpipe.components import load
 from sdpipe.denoise import Step, denoise, join, noise_levels, variance_exploding
@@ -33,7 +33,7 @@ from sdpipe.latents import (
     put_back,
     vae_factor,
 )
-from sdpipe.plan import plan
+from sdpipe.plan import Asked, check_names, plan
 from sdpipe.prompt import Conditioning, condition, tell_late
 from sdpipe.schedule import make_scheduler
 from sdpipe.settings import Settings
@@ -103,66 +103,31 @@ class Pipeline:
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str = "",
-        g: float | None = None,
-        seed: int | None = None,
-        steps: int | None = None,
-        dim: int | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        n: int = 1,
-        save_int: bool = False,
-        scheduler: str | None = None,
-        lms_order: int | None = None,
-        karras: bool = False,
-        clip_skip: int = 1,
-        exact: bool = False,
-        init: Source | None = None,
-        mask: Source | None = None,
-        strength: float | None = None,
-        fit: str | None = None,
-        outpaint: Sequence[int] | None = None,
         on_step: Callable[[Step], object] | None = None,
+        **settings: Unpack[Asked],
     ) -> Result:
         """Draws `n` pictures of a prompt, or of each prompt of a list.
 
-        Picture k of the call shows prompt k // n and has seed + k. What is None is the model's
-        own; see `Settings` for the meaning, unit and range of every argument. `init` and `mask`
-        are files or PIL images; where the mask is black, the result has the pixels of `init`.
-        `on_step` is called with every `Step` as soon as it is done, as for a progress bar.
+            pipe.generate("red apple", g=7.5, seed=42, steps=50, dim=512, save_int=True)
+
+        Picture k of the call shows prompt k // n and has seed + k. The settings are those of
+        `Settings`, which tells the meaning, unit and range of each; what is left out is the
+        model's own. `init` and `mask` are files or PIL images; where the mask is black, the
+        result has the pixels of `init`. `on_step` is called with every `Step` as soon as it is
+        done, as for a progress bar.
 
         Raises:
             UsageError: a value breaks its rule, or the model's.
+            TypeError: no setting has such a name.
             NotFiniteError: a stage produced NaN or infinity.
         """
-        run, canvas = self._plan(
-            prompt,
-            negative_prompt=negative_prompt,
-            g=g,
-            seed=seed,
-            steps=steps,
-            dim=dim,
-            width=width,
-            height=height,
-            n=n,
-            save_int=save_int,
-            scheduler=scheduler,
-            lms_order=lms_order,
-            karras=karras,
-            clip_skip=clip_skip,
-            exact=exact,
-            init=init,
-            mask=mask,
-            strength=strength,
-            fit=fit,
-            outpaint=outpaint,
-        )
+        run, canvas = self._plan(prompt, settings)
         texts = self._embed(run)
         x_t, loop = self._start(run, texts, canvas)
         noise, kept = x_t, []
         for step in loop:
             x_t = step.latents
-            if save_int:
+            if run[0].save_int:
                 kept.append(step)
             if on_step is not None:
                 on_step(step)
@@ -172,9 +137,9 @@ class Pipeline:
         if canvas is not None:
             images = [canvas.keep(image) for image in images]
         places = [(i, len(text)) for text in texts for i in range(len(text))]
-        return Result(images, _seeds(run), run, places, kept, noise if save_int else None)
+        return Result(images, _seeds(run), run, places, kept, noise if run[0].save_int else None)
 
-    def stream(self, prompt: str | Sequence[str], **settings: Any) -> Iterator[Step]:
+    def stream(self, prompt: str | Sequence[str], **settings: Unpack[Asked]) -> Iterator[Step]:
         """Draws like `generate`, with the same arguments, and yields every `Step` as it is done.
 
         Stopping is `break`. The last step's `latents` are the picture, for `latents_to_pil`; what
@@ -183,20 +148,16 @@ class Pipeline:
         Raises:
             UsageError: as `generate`, before the first step.
         """
-        run, canvas = self._plan(prompt, **settings)
+        run, canvas = self._plan(prompt, settings)
         return self._start(run, self._embed(run), canvas)[1]
 
     def _plan(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        init: Source | None = None,
-        mask: Source | None = None,
-        **settings: Any,
+        self, prompt: str | Sequence[str], asked: Asked
     ) -> tuple[list[Settings], Canvas | None]:
         """The settings of every picture of a call, and the picture that it begins with, if any."""
         parts = self.components
-        init, mask = take(init, mask)
+        settings: dict[str, Any] = check_names(asked)
+        init, mask = take(settings.pop("init", None), settings.pop("mask", None))
         run = plan(
             prompt,
             defaults=parts.defaults,

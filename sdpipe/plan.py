@@ -1,14 +1,53 @@
 """From the arguments of one call to the settings of every picture, held against the model."""
 
+import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
-from sdpipe.canvas import Picture
+from sdpipe.canvas import Picture, Source
 from sdpipe.errors import SdpipeWarning, UsageError
 from sdpipe.init import size_for
 from sdpipe.settings import Settings
+
+
+class Asked(TypedDict, total=False):
+    """What a call may ask for beside the prompt: the fields of `Settings`, all of them optional.
+
+    `init` and `mask` are here the pictures themselves, or their files.
+    """
+
+    negative_prompt: str
+    g: float | None
+    seed: int | None
+    steps: int | None
+    dim: int | None
+    width: int | None
+    height: int | None
+    n: int
+    save_int: bool
+    scheduler: str | None
+    lms_order: int | None
+    karras: bool
+    clip_skip: int
+    exact: bool
+    init: Source | None
+    mask: Source | None
+    strength: float | None
+    fit: str | None
+    outpaint: Sequence[int] | None
+
+
+def check_names(asked: Asked) -> dict[str, Any]:
+    """What was asked for, as a dict of one's own. Raises TypeError where a name is not known."""
+    names = Asked.__annotations__
+    for name in asked:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            remedy = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(names)}."
+            raise TypeError(f"there is no setting {name!r}; {remedy}")
+    return dict(asked)
 
 
 def plan(

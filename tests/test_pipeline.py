@@ -1,3 +1,4 @@
+import inspect
 import threading
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 from sdpipe import NotFiniteError, Pipeline, SdpipeWarning, Settings, Step, UsageError
+from sdpipe.plan import Asked
 
 
 def pixels(image):
@@ -116,3 +118,15 @@ def test_a_stage_that_is_not_finite_is_named(emoji, part, stage):
 def test_a_solver_that_diverges_is_noticed_with_its_remedy(emoji):
     with pytest.warns(SdpipeWarning, match=r"lms_order 1 \(it was 4\)"):
         emoji.generate("cat", seed=0, g=30, steps=20, lms_order=4)
+
+
+def test_a_setting_of_another_name_is_refused_with_the_nearest(emoji):
+    with pytest.raises(TypeError, match="no setting 'step'; did you mean steps"):
+        emoji.generate("cat", step=3)
+    with pytest.raises(TypeError, match="no setting 'x'; the settings are negative_prompt, g,"):
+        emoji.stream("cat", x=3)
+
+
+def test_every_setting_can_be_asked_for():
+    # and `prompt`, which has a place of its own
+    assert {"prompt", *Asked.__annotations__} == {*inspect.signature(Settings).parameters}
