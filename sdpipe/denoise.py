@@ -3,8 +3,8 @@
 here          in the papers            what it is
 x_t           x_t                      noisy latents at timestep t, (B, C, h, w)
 x_in          -                        x_t brought to the variance that the U-Net was trained on
-eps           eps_theta(x_t, t, c)     the U-Net's output: the noise it sees in x_in
-x0            x^_0                     the clean latents that this noise leaves behind
+output        eps_theta(x_t, t, c)     the U-Net's output: the noise it sees in x_in, or v
+x0            x^_0                     the clean latents that this output amounts to
 alpha_bar     alpha_bar_t              share of the signal's variance in x_in, 1 is a picture
 sigma         sqrt((1 - a_bar)/a_bar)  noise per unit of signal, 14.6 at the start of v1-4
 g             s, or 1 + w              guidance scale
@@ -74,9 +74,9 @@ def denoise(
     conds, unconds = (spread(text, len(timesteps)) for text in (cond, uncond))
     for i, t in enumerate(timesteps):
         x_in = scheduler.scale_model_input(x_t, t)  # (B, C, h, w)
-        eps = guided(unet, x_in, t, conds[i], unconds[i], g)
-        x0 = clean_latents(x_in, eps, sigmas[i], scheduler.config.prediction_type)
-        x_t = scheduler.step(eps, t, x_t, **noise).prev_sample
+        output = guided(unet, x_in, t, conds[i], unconds[i], g)
+        x0 = clean_latents(x_in, output, sigmas[i], scheduler.config.prediction_type)
+        x_t = scheduler.step(output, t, x_t, **noise).prev_sample
         if keep is not None:
             x_t = keep(x_t, sigmas[i + 1] if i + 1 < len(timesteps) else 0)
         yield Step(i, len(timesteps), float(t), sigmas[i], sigmas[i + 1], x_t, x0, exploding)
@@ -95,9 +95,9 @@ def spread(text: Tensor | Sequence[Tensor], total: int) -> list[Tensor]:
 def guided(
     unet: UNet2DConditionModel, x_in: Tensor, t: Tensor, cond: Tensor, uncond: Tensor, g: float
 ) -> Tensor:
-    """The U-Net's prediction under classifier-free guidance, (B, C, h, w), float32.
+    """The U-Net's output under classifier-free guidance, (B, C, h, w), float32.
 
-        eps = eps(uncond) + g * (eps(cond) - eps(uncond))
+        output = output(uncond) + g * (output(cond) - output(uncond))
 
     Ho and Salimans (2022), equation 6 with g = 1 + w. Both come from one call on a batch of
     [uncond, cond]; g = 1 and g = 0 are one of the two, for half the work.
@@ -105,8 +105,8 @@ def guided(
     if g in (0, 1):
         return predict(unet, x_in, t, cond if g == 1 else uncond)
     both = predict(unet, torch.cat([x_in, x_in]), t, torch.cat([uncond, cond]))
-    eps_uncond, eps_cond = both.chunk(2)
-    return eps_uncond + g * (eps_cond - eps_uncond)
+    out_uncond, out_cond = both.chunk(2)
+    return out_uncond + g * (out_cond - out_uncond)
 
 
 def predict(unet: UNet2DConditionModel, x_in: Tensor, t: Tensor, text: Tensor) -> Tensor:
