@@ -60,6 +60,9 @@ def generate(
     negative: options.Negative = "",
     seed: options.Seed = None,
     n: options.N = 1,
+    vary: options.Vary = None,
+    variation: options.Variation = None,
+    variation_seed: options.VariationSeed = None,
     dim: options.Dim = None,
     width: options.Width = None,
     height: options.Height = None,
@@ -86,11 +89,14 @@ def generate(
 ) -> None:
     """Draws pictures of a prompt and prints where they are."""
     prompts = _prompts(prompt)
-    pictures = n * len(prompts)
+    pictures = n * len(prompts) if vary is None else vary
     inputs: dict[str, Any] = {
         "negative_prompt": options.text("--negative", negative),
         "g": g,
         "seed": seed,
+        "vary": vary,
+        "variation": variation,
+        "variation_seed": variation_seed,
         "steps": steps,
         "dim": dim,
         "width": width,
@@ -108,7 +114,7 @@ def generate(
     }
     for each in prompts:
         Settings(prompt=each, n=n, **inputs)
-    Settings(prompt=prompts[0], n=pictures, **inputs)  # the last one's seed is a seed too
+    Settings(prompt=prompts[0], n=n * len(prompts), **inputs)  # the last one's seed is a seed too
     check_device(device)
     check_dtype(dtype)
     destination = files.Destination(out, pictures)

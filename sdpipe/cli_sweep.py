@@ -45,6 +45,16 @@ Seed = Annotated[
         metavar=VALUES,
     ),
 ]
+Variation = Annotated[
+    str | None,
+    options.option(
+        options.PICTURE, "How far to go over to another seed's noise, 0 to 1.", metavar=VALUES
+    ),
+]
+VariationSeed = Annotated[
+    str | None,
+    options.option(options.PICTURE, "That other seed, as in 1-4.", metavar=VALUES),
+]
 Dim = Annotated[
     str | None,
     options.option(options.PICTURE, "Width and height, multiples of 8.", metavar=VALUES),
@@ -116,6 +126,8 @@ def sweep(
     prompt: Prompt,
     negative: Negative = None,
     seed: Seed = None,
+    variation: Variation = None,
+    variation_seed: VariationSeed = None,
     dim: Dim = None,
     width: Width = None,
     height: Height = None,
@@ -188,7 +200,7 @@ def _planned(given: dict[str, Any]) -> Sweep:
 
 
 def _values(name: str, text: str) -> list[Any]:
-    if name in ("g", "strength"):
+    if name in ("g", "variation", "strength"):
         return ranges.numbers(name, text)
     if name == "scheduler":
         return ranges.words(name, text)

@@ -59,6 +59,8 @@ def a1111(text: str) -> Record:
         "steps": _number(pairs.pop("Steps", None), int),
         "g": _number(pairs.pop("CFG scale", None), float),
         "seed": _number(pairs.pop("Seed", None), int),
+        "variation": _number(pairs.pop("Variation seed strength", None), float),
+        "variation_seed": _number(pairs.pop("Variation seed", None), int),
         "clip_skip": _number(pairs.pop("Clip skip", None), int),
         **_size(pairs.pop("Size", None)),
         **scheduler,
@@ -66,6 +68,8 @@ def a1111(text: str) -> Record:
     model = {"name": pairs.pop("Model", ""), "hash": pairs.pop("Model hash", "")}
     if pairs.get("RNG", "GPU") != "CPU":
         remarks.append("its noise was drawn by a GPU; from the same seed a CPU draws another.")
+    if values["variation"] is not None:
+        remarks.append("its variation was mixed there column by column; here the noise as a whole.")
     if re.search(r"<\w+:|\bAND\b", f"{prompt} {negative}"):
         remarks.append("<lora:...> and AND, which mean something there, are read as text here.")
     return Record(

@@ -91,6 +91,16 @@ def _steps(settings: Settings) -> str:
     return f"{whole}{settings.steps} steps"
 
 
+def _seeds(first: Settings, last: Settings) -> str:
+    one = first.seed == last.seed
+    text = f"seed {first.seed}" if one else f"seeds {first.seed} to {last.seed}"
+    if first.variation is None:
+        return text
+    one = first.variation_seed == last.variation_seed
+    to = f"{first.variation_seed}" if one else f"{first.variation_seed} to {last.variation_seed}"
+    return f"{text}, {100 * first.variation:g} % on the way to {to}"
+
+
 def summary(drawn: Sequence[Settings], seconds: float) -> str:
     """What was drawn, in a line: what a person needs to draw it again."""
     first, last = drawn[0], drawn[-1]
@@ -98,7 +108,7 @@ def summary(drawn: Sequence[Settings], seconds: float) -> str:
     parts = [
         "1 picture" if one else f"{len(drawn)} pictures",
         f"{first.width} x {first.height}",
-        f"seed {first.seed}" if one else f"seeds {first.seed} to {last.seed}",
+        _seeds(first, last),
         f"{_steps(first)} of {first.scheduler}",
         f"g {first.g:g}",
         f"{seconds:.1f} s",

@@ -82,6 +82,22 @@ Negative = Annotated[
 Seed = Annotated[
     int | None, whole(PICTURE, "Starts the noise; picture i has seed + i. Drawn if left out.")
 ]
+Variation = Annotated[
+    float | None,
+    option(
+        PICTURE,
+        "How far to go over to the noise of another seed, 0 to 1. Left out: 0.1, if that is given.",
+        metavar="SHARE",
+        parser=_parse_float,
+    ),
+]
+VariationSeed = Annotated[
+    int | None, whole(PICTURE, "That other seed. Left out: the one after the pictures' own.")
+]
+Vary = Annotated[
+    int | None,
+    whole(PICTURE, "Variations of one picture: number i goes over to --variation-seed + i."),
+]
 N = Annotated[int, whole(PICTURE, "Pictures of each prompt.", "--n")]
 Dim = Annotated[
     int | None,

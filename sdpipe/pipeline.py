@@ -31,6 +31,7 @@ from sdpipe.latents import (
     noised,
     pil_to_latents,
     put_back,
+    slerp,
     vae_factor,
 )
 from sdpipe.plan import Asked, check_names, plan
@@ -110,7 +111,8 @@ class Pipeline:
 
             pipe.generate("red apple", g=7.5, seed=42, steps=50, dim=512, save_int=True)
 
-        Picture k of the call shows prompt k // n and has seed + k. The settings are those of
+        Picture k of the call shows prompt k // n and has seed + k; with `vary` all have the seed,
+        and picture k goes over to the noise of variation_seed + k. The settings are those of
         `Settings`, which tells the meaning, unit and range of each; what is left out is the
         model's own. `init` and `mask` are files or PIL images; where the mask is black, the
         result has the pixels of `init`. `on_step` is called with every `Step` as soon as it is
@@ -210,7 +212,7 @@ class Pipeline:
         shape = (parts.unet.config.in_channels, first.height // factor, first.width // factor)
         generators = make_generators(_seeds(run))
         schedulers = [self._scheduler(first) for _ in texts]
-        eps = draw_noise(generators, shape).to(parts.device)  # (B, C, h, w)
+        eps = _varied(draw_noise(generators, shape), run).to(parts.device)  # (B, C, h, w)
         x_t, keep = eps * float(schedulers[0].init_noise_sigma), None
         if canvas is not None:
             x_t, keep = self._begin_with(canvas, x_t, eps, schedulers[0], first.strength == 1)
@@ -282,6 +284,19 @@ class Pipeline:
                 SdpipeWarning,
                 stacklevel=3,
             )
+
+
+def _varied(eps: Tensor, run: list[Settings]) -> Tensor:
+    """The noise of the pictures' seeds, (B, C, h, w), on its way to that of variation seeds.
+
+    Noise of later steps is not varied: that goes on to be the seed's own.
+    """
+    share, seeds = run[0].variation, [s.variation_seed for s in run if s.variation_seed is not None]
+    if share is None:
+        return eps
+    _, channels, h, w = eps.shape
+    other = draw_noise(make_generators(seeds), (channels, h, w))
+    return torch.stack([slerp(a, b, share) for a, b in zip(eps, other, strict=True)])
 
 
 def _seeds(run: list[Settings]) -> list[int]:

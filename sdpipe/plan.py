@@ -21,11 +21,14 @@ class Asked(TypedDict, total=False):
     negative_prompt: str
     g: float | None
     seed: int | None
+    variation: float | None
+    variation_seed: int | None
     steps: int | None
     dim: int | None
     width: int | None
     height: int | None
     n: int
+    vary: int | None
     save_int: bool
     scheduler: str | None
     lms_order: int | None
@@ -62,7 +65,8 @@ def plan(
 ) -> list[Settings]:
     """The settings of every picture of a call, every default filled in.
 
-    Each prompt is drawn n times; picture k of the call shows prompt k // n and has seed + k.
+    Each prompt is drawn n times; picture k of the call shows prompt k // n and has seed + k. Or
+    one is drawn in `vary` variations.
     `defaults` are the model's own values, `factor` that of its VAE, `layers` those of
     its text encoder. A model that `stands_in` for
     one that can't be had draws in its own size, and a warning says so where another was asked for.
@@ -89,7 +93,9 @@ def plan(
         )
     for name, side in (("width", whole.width), ("height", whole.height)):
         _check_side(name, side or 0, factor)
-    return [replace(s, dim=None, prompt=prompts[k // n]) for k, s in enumerate(whole.each())]
+    each = whole.each()
+    times = len(each) // len(prompts)
+    return [replace(s, dim=None, prompt=prompts[k // times]) for k, s in enumerate(each)]
 
 
 def _in_own_size(settings: Settings, defaults: Mapping[str, Any]) -> Settings:

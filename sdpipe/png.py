@@ -67,10 +67,10 @@ def metadata(
 
     settings: those of this one picture, resolved.
     identity: the model, as `Components.identity()` describes it.
-    n, index: the picture was number `index`, from 0, of `n` drawn in one batch. Their seeds went up
-        by one from picture to picture, and what the others showed has no influence on this one: so
-        shape and place are enough to draw it under the same circumstances, and no picture tells
-        the prompts of its neighbours.
+    n, index: the picture was number `index`, from 0, of `n` drawn in one batch. Their seeds, or
+        variation seeds, went up by one from picture to picture, and what the others showed has no
+        influence on this one: so shape and place are enough to draw it under the same
+        circumstances, and no picture tells the prompts of its neighbours.
     """
     own = {
         "settings": settings.to_dict(),
@@ -97,6 +97,8 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
         "Schedule type": "Karras" if settings.karras else None,
         "CFG scale": None if settings.g is None else f"{settings.g!r}".removesuffix(".0"),
         "Seed": settings.seed,
+        "Variation seed": settings.variation_seed,
+        "Variation seed strength": settings.variation,
         "Denoising strength": settings.strength,
         "Size": f"{settings.width}x{settings.height}",
         "Model hash": digest[:10] if isinstance(digest, str) else None,

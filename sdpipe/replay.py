@@ -26,7 +26,7 @@ from sdpipe.init import sides
 from sdpipe.loading.hub import is_hub_id
 from sdpipe.loading.locate import BUILT_IN, check_model, is_cached
 from sdpipe.record import Record, RecordError, brief, read_record
-from sdpipe.settings import KARRAS_SCHEDULERS, Settings
+from sdpipe.settings import KARRAS_SCHEDULERS, MAX_SEED, Settings
 
 if TYPE_CHECKING:
     from sdpipe.denoise import Step
@@ -105,9 +105,10 @@ class Job:
         values = self.settings.to_dict()
         if save_int is not None:
             values["save_int"] = save_int
-        values["n"] = self.n
         if not self.changed:
-            values["seed"] -= self.index
+            start = _counted(self.settings, self.n, self.index) or "seed"
+            values[start] -= self.index
+            values["n" if start == "seed" else "vary"] = self.n
         values |= {"init": self.init, "mask": self.mask}
         return pipe.generate(values.pop("prompt"), on_step=on_step, **values)
 
@@ -152,7 +153,7 @@ def prepare(
         raise SdpipeError(f"{picture} cannot be drawn again: {error}") from error
     pictures = _pictures(settings, picture, init, mask)
     remarks = [*record.remarks, *remarks]
-    n, index = (settings.n, 0) if changes else _batch(record, settings, remarks)
+    n, index = (settings.vary or settings.n, 0) if changes else _batch(record, settings, remarks)
     type_here = dtype or _dtype(record, remarks)
     name = model or _model(record, picture, type_here == "float32", remarks)
     device = device or _device(record, remarks)
@@ -284,16 +285,25 @@ def _check_size(settings: Settings, changes: Mapping[str, Any]) -> None:
 
 def _batch(record: Record, settings: Settings, remarks: list[str]) -> tuple[int, int]:
     """How many are drawn at once, and the picture's place among them."""
-    n, index, seed = record.n, record.index, settings.seed or 0
+    n, index = record.n, record.index
     if settings.exact or n == 1:
         return 1, 0
     pixels = n * (settings.width or 512) * (settings.height or 512)
-    if pixels > MAX_PIXELS or seed < index or seed - index + n - 1 >= 2**64:
+    if pixels > MAX_PIXELS or _counted(settings, n, index) is None:
         remarks.append(
             f"it was one of {n} that were drawn at once; drawn alone it may differ in last bits."
         )
         return 1, 0
     return n, index
+
+
+def _counted(settings: Settings, n: int, index: int) -> str | None:
+    """Which seed can go up by one through the batch, and be the picture's own in its place."""
+    for name in ("seed", "variation_seed"):
+        seed = getattr(settings, name)
+        if seed is not None and 0 <= seed - index <= MAX_SEED - n + 1:
+            return name
+    return None
 
 
 def _model(

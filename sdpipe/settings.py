@@ -10,7 +10,7 @@ import math
 import numbers
 import operator
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass
 from typing import Any, Self
 
@@ -36,6 +36,7 @@ MAX_STEPS = 999  # between the 1000 timesteps that models are trained on; with 1
 MAX_SIDE = 16384
 MAX_SEED = 2**64 - 1  # the largest that torch.Generator.manual_seed takes
 MAX_IMAGES = 100_000
+VARIATION = 0.1  # where a variation is asked for and nobody says how much of one
 MAX_CLIP_SKIP = 100  # layers of a text encoder; how many a model's has is checked once it is there
 
 FALLBACKS: Mapping[str, Any] = {"g": 7.5, "steps": 50, "scheduler": "lms", "lms_order": 4}
@@ -54,8 +55,13 @@ class Settings:
     g: guidance scale: 1 is the conditional prediction, 0 the unconditional one.
     steps: denoising steps, 1 to 999.
     seed: starts the noise, 0 to 2**64 - 1; image i of a run has seed + i. None draws one.
+    variation: how far the starting noise goes over to that of variation_seed, 0 to 1, see
+        `latents.slerp`. None is 0.1 with variation_seed or vary, and else no variation at all.
+    variation_seed: the noise that it goes over to. None is seed + n, the first that no picture of
+        the run has.
     width, height: pixels, multiples of 8; `dim` sets both.
     n: how many pictures.
+    vary: how many variations of one picture: all have its seed, and number i variation_seed + i.
     scheduler: one of `SCHEDULERS`; None is the model's own, "lms" where it names none.
     lms_order: 1 to 4 past predictions that a step of LMS combines; 4 where the model names none.
     karras: space the noise levels as Karras et al. (2022), equation 5.
@@ -79,9 +85,12 @@ class Settings:
     g: float | None = None
     steps: int | None = None
     seed: int | None = None
+    variation: float | None = None
+    variation_seed: int | None = None
     width: int | None = None
     height: int | None = None
     n: int = 1
+    vary: int | None = None
     scheduler: str | None = None
     lms_order: int | None = None
     karras: bool = False
@@ -122,6 +131,7 @@ class Settings:
         if self.seed is not None:
             remedy = "leave it out to have one drawn"
             keep("seed", _whole("seed", self.seed, 0, MAX_SEED - self.n + 1, remedy))
+        self._check_variation(keep)
         if self.lms_order is not None:
             keep("lms_order", _whole("lms_order", self.lms_order, 1, 4))
         remedy = "1 is the text encoder's last layer, 2 the one before"
@@ -132,6 +142,20 @@ class Settings:
         keep("outpaint", check_outpaint(self.outpaint))
         self._check_init()
         self._check_scheduler()
+
+    def _check_variation(self, keep: Callable[[str, object], None]) -> None:
+        if self.variation is not None:
+            keep("variation", _variation(self.variation))
+        if self.vary is not None:
+            keep("vary", _whole("vary", self.vary, 1, MAX_IMAGES))
+            if self.n != 1:
+                raise UsageError(
+                    f"vary={self.vary} is variations of one picture, and {self.n} are asked for; "
+                    "give one prompt and leave n out."
+                )
+        if self.variation_seed is not None:
+            last = MAX_SEED - (self.vary or 1) + 1
+            keep("variation_seed", _whole("variation_seed", self.variation_seed, 0, last))
 
     def _check_scheduler(self) -> None:
         name = FALLBACKS["scheduler"] if self.scheduler is None else self.scheduler
@@ -196,12 +220,23 @@ class Settings:
             filled["fit"] = self.fit or "crop"
         if self.seed is None:
             filled["seed"] = secrets.randbelow(2**32)
+        if (self.variation, self.variation_seed, self.vary) != (None, None, None):
+            filled["variation"] = VARIATION if self.variation is None else self.variation
+            if self.variation_seed is None:
+                seed = (filled.get("seed", self.seed) or 0) + self.n
+                filled["variation_seed"] = seed if seed + (self.vary or 1) - 1 <= MAX_SEED else 0
         return dataclasses.replace(self, dim=None, **filled)
 
     def each(self) -> list[Self]:
-        """The settings of every picture of a resolved run: picture i with seed + i, and n 1."""
+        """The settings of every picture of a resolved run: picture i with seed + i, and n 1.
+
+        Of variations, number i has variation_seed + i, and no vary.
+        """
         if self.seed is None:
             raise ValueError("each() is for resolved settings, whose seed is known")
+        if self.vary is not None and self.variation_seed is not None:
+            seeds = [self.variation_seed + i for i in range(self.vary)]
+            return [dataclasses.replace(self, dim=None, variation_seed=s, vary=None) for s in seeds]
         return [dataclasses.replace(self, dim=None, seed=self.seed + i, n=1) for i in range(self.n)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -265,6 +300,17 @@ def _side(name: str, value: object) -> int:
             f"{name}={side} is not a multiple of 8; the nearest are {below} and {above}."
         )
     return side
+
+
+def _variation(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UsageError(f"variation={value!r} is not a number; it is from 0 to 1.")
+    if not 0 <= float(value) <= 1:
+        raise UsageError(
+            f"variation={value} is out of range: 0, the seed's own picture, to 1, that of the "
+            "variation seed."
+        )
+    return float(value)
 
 
 def _guidance(value: object) -> float:

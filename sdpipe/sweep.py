@@ -27,7 +27,8 @@ from sdpipe.ranges import as_text, plain
 from sdpipe.settings import Settings
 
 SWEPT = (
-    *("g", "steps", "seed", "scheduler", "lms_order", "karras", "clip_skip", "strength"),
+    *("g", "steps", "seed", "variation", "variation_seed"),
+    *("scheduler", "lms_order", "karras", "clip_skip", "strength"),
     *("dim", "width", "height"),
 )
 """The settings that may have several values; the prompts have theirs as parts {a|b}."""
@@ -239,6 +240,8 @@ def label(name: str, value: Any) -> str:
             return f"order {value}"
         case "clip_skip":
             return f"clip skip {value}"
+        case "variation_seed":
+            return f"towards seed {value}"
         case "karras":
             return "karras" if value else "no karras"
         case "prompt":

@@ -38,13 +38,18 @@ from sdpipe.saving import carried
 from sdpipe.settings import Settings
 from sdpipe.sweep import BATCH, SINGLE, SWEPT, Sweep, batches, label
 
-FILLED = ("g", "steps", "seed", "scheduler", "lms_order", "strength", "width", "height")
+FILLED = (
+    *("g", "steps", "seed", "variation", "variation_seed", "scheduler", "lms_order", "strength"),
+    *("width", "height"),
+)
 
 # axis: what A1111 calls it in the metadata of its own grids
 A1111_AXES = {
     "g": "CFG Scale",
     "steps": "Steps",
     "seed": "Seed",
+    "variation": "Var. strength",
+    "variation_seed": "Var. seed",
     "scheduler": "Sampler",
     "clip_skip": "Clip skip",
     "strength": "Denoising",

@@ -6,13 +6,8 @@ import torch
 from drawn import assert_legible, drawn_texts
 
 from sdpipe.errors import UsageError
-from sdpipe.show.interpolate import (
-    angle_between,
-    between,
-    interpolate_data,
-    interpolate_figure,
-    slerp,
-)
+from sdpipe.latents import angle_between, slerp
+from sdpipe.show.interpolate import between, interpolate_data, interpolate_figure
 
 # Few steps save time; whether a model draws well in them is not looked at here.
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")

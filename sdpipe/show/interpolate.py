@@ -10,7 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from sdpipe.denoise import denoise
-from sdpipe.latents import draw_noise, latents_to_pil, make_generators, vae_factor
+from sdpipe.latents import (
+    angle_between,
+    draw_noise,
+    latents_to_pil,
+    make_generators,
+    slerp,
+    vae_factor,
+)
 from sdpipe.prompt import condition
 from sdpipe.schedule import make_scheduler
 from sdpipe.show import style
@@ -50,30 +57,6 @@ class Way:
             "fractions": self.fractions,
             "angle": self.angle,
         }
-
-
-def slerp(a: Tensor, b: Tensor, f: float) -> Tensor:
-    """The point at f of the way from a to b: its direction on the great circle, its norm between.
-
-    Shoemake (1985). Halfway on the straight line between two noises the variance is half of
-    theirs, and no model has seen such noise. f = 0 is a and f = 1 is b, to the bit.
-    """
-    if f in (0, 1):
-        return a if f == 0 else b
-    angle = angle_between(a, b)
-    if angle < 1e-6:
-        return torch.lerp(a, b, f)
-    length_a, length_b = a.norm(), b.norm()
-    u, v = a / length_a, b / length_b
-    between = (math.sin((1 - f) * angle) * u + math.sin(f * angle) * v) / math.sin(angle)
-    return between * torch.lerp(length_a, length_b, f)
-
-
-def angle_between(a: Tensor, b: Tensor) -> float:
-    """The angle between two tensors as vectors, in radians."""
-    a, b = a.double().flatten(), b.double().flatten()
-    u, v = a / a.norm(), b / b.norm()
-    return float(2 * torch.atan2((u - v).norm(), (u + v).norm()))  # Kahan's: exact when small
 
 
 def interpolate_data(
