@@ -96,6 +96,16 @@ ClipSkip = Annotated[
         metavar=VALUES,
     ),
 ]
+Hires = Annotated[
+    str | None,
+    options.option(
+        options.HIRES, "Factors of a second pass that draws over, as in 1.5,2.", metavar=VALUES
+    ),
+]
+HiresStrength = Annotated[
+    str | None,
+    options.option(options.HIRES, "How far back to noise for that, as in 0.3,0.5.", metavar=VALUES),
+]
 Strength = Annotated[
     str | None,
     options.option(
@@ -136,6 +146,8 @@ def sweep(
     scheduler: Scheduler = None,
     lms_order: LmsOrder = None,
     karras: Karras = None,
+    hires: Hires = None,
+    hires_strength: HiresStrength = None,
     clip_skip: ClipSkip = None,
     exact: options.Exact = False,
     init: options.Init = None,
@@ -200,7 +212,7 @@ def _planned(given: dict[str, Any]) -> Sweep:
 
 
 def _values(name: str, text: str) -> list[Any]:
-    if name in ("g", "variation", "strength"):
+    if name in ("g", "variation", "strength", "hires", "hires_strength"):
         return ranges.numbers(name, text)
     if name == "scheduler":
         return ranges.words(name, text)

@@ -30,6 +30,7 @@ class Step:
     x0: the clean latents that this step predicts, (B, C, h, w), float32.
     variance_exploding: `latents` are x_0 + sigma_next * noise, so they grow with sigma; else they
         keep about unit variance.
+    hires: of the second pass, whose latents are larger; index and total count both.
     """
 
     index: int
@@ -40,6 +41,7 @@ class Step:
     latents: Tensor
     x0: Tensor
     variance_exploding: bool
+    hires: bool = False
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sdpipe.png import SAMPLERS
+from sdpipe.init import steps_taken
+from sdpipe.png import HIRES_UPSCALER, SAMPLERS
 from sdpipe.record import MAX_PROMPT, Record, RecordError, Value
 from sdpipe.settings import KARRAS_SCHEDULERS
 from sdpipe.syntax import literal
@@ -65,6 +66,7 @@ def a1111(text: str) -> Record:
         **_size(pairs.pop("Size", None)),
         **scheduler,
     }
+    values |= _a1111_hires(pairs, values["steps"], remarks)
     model = {"name": pairs.pop("Model", ""), "hash": pairs.pop("Model hash", "")}
     if pairs.get("RNG", "GPU") != "CPU":
         remarks.append("its noise was drawn by a GPU; from the same seed a CPU draws another.")
@@ -226,6 +228,29 @@ def _a1111_scheduler(sampler: str, schedule: str) -> tuple[dict[str, Value], lis
     if not sampler:
         return {}, remarks
     return _as_ours(sampler, _FROM_A1111.get(name), name, karras, remarks)
+
+
+def _a1111_hires(pairs: dict[str, str], steps: Value, remarks: list[str]) -> dict[str, Value]:
+    """Our settings for a second pass, taken out of `pairs`; {} where there was none.
+
+    There the schedule grows until so many steps of it are left; here the second pass has the
+    steps of the first.
+    """
+    if "Hires upscale" not in pairs:
+        return {}
+    factor = _number(pairs.pop("Hires upscale"), float)
+    strength = _number(pairs.pop("Denoising strength", None), float)
+    theirs = _number(pairs.pop("Hires steps", None), int) or steps
+    upscaler = pairs.pop("Hires upscaler", HIRES_UPSCALER)
+    if upscaler != HIRES_UPSCALER:
+        remarks.append(
+            f"it was scaled up by {upscaler[:60]!r} there, and here by {HIRES_UPSCALER}."
+        )
+    if isinstance(strength, float) and isinstance(steps, int) and 0 < strength <= 1:
+        ours = steps_taken(steps, strength)
+        if ours != theirs:
+            remarks.append(f"its second pass took {theirs} steps there, and takes {ours} here.")
+    return {"hires": factor, "hires_strength": strength}
 
 
 def _invokeai_scheduler(theirs: object) -> tuple[dict[str, Value], list[str]]:

@@ -53,8 +53,10 @@ def picture_id(what: str, value: object) -> PictureId | None:
     )
 
 
-def check_strength(value: object, steps: int | None) -> float | None:
+def check_strength(value: object, steps: int | None, name: str = "strength") -> float | None:
     """How far back into noise the picture goes; of `steps` at least one has to be left.
+
+    `name` is what messages call it.
 
     Raises:
         UsageError: it is no number above 0 and at most 1, or too small for the steps.
@@ -62,16 +64,16 @@ def check_strength(value: object, steps: int | None) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise UsageError(f"strength={value!r} is not a number; it is above 0 and at most 1.")
+        raise UsageError(f"{name}={value!r} is not a number; it is above 0 and at most 1.")
     if not 0 < float(value) <= 1:
         raise UsageError(
-            f"strength={value} is out of range: above 0, where the picture stays as it is, and at "
+            f"{name}={value} is out of range: above 0, where the picture stays as it is, and at "
             "most 1, where next to nothing of it is left."
         )
     if steps is not None and not steps_taken(steps, float(value)):
         least = math.ceil(1000 / steps) / 1000
         raise UsageError(
-            f"strength={value} leaves no step of {steps} to take; the smallest that leaves one is "
+            f"{name}={value} leaves no step of {steps} to take; the smallest that leaves one is "
             f"{least:g}, or take more steps."
         )
     return float(value)

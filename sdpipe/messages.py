@@ -88,7 +88,16 @@ def explain(error: Exception) -> int:
 def _steps(settings: Settings) -> str:
     taken = steps_taken(settings.steps or 0, settings.strength or 1)
     whole = "" if taken == settings.steps else f"{taken} of "
-    return f"{whole}{settings.steps} steps"
+    more = ""
+    if settings.hires_strength is not None:
+        more = f" and {steps_taken(settings.steps or 0, settings.hires_strength)}"
+    return f"{whole}{settings.steps}{more} steps"
+
+
+def _size(settings: Settings) -> str:
+    width, height = settings.finished
+    first = f" from {settings.width} x {settings.height}" if settings.hires is not None else ""
+    return f"{width} x {height}{first}"
 
 
 def _seeds(first: Settings, last: Settings) -> str:
@@ -107,7 +116,7 @@ def summary(drawn: Sequence[Settings], seconds: float) -> str:
     one = len(drawn) == 1
     parts = [
         "1 picture" if one else f"{len(drawn)} pictures",
-        f"{first.width} x {first.height}",
+        _size(first),
         _seeds(first, last),
         f"{_steps(first)} of {first.scheduler}",
         f"g {first.g:g}",

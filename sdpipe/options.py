@@ -12,6 +12,7 @@ from sdpipe.errors import UsageError
 from sdpipe.settings import SCHEDULERS
 
 PICTURE, SAMPLING, MODEL, OUTPUT = "Picture", "Sampling", "Model and machine", "Output"
+HIRES = "Larger"
 BEGINNING = "From a picture"
 
 
@@ -135,6 +136,25 @@ ClipSkip = Annotated[
 ]
 Exact = Annotated[
     bool, flag(SAMPLING, "Same bits alone and in a batch: one by one, slower.", "--exact")
+]
+
+Hires = Annotated[
+    float | None,
+    option(
+        HIRES,
+        "Draw in two passes: scale the picture up by this, above 1 to 4, and draw over it.",
+        metavar="FACTOR",
+        parser=_parse_float,
+    ),
+]
+HiresStrength = Annotated[
+    float | None,
+    option(
+        HIRES,
+        "How far back to noise for that: above 0, to 1. Left out: 0.5.",
+        metavar="SHARE",
+        parser=_parse_float,
+    ),
 ]
 
 Init = Annotated[

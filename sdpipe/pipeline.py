@@ -5,7 +5,7 @@ Settings -> prompt -> latents -> denoise -> latents -> picture
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from os import PathLike
@@ -20,11 +20,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sdpipe.canvas import Canvas, lay, take
 from sdpipe.chunks import chunk_count
 from sdpipe.components import load
-from sdpipe.denoise import Step, denoise, join, noise_levels, variance_exploding
+from sdpipe.denoise import Step, denoise, first_step, join, noise_levels, variance_exploding
 from sdpipe.errors import NotFiniteError, SdpipeWarning
 from sdpipe.init import steps_taken
 from sdpipe.latents import (
     draw_noise,
+    enlarged,
     latent_mask,
     latents_to_pil,
     make_generators,
@@ -52,6 +53,7 @@ class Result:
         many chunks are a batch.
     steps: with save_int, the steps of the whole call; their tensors hold all pictures.
     noise: with save_int, the latents that the first step began with, (B, C, h, w).
+    hires_noise: with save_int and hires, those that the second pass began with.
     """
 
     images: list[Image.Image]
@@ -60,6 +62,7 @@ class Result:
     places: list[tuple[int, int]]
     steps: list[Step] = field(default_factory=list)
     noise: Tensor | None = None
+    hires_noise: Tensor | None = None
 
 
 class Pipeline:
@@ -125,21 +128,24 @@ class Pipeline:
         """
         run, canvas = self._plan(prompt, settings)
         texts = self._embed(run)
-        x_t, loop = self._start(run, texts, canvas)
-        noise, kept = x_t, []
-        for step in loop:
-            x_t = step.latents
+        began: list[Tensor | None] = []
+        kept = []
+        for x_t, step in self._passes(run, texts, canvas):
             if run[0].save_int:
+                if len(began) == step.hires:  # the first step of a pass
+                    began.append(x_t)
                 kept.append(step)
             if on_step is not None:
                 on_step(step)
+        x_t = step.latents
         self._check(run[0], texts, x_t)
         # One at a time: a batch would need the memory of all, and could change the last bits.
         images = [latents_to_pil(self.components.vae, z)[0] for z in x_t.split(1)]
         if canvas is not None:
             images = [canvas.keep(image) for image in images]
         places = [(i, len(text)) for text in texts for i in range(len(text))]
-        return Result(images, _seeds(run), run, places, kept, noise if run[0].save_int else None)
+        noise, hires_noise = [*began, None, None][:2]
+        return Result(images, _seeds(run), run, places, kept, noise, hires_noise)
 
     def stream(self, prompt: str | Sequence[str], **settings: Unpack[Asked]) -> Iterator[Step]:
         """Draws like `generate`, with the same arguments, and yields every `Step` as it is done.
@@ -151,7 +157,7 @@ class Pipeline:
             UsageError: as `generate`, before the first step.
         """
         run, canvas = self._plan(prompt, settings)
-        return self._start(run, self._embed(run), canvas)[1]
+        return (step for _, step in self._passes(run, self._embed(run), canvas))
 
     def _plan(
         self, prompt: str | Sequence[str], asked: Asked
@@ -179,7 +185,7 @@ class Pipeline:
         not depend on the length of another's prompt; with `exact` it is one picture.
         """
         tokenizer, encoder = self.components.tokenizer, self.components.text_encoder
-        first, steps = run[0], self._steps(run[0])
+        first, steps = run[0], self._steps(run[0], run[0].strength)
         texts = dict.fromkeys(text for s in run for text in (s.prompt, s.negative_prompt))
         tell_late(texts, steps, stacklevel=4)
         count = {text: chunk_count(tokenizer, text, steps) for text in texts}
@@ -197,11 +203,46 @@ class Pipeline:
             batches += text.split() if first.exact else [text]
         return batches
 
-    def _start(
+    def _passes(
         self, run: list[Settings], texts: list[Conditioning], canvas: Canvas | None
+    ) -> Iterator[tuple[Tensor, Step]]:
+        """Every step of a run, and before it the latents that it begins with.
+
+        With hires there is a second pass: what the first has drawn, enlarged, with noise, from
+        where the loop goes its last steps once more. A step hears the text that it heard before.
+        """
+        first = run[0]
+        x_t, loop = self._start(run, texts, first.strength, canvas)
+        if first.hires_strength is None:
+            for step in loop:
+                yield x_t, step
+                x_t = step.latents
+            return
+        scheduler = self._scheduler(first, first.hires_strength)
+        more = len(scheduler.timesteps[first_step(scheduler) :])
+        for step in loop:
+            yield x_t, replace(step, total=step.total + more)
+            x_t = step.latents
+        self._check(first, texts, x_t)
+        done = step.total
+        texts = [text.last(self._steps(first, first.hires_strength)) for text in texts]
+        x_0 = enlarged(self.components.vae, x_t, first.finished)
+        x_t, loop = self._start(run, texts, first.hires_strength, x_0=x_0)
+        for step in loop:
+            yield x_t, replace(step, index=done + step.index, total=done + more, hires=True)
+            x_t = step.latents
+
+    def _start(
+        self,
+        run: list[Settings],
+        texts: list[Conditioning],
+        strength: float | None,
+        canvas: Canvas | None = None,
+        x_0: Tensor | None = None,
     ) -> tuple[Tensor, Iterator[Step]]:
         """The starting noise, (B, C, h, w), with a picture or without, and the loop for it.
 
+        The picture is that of `canvas`, or each has clean latents of its own, `x_0` (B, C, h, w).
         Every batch has a loop of its own, and they go in step.
         """
         parts, first, g = self.components, run[0], run[0].g
@@ -210,12 +251,17 @@ class Pipeline:
         assert g is not None
         factor = vae_factor(parts.vae)
         shape = (parts.unet.config.in_channels, first.height // factor, first.width // factor)
+        if x_0 is not None:
+            shape = (shape[0], *x_0.shape[2:])
         generators = make_generators(_seeds(run))
-        schedulers = [self._scheduler(first) for _ in texts]
+        schedulers = [self._scheduler(first, strength) for _ in texts]
         eps = _varied(draw_noise(generators, shape), run).to(parts.device)  # (B, C, h, w)
         x_t, keep = eps * float(schedulers[0].init_noise_sigma), None
         if canvas is not None:
-            x_t, keep = self._begin_with(canvas, x_t, eps, schedulers[0], first.strength == 1)
+            x_t, keep = self._begin_with(canvas, x_t, eps, schedulers[0], strength == 1)
+        if x_0 is not None:
+            exploding = variance_exploding(schedulers[0])
+            x_t = noised(x_0, eps, noise_levels(schedulers[0])[0], exploding)
 
         loops, begin = [], 0
         for scheduler, text in zip(schedulers, texts, strict=True):
@@ -245,19 +291,19 @@ class Pipeline:
         mask = latent_mask(canvas.mask, vae_factor(vae)).to(x_0.device)
         return x_t, partial(put_back, x_0=x_0, mask=mask, variance_exploding=exploding)
 
-    def _steps(self, settings: Settings) -> int:
+    def _steps(self, settings: Settings, strength: float | None) -> int:
         """How many of the steps are taken: fewer from a picture than from noise."""
         assert settings.steps is not None
-        return steps_taken(settings.steps, settings.strength or 1)
+        return steps_taken(settings.steps, strength or 1)
 
-    def _scheduler(self, settings: Settings) -> SchedulerMixin:
+    def _scheduler(self, settings: Settings, strength: float | None) -> SchedulerMixin:
         assert settings.scheduler is not None
         assert settings.steps is not None
         return make_scheduler(
             settings.scheduler,
             self.components.scheduler_config,
             settings.steps,
-            skip=settings.steps - self._steps(settings),
+            skip=settings.steps - self._steps(settings, strength),
             device=self.components.device,
             karras=settings.karras,
             lms_order=settings.lms_order,

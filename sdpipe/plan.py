@@ -33,6 +33,8 @@ class Asked(TypedDict, total=False):
     scheduler: str | None
     lms_order: int | None
     karras: bool
+    hires: float | None
+    hires_strength: float | None
     clip_skip: int
     exact: bool
     init: Source | None
@@ -93,6 +95,12 @@ def plan(
         )
     for name, side in (("width", whole.width), ("height", whole.height)):
         _check_side(name, side or 0, factor)
+    for name, side in zip(("width", "height"), whole.finished, strict=True):
+        if whole.hires is not None and side % factor:
+            raise UsageError(
+                f"hires={whole.hires:g} makes {side} of {name}={getattr(whole, name)}, which is "
+                f"not a multiple of {factor}, the factor of this model's VAE; take another factor."
+            )
     each = whole.each()
     times = len(each) // len(prompts)
     return [replace(s, dim=None, prompt=prompts[k // times]) for k, s in enumerate(each)]

@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 import sdpipe
 from sdpipe.errors import SdpipeError, SdpipeWarning
 from sdpipe.files import FORMATS, write
+from sdpipe.init import steps_taken
 from sdpipe.pixels import opened, pixels_sha256
 from sdpipe.settings import Settings
 
@@ -43,6 +44,8 @@ SAMPLERS = {
     "dpm++": "DPM++ 2M",
     "unipc": "UniPC",
 }
+
+HIRES_UPSCALER = "Lanczos"  # as A1111 calls what `latents.enlarged` does
 
 TEXTS = ("parameters", "Dream")  # by their keys in a PNG, as they are
 OBJECTS = ("sdpipe", "invokeai_metadata", "sd-metadata")  # these are JSON
@@ -99,7 +102,10 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
         "Seed": settings.seed,
         "Variation seed": settings.variation_seed,
         "Variation seed strength": settings.variation,
-        "Denoising strength": settings.strength,
+        "Denoising strength": settings.strength or settings.hires_strength,
+        "Hires upscale": None if settings.hires is None else f"{settings.hires:g}",
+        "Hires steps": _hires_steps(settings),
+        "Hires upscaler": None if settings.hires is None else HIRES_UPSCALER,
         "Size": f"{settings.width}x{settings.height}",
         "Model hash": digest[:10] if isinstance(digest, str) else None,
         # A1111 names a checkpoint by its file: no owner, no folder, no suffix.
@@ -231,6 +237,13 @@ def _json_object(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SdpipeError(f"{path} has metadata that is not a JSON object.")
     return value
+
+
+def _hires_steps(settings: Settings) -> int | None:
+    """The steps of the second pass that are taken: A1111 counts no others."""
+    if settings.steps is None or settings.hires_strength is None:
+        return None
+    return steps_taken(settings.steps, settings.hires_strength)
 
 
 def _without_home(name: str) -> str:

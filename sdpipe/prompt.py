@@ -37,6 +37,10 @@ class Conditioning:
         """For how many pictures it is, B."""
         return len(self.cond[0])
 
+    def last(self, steps: int) -> "Conditioning":
+        """What is said in the last so many steps of the run."""
+        return Conditioning(self.cond[-steps:], self.uncond[-steps:])
+
     def split(self) -> "list[Conditioning]":
         """One for each picture."""
         each = [slice(i, i + 1) for i in range(len(self))]

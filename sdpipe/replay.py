@@ -275,11 +275,11 @@ def _pictures(
 
 def _check_size(settings: Settings, changes: Mapping[str, Any]) -> None:
     """A large picture is drawn on a person's word, and not on that of a picture."""
-    width, height = settings.width or 0, settings.height or 0
-    if width * height > MAX_PIXELS and not {"width", "height", "dim"} & set(changes):
+    (width, height), own = settings.finished, (settings.width, settings.height)
+    if width * height > MAX_PIXELS and not {"width", "height", "dim", "hires"} & set(changes):
         raise RecordError(
             f"it wants {width} x {height} pixels, and on a picture's word up to {MAX_PIXELS} are "
-            f"drawn. On yours they are: --set width={width} --set height={height}."
+            f"drawn. On yours they are: --set width={own[0]} --set height={own[1]}."
         )
 
 
@@ -288,7 +288,8 @@ def _batch(record: Record, settings: Settings, remarks: list[str]) -> tuple[int,
     n, index = record.n, record.index
     if settings.exact or n == 1:
         return 1, 0
-    pixels = n * (settings.width or 512) * (settings.height or 512)
+    width, height = settings.finished
+    pixels = n * (width or 512) * (height or 512)
     if pixels > MAX_PIXELS or _counted(settings, n, index) is None:
         remarks.append(
             f"it was one of {n} that were drawn at once; drawn alone it may differ in last bits."

@@ -36,6 +36,8 @@ MAX_STEPS = 999  # between the 1000 timesteps that models are trained on; with 1
 MAX_SIDE = 16384
 MAX_SEED = 2**64 - 1  # the largest that torch.Generator.manual_seed takes
 MAX_IMAGES = 100_000
+MAX_HIRES = 4
+HIRES_STRENGTH = 0.5  # of a second pass, where nobody says one
 VARIATION = 0.1  # where a variation is asked for and nobody says how much of one
 MAX_CLIP_SKIP = 100  # layers of a text encoder; how many a model's has is checked once it is there
 
@@ -65,6 +67,10 @@ class Settings:
     scheduler: one of `SCHEDULERS`; None is the model's own, "lms" where it names none.
     lms_order: 1 to 4 past predictions that a step of LMS combines; 4 where the model names none.
     karras: space the noise levels as Karras et al. (2022), equation 5.
+    hires: draw in two passes: the picture is scaled up by this factor, above 1 to 4, noised and
+        denoised again. `finished` is its size then.
+    hires_strength: how much of the way back to noise the second pass goes, as strength for init.
+        None is 0.5.
     clip_skip: the text encoder's layer that is listened to, counted from the last, which is 1.
     exact: draw each picture by itself, so that it is the same bits in a batch of any size.
     save_int: keep what happens at every step.
@@ -94,6 +100,8 @@ class Settings:
     scheduler: str | None = None
     lms_order: int | None = None
     karras: bool = False
+    hires: float | None = None
+    hires_strength: float | None = None
     clip_skip: int = 1
     exact: bool = False
     save_int: bool = False
@@ -140,6 +148,8 @@ class Settings:
             keep(name, picture_id(name, getattr(self, name)))
         keep("strength", check_strength(self.strength, self.steps))
         keep("outpaint", check_outpaint(self.outpaint))
+        keep("hires_strength", check_strength(self.hires_strength, self.steps, "hires_strength"))
+        self._check_hires(keep)
         self._check_init()
         self._check_scheduler()
 
@@ -156,6 +166,36 @@ class Settings:
         if self.variation_seed is not None:
             last = MAX_SEED - (self.vary or 1) + 1
             keep("variation_seed", _whole("variation_seed", self.variation_seed, 0, last))
+
+    def _check_hires(self, keep: Callable[[str, object], None]) -> None:
+        if self.hires is None:
+            if self.hires_strength is not None:
+                raise UsageError(
+                    f"hires_strength={self.hires_strength:g} is of a second pass, and there is "
+                    "none; give hires, or leave hires_strength out."
+                )
+            return
+        keep("hires", _hires(self.hires))
+        if self.init is not None:
+            raise UsageError(
+                f"hires={self.hires:g} draws a picture and goes over it a second time, and init is "
+                "a picture already; leave hires out and give a larger width or height: init is "
+                "brought to that."
+            )
+        for name, side in zip(("width", "height"), self.finished, strict=True):
+            if side > MAX_SIDE:
+                raise UsageError(
+                    f"{name}={getattr(self, name)} with hires={self.hires:g} makes {side} pixels, "
+                    f"and a side has up to {MAX_SIDE}; take less of one of the two."
+                )
+
+    @property
+    def finished(self) -> tuple[int, int]:
+        """Width and height of the finished picture: with hires multiples of 8. 0 is not known."""
+        width, height = self.width or 0, self.height or 0
+        if self.hires is None:
+            return width, height
+        return round(width * self.hires / 8) * 8, round(height * self.hires / 8) * 8
 
     def _check_scheduler(self) -> None:
         name = FALLBACKS["scheduler"] if self.scheduler is None else self.scheduler
@@ -218,6 +258,8 @@ class Settings:
             strength = STRENGTH if whole else STRENGTH_OF_A_PART
             filled["strength"] = strength if self.strength is None else self.strength
             filled["fit"] = self.fit or "crop"
+        if self.hires is not None and self.hires_strength is None:
+            filled["hires_strength"] = HIRES_STRENGTH
         if self.seed is None:
             filled["seed"] = secrets.randbelow(2**32)
         if (self.variation, self.variation_seed, self.vary) != (None, None, None):
@@ -300,6 +342,17 @@ def _side(name: str, value: object) -> int:
             f"{name}={side} is not a multiple of 8; the nearest are {below} and {above}."
         )
     return side
+
+
+def _hires(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UsageError(f"hires={value!r} is not a number; it is above 1 and at most {MAX_HIRES}.")
+    if not 1 < float(value) <= MAX_HIRES:
+        raise UsageError(
+            f"hires={value} is out of range: a factor above 1, where nothing grows, and at most "
+            f"{MAX_HIRES}; 2 doubles width and height."
+        )
+    return float(value)
 
 
 def _variation(value: object) -> float:

@@ -28,7 +28,7 @@ from sdpipe.settings import Settings
 
 SWEPT = (
     *("g", "steps", "seed", "variation", "variation_seed"),
-    *("scheduler", "lms_order", "karras", "clip_skip", "strength"),
+    *("scheduler", "lms_order", "karras", "clip_skip", "strength", "hires", "hires_strength"),
     *("dim", "width", "height"),
 )
 """The settings that may have several values; the prompts have theirs as parts {a|b}."""
@@ -242,6 +242,8 @@ def label(name: str, value: Any) -> str:
             return f"clip skip {value}"
         case "variation_seed":
             return f"towards seed {value}"
+        case "hires_strength":
+            return f"hires strength {plain(value)}"
         case "karras":
             return "karras" if value else "no karras"
         case "prompt":
@@ -271,7 +273,8 @@ def batches(settings: Sequence[Settings], most: int = BATCH) -> list[list[int]]:
         alike.setdefault(replace(each, dim=None, seed=0), []).append(i)
     found: list[list[int]] = []
     for same, numbers in alike.items():
-        room = min(most, BATCH_PIXELS // ((same.width or 512) * (same.height or 512)))
+        width, height = same.finished
+        room = min(most, BATCH_PIXELS // ((width or 512) * (height or 512)))
         batch: list[int] = []
         for i in sorted(numbers, key=lambda i: settings[i].seed or 0):
             last = settings[batch[-1]].seed if batch else None

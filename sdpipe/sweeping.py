@@ -40,7 +40,7 @@ from sdpipe.sweep import BATCH, SINGLE, SWEPT, Sweep, batches, label
 
 FILLED = (
     *("g", "steps", "seed", "variation", "variation_seed", "scheduler", "lms_order", "strength"),
-    *("width", "height"),
+    *("hires", "hires_strength", "width", "height"),
 )
 
 # axis: what A1111 calls it in the metadata of its own grids
@@ -121,7 +121,7 @@ class SweepFolder:
             path = self.paths.get(by_place[place])
             return None if path is None else load_pixels(path)
 
-        sizes = [(s.width or 0, s.height or 0) for s in self.settings]
+        sizes = [s.finished for s in self.settings]
         largest = (max(width for width, _ in sizes), max(height for _, height in sizes))
         drawn = grid(self.sweep.axes, largest, picture, self.sweep.prompt, self._subtitle())
         notes = self._grid_notes(drawn)

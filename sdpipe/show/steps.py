@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import sdpipe
+from sdpipe.denoise import Step
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.files import unfinished
 from sdpipe.latents import latents_to_pil
+from sdpipe.settings import Settings
 from sdpipe.show.filmstrip import COLUMNS, Column, chosen, filmstrip, titles
 
 if TYPE_CHECKING:
@@ -41,7 +44,9 @@ def save_steps(
       x0-01.png, ...: the picture that each step predicts from the latents before it;
       latents.safetensors: x_t (S + 1, C, h, w), as they are in the loop, x0 (S, C, h, w),
         sigma (S + 1,), the noise level of each x_t, and timestep (S,), what the UNet was told;
-      filmstrip.png: the above at a glance.
+      filmstrip.png: the above at a glance;
+      hires: with hires, a folder with the same of the second pass; its xt-00 is the enlarged
+        picture with noise.
 
     describe: write the prompt and the settings on the strip and into latents.safetensors.
     on_decoded: called with how many of how many pictures are done.
@@ -53,17 +58,25 @@ def save_steps(
     folder = Path(folder)
     if result.noise is None or not result.steps:
         raise UsageError("this result has no steps; draw it with save_int=True.")
-    x_t, x0, sigmas = _trajectory(result, index)
-    settings = result.settings[index]
+    passes = _passes(result)
+    decoded, total = count(1), sum(2 * len(steps) + 1 for _, steps in passes)
+
+    def tell() -> None:
+        if on_decoded is not None:
+            on_decoded(next(decoded), total)
+
     try:
         if folder.exists():
             raise FileExistsError(17, "it exists already", str(folder))
         with unfinished(folder.parent) as temporary:
-            temporary.mkdir()
-            _save_latents(temporary / "latents.safetensors", result, index, describe)
-            kept = _save_pictures(vae, x_t, x0, sigmas, temporary, on_decoded)
-            strip = filmstrip(kept, *(titles(settings) if describe else ()))
-            strip.save(temporary / "filmstrip.png")
+            for into, (noise, steps) in zip((temporary, temporary / "hires"), passes, strict=False):
+                into.mkdir()
+                settings = result.settings[index] if describe else None
+                _save_latents(into / "latents.safetensors", noise[index], steps, index, settings)
+                states = _trajectory(noise, steps, index)
+                kept = _save_pictures(vae, *states, into, tell)
+                strip = filmstrip(kept, *(() if settings is None else titles(settings)))
+                strip.save(into / "filmstrip.png")
             temporary.rename(folder)
     except OSError as error:
         raise SdpipeError(f"{folder} cannot be written: {error.strerror}.") from error
@@ -75,12 +88,14 @@ def columns(
 ) -> list[Column]:
     """Decodes what a filmstrip of picture `index` shows, `most` columns, and no more.
 
+    With hires it is the first pass.
+
     Raises:
         UsageError: the result was drawn without `save_int`.
     """
     if result.noise is None or not result.steps:
         raise UsageError("this result has no steps; draw it with save_int=True.")
-    x_t, x0, sigmas = _trajectory(result, index)
+    x_t, x0, sigmas = _trajectory(*_passes(result)[0], index)
     states = chosen(len(x0), most)
     above = list(_decoded(vae, x_t[states]))
     below = list(_decoded(vae, x0[states[:-1]]))
@@ -90,12 +105,19 @@ def columns(
     ]
 
 
-def _trajectory(result: "Result", index: int) -> tuple[Tensor, Tensor, list[float]]:
-    """x_t (S + 1, C, h, w) in the range of latents, x0 (S, C, h, w), sigma of each x_t."""
-    steps = result.steps
+def _passes(result: "Result") -> list[tuple[Tensor, list[Step]]]:
+    """What each pass began with, (B, C, h, w), and its steps: one pass, with hires two."""
     assert result.noise is not None
+    passes = [(result.noise, [step for step in result.steps if not step.hires])]
+    if result.hires_noise is not None:
+        passes.append((result.hires_noise, [step for step in result.steps if step.hires]))
+    return passes
+
+
+def _trajectory(noise: Tensor, steps: list[Step], index: int) -> tuple[Tensor, Tensor, list[float]]:
+    """x_t (S + 1, C, h, w) in the range of latents, x0 (S, C, h, w), sigma of each x_t."""
     sigmas = [steps[0].sigma, *(step.sigma_next for step in steps)]
-    x_t = torch.stack([result.noise[index], *(step.latents[index] for step in steps)]).cpu()
+    x_t = torch.stack([noise[index], *(step.latents[index] for step in steps)]).cpu()
     if steps[0].variance_exploding:
         # x_t = x_0 + sigma eps grows with sigma; the VAE knows latents of about unit variance.
         x_t = torch.stack([x / math.sqrt(1 + s * s) for x, s in zip(x_t, sigmas, strict=True)])
@@ -103,11 +125,11 @@ def _trajectory(result: "Result", index: int) -> tuple[Tensor, Tensor, list[floa
     return x_t, x0, sigmas
 
 
-def _save_latents(path: Path, result: "Result", index: int, describe: bool) -> None:
-    steps, settings = result.steps, result.settings[index]
-    assert result.noise is not None
+def _save_latents(
+    path: Path, noise: Tensor, steps: list[Step], index: int, settings: Settings | None
+) -> None:
     tensors = {
-        "x_t": torch.stack([result.noise[index].cpu(), *(s.latents[index].cpu() for s in steps)]),
+        "x_t": torch.stack([noise.cpu(), *(s.latents[index].cpu() for s in steps)]),
         "x0": torch.stack([s.x0[index].cpu() for s in steps]),
         "sigma": torch.tensor([steps[0].sigma, *(s.sigma_next for s in steps)]),
         "timestep": torch.tensor([s.timestep for s in steps]),
@@ -116,7 +138,7 @@ def _save_latents(path: Path, result: "Result", index: int, describe: bool) -> N
         "sdpipe": sdpipe.__version__,
         "variance_exploding": json.dumps(steps[0].variance_exploding),
     }
-    if describe:
+    if settings is not None:
         notes["settings"] = settings.to_json()
     save_file(tensors, path, notes)
 
@@ -127,22 +149,19 @@ def _save_pictures(
     x0: Tensor,
     sigmas: list[float],
     folder: Path,
-    on_decoded: Callable[[int, int], object] | None,
+    tell: Callable[[], None],
 ) -> list[Column]:
     """Writes the pictures of all steps, and returns those that go on the filmstrip."""
     steps = len(x0)
     digits = max(2, len(str(steps)))
     states = chosen(steps)
-    done, total = 0, len(x_t) + steps
     kept: dict[str, dict[int, Image.Image]] = {"xt": {}, "x0": {}}
     for name, latents, first in (("xt", x_t, 0), ("x0", x0, 1)):
         for step, picture in enumerate(_decoded(vae, latents), first):
             picture.save(folder / f"{name}-{step:0{digits}}.png")
             if step - first in states:  # the prediction of step k + 1 is made from state k
                 kept[name][step - first] = picture
-            done += 1
-            if on_decoded is not None:
-                on_decoded(done, total)
+            tell()
     above, below = kept["xt"], kept["x0"]
     return [Column(k, sigmas[k], above[k], below.get(k, above[k])) for k in states]
 
