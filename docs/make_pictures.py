@@ -1,7 +1,8 @@
 """Draws the pictures of the README and the model card: `python docs/make_pictures.py`.
 
 All of them come from the built-in model, and need matplotlib. Every `sdpipe show NAME ...` in
-the README is run as it stands there, and its drawing becomes NAME.png. With names, as in
+the README is run as it stands there, and its drawing becomes NAME.png, and so is the command that
+draws without a seam, which becomes seamless.png. With names, as in
 `make_pictures.py steps sheet`, it draws those alone.
 """
 
@@ -24,6 +25,7 @@ from sdpipe.show.animation import in_few_colors
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 COMMAND = re.compile(r"^sdpipe (show (\w+) .+?)(?: +#.*)?$", re.MULTILINE)
+SEAMLESS = re.compile(r"^sdpipe (generate .+ --seamless \w+)$", re.MULTILINE)
 LOSSES = Path(sdpipe.__file__).parent / "models" / "emoji" / "loss.csv"
 SHEET = [
     "red apple", "panda", "rocket", "octopus", "sunflower", "pizza", "guitar", "tiger face",
@@ -52,6 +54,9 @@ def main() -> None:
     for command, name in COMMAND.findall(README.read_text(encoding="utf-8")):
         if not wanted or name in wanted:
             draw(shlex.split(command), HERE / f"{name}.png")
+    if not wanted or "seamless" in wanted:
+        [command] = SEAMLESS.findall(README.read_text(encoding="utf-8"))
+        draw_tiles(shlex.split(command), HERE / "seamless.png")
     if not wanted or "sheet" in wanted:
         draw_sheet(HERE / "sheet.png")
     if not wanted or "loss" in wanted:
@@ -60,18 +65,36 @@ def main() -> None:
 
 def draw(command: list[str], path: Path) -> None:
     """Runs a command of sdpipe's, and keeps what it drew at a width that a page can use."""
-    with tempfile.TemporaryDirectory() as folder:
-        drawn = Path(folder) / "drawn.png"
-        with redirect_stdout(None):
-            status = run([*command, "--out", str(drawn)])
-        if status != 0:
-            raise SystemExit(f"sdpipe {shlex.join(command)} failed")
-        with Image.open(drawn) as image:
-            picture = image.convert("RGB")
+    picture = drawn(command)
     if picture.width > WIDEST:
         size = (WIDEST, round(WIDEST * picture.height / picture.width))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     in_few_colors(picture).save(path, optimize=True)
+
+
+def drawn(command: list[str]) -> Image.Image:
+    """What a command of sdpipe's draws."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "drawn.png"
+        with redirect_stdout(None):
+            status = run([*command, "--out", str(path)])
+        if status != 0:
+            raise SystemExit(f"sdpipe {shlex.join(command)} failed")
+        with Image.open(path) as image:
+            return image.convert("RGB")
+
+
+def draw_tiles(command: list[str], path: Path) -> None:
+    """Two tiles side by side as a command draws them, and two as it draws them with a seam."""
+    at = command.index("--seamless")
+    tiles = [drawn(command), drawn([*command[:at], *command[at + 2 :]])]
+    width, height = tiles[0].size
+    sheet = Image.new("RGB", (4 * width + 8 * GAP, height), "white")
+    for i, tile in enumerate(tiles):
+        for k in range(2):
+            sheet.paste(tile, ((2 * i + k) * width + 8 * GAP * i, 0))
+    sheet = sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.LANCZOS)
+    in_few_colors(sheet).save(path, optimize=True)
 
 
 def draw_sheet(path: Path) -> None:

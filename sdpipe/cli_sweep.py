@@ -146,6 +146,7 @@ def sweep(
     scheduler: Scheduler = None,
     lms_order: LmsOrder = None,
     karras: Karras = None,
+    seamless: options.Seamless = None,
     hires: Hires = None,
     hires_strength: HiresStrength = None,
     clip_skip: ClipSkip = None,
@@ -204,6 +205,7 @@ def _planned(given: dict[str, Any]) -> Sweep:
     if given["negative"] is not None:
         values["negative_prompt"] = options.text("--negative", given["negative"])
     values |= options.pictures(given["init"], given["mask"])
+    values["seamless"] = given["seamless"]
     values["fit"] = given["fit"]
     values["outpaint"] = None if given["outpaint"] is None else sides(given["outpaint"])
     if given["exact"]:

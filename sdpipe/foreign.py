@@ -28,7 +28,7 @@ _FROM_INVOKEAI = {
 }
 
 # What else is told but leaves the picture as it is; or, with this one value, does.
-_HARMLESS = {"RNG", "User", "Hashes", "rand_device", "type", "id"}
+_HARMLESS = {"RNG", "Tiling", "User", "Hashes", "rand_device", "type", "id"}
 _DEFAULTS: Mapping[str, Value] = {
     "generation_mode": "txt2img",
     "is_intermediate": True,
@@ -63,6 +63,7 @@ def a1111(text: str) -> Record:
         "variation": _number(pairs.pop("Variation seed strength", None), float),
         "variation_seed": _number(pairs.pop("Variation seed", None), int),
         "clip_skip": _number(pairs.pop("Clip skip", None), int),
+        "seamless": "xy" if pairs.get("Tiling") == "True" else None,
         **_size(pairs.pop("Size", None)),
         **scheduler,
     }

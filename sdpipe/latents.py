@@ -5,6 +5,7 @@ Pictures are floats in [-1, 1]; latents are multiplied by the VAE's scaling fact
 them to about unit variance (Rombach et al. 2022, section G.1).
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -180,9 +181,7 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 def _in_float32(vae: AutoencoderKL) -> AutoencoderKL:
     """A float32 copy, made for this one time: `vae` is shared."""
-    twin = AutoencoderKL.from_config(vae.config)
-    twin.load_state_dict(vae.state_dict())
-    return twin.to(vae.device).eval()
+    return copy.deepcopy(vae).float()
 
 
 def _tell_overflow(vae: AutoencoderKL, does: str) -> None:

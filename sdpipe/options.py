@@ -138,6 +138,14 @@ Exact = Annotated[
     bool, flag(SAMPLING, "Same bits alone and in a batch: one by one, slower.", "--exact")
 ]
 
+Seamless = Annotated[
+    str | None,
+    option(
+        PICTURE,
+        "Draw what repeats without a seam: along xy, x or y.",
+        metavar="AXES",
+    ),
+]
 Hires = Annotated[
     float | None,
     option(

@@ -3,6 +3,7 @@
 Settings -> prompt -> latents -> denoise -> latents -> picture
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ from sdpipe.latents import (
 from sdpipe.plan import Asked, check_names, plan
 from sdpipe.prompt import Conditioning, condition, tell_late
 from sdpipe.schedule import make_scheduler
+from sdpipe.seamless import check_seamless, wrapped
 from sdpipe.settings import Settings
 
 DIVERGED = 12.0
@@ -128,9 +130,10 @@ class Pipeline:
         """
         run, canvas = self._plan(prompt, settings)
         texts = self._embed(run)
+        pipe = self._wrapped(run[0].seamless)
         began: list[Tensor | None] = []
         kept = []
-        for x_t, step in self._passes(run, texts, canvas):
+        for x_t, step in pipe._passes(run, texts, canvas):
             if run[0].save_int:
                 if len(began) == step.hires:  # the first step of a pass
                     began.append(x_t)
@@ -140,7 +143,7 @@ class Pipeline:
         x_t = step.latents
         self._check(run[0], texts, x_t)
         # One at a time: a batch would need the memory of all, and could change the last bits.
-        images = [latents_to_pil(self.components.vae, z)[0] for z in x_t.split(1)]
+        images = [latents_to_pil(pipe.components.vae, z)[0] for z in x_t.split(1)]
         if canvas is not None:
             images = [canvas.keep(image) for image in images]
         places = [(i, len(text)) for text in texts for i in range(len(text))]
@@ -151,13 +154,15 @@ class Pipeline:
         """Draws like `generate`, with the same arguments, and yields every `Step` as it is done.
 
         Stopping is `break`. The last step's `latents` are the picture, for `latents_to_pil`; what
-        a mask keeps has gone through the VAE there, and is not the pixels of `init`.
+        a mask keeps has gone through the VAE there, and is not the pixels of `init`. With the
+        setting `seamless` they are for a VAE that is `wrapped` as well, see `sdpipe.seamless`.
 
         Raises:
             UsageError: as `generate`, before the first step.
         """
         run, canvas = self._plan(prompt, settings)
-        return (step for _, step in self._passes(run, self._embed(run), canvas))
+        texts = self._embed(run)
+        return (step for _, step in self._wrapped(run[0].seamless)._passes(run, texts, canvas))
 
     def _plan(
         self, prompt: str | Sequence[str], asked: Asked
@@ -176,7 +181,17 @@ class Pipeline:
             mask=mask,
             **settings,
         )
+        check_seamless(run[0], vae_factor(parts.vae), len(parts.unet.config.block_out_channels))
         return run, lay(run[0], init, mask)
+
+    def _wrapped(self, axes: str | None) -> "Pipeline":
+        """A pipeline for pictures without a seam; it shares all weights with this one."""
+        if axes is None:
+            return self
+        twin, parts = copy.copy(self), self.components
+        unet, vae = wrapped(parts.unet, axes), wrapped(parts.vae, axes)
+        twin.components = replace(parts, unet=unet, vae=vae)
+        return twin
 
     def _embed(self, run: list[Settings]) -> list[Conditioning]:
         """The prompts as the U-Net listens to them, batch by batch.

@@ -35,6 +35,7 @@ class Asked(TypedDict, total=False):
     karras: bool
     hires: float | None
     hires_strength: float | None
+    seamless: str | None
     clip_skip: int
     exact: bool
     init: Source | None

@@ -112,6 +112,7 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
         "Model": str(identity["name"]).rpartition("/")[2].removesuffix(".safetensors"),
         "Clip skip": settings.clip_skip if settings.clip_skip > 1 else None,
         "RNG": "CPU",
+        "Tiling": "True" if settings.seamless == "xy" else None,
         "Version": f"sdpipe {sdpipe.__version__}",
     }
     lines = [settings.prompt]

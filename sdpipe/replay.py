@@ -211,7 +211,7 @@ def _converted(name: str, text: str) -> Any:
         )
     if name == "outpaint" and text:
         return sides(text)
-    if name in ("scheduler", "fit") or not text:
+    if name in ("scheduler", "fit", "seamless") or not text:
         return text or None
     for number in (int, float):
         try:

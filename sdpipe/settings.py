@@ -32,6 +32,8 @@ KARRAS_SCHEDULERS = ("lms", "euler", "heun", "dpm++", "unipc")
 # Their points run from the last training timestep to the first: a single one is the first.
 NEED_TWO_STEPS = ("lms", "euler", "euler_a", "heun")
 
+SEAMLESS = ("xy", "x", "y")
+
 MAX_STEPS = 999  # between the 1000 timesteps that models are trained on; with 1000 some go over
 MAX_SIDE = 16384
 MAX_SEED = 2**64 - 1  # the largest that torch.Generator.manual_seed takes
@@ -71,6 +73,8 @@ class Settings:
         denoised again. `finished` is its size then.
     hires_strength: how much of the way back to noise the second pass goes, as strength for init.
         None is 0.5.
+    seamless: "xy", "x" or "y": left and right, top and bottom, or both go on into each other, so
+        that the picture repeats without a seam.
     clip_skip: the text encoder's layer that is listened to, counted from the last, which is 1.
     exact: draw each picture by itself, so that it is the same bits in a batch of any size.
     save_int: keep what happens at every step.
@@ -102,6 +106,7 @@ class Settings:
     karras: bool = False
     hires: float | None = None
     hires_strength: float | None = None
+    seamless: str | None = None
     clip_skip: int = 1
     exact: bool = False
     save_int: bool = False
@@ -150,6 +155,11 @@ class Settings:
         keep("outpaint", check_outpaint(self.outpaint))
         keep("hires_strength", check_strength(self.hires_strength, self.steps, "hires_strength"))
         self._check_hires(keep)
+        if self.seamless is not None and self.seamless not in SEAMLESS:
+            raise UsageError(
+                f"seamless={self.seamless!r} is not known; the known are xy, both ways, x, left "
+                "and right alone, and y."
+            )
         self._check_init()
         self._check_scheduler()
 

@@ -33,7 +33,7 @@ SWEPT = (
 )
 """The settings that may have several values; the prompts have theirs as parts {a|b}."""
 
-SINGLE = ("negative_prompt", "exact", "init", "mask", "fit", "outpaint")
+SINGLE = ("negative_prompt", "seamless", "exact", "init", "mask", "fit", "outpaint")
 
 MAX_AXES = 3
 MAX_CELLS = 1000
@@ -256,7 +256,7 @@ def label(name: str, value: Any) -> str:
             return f"from {value.name or 'a picture'}"
         case "mask":
             return f"where {value.name or 'a mask'} is white"
-        case "fit" | "outpaint":
+        case "fit" | "outpaint" | "seamless":
             return f"{name} {_single(value)}"
         case _:
             return f"{name} {plain(value)}"

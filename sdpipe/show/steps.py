@@ -17,6 +17,7 @@ from sdpipe.denoise import Step
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.files import unfinished
 from sdpipe.latents import latents_to_pil
+from sdpipe.seamless import wrapped
 from sdpipe.settings import Settings
 from sdpipe.show.filmstrip import COLUMNS, Column, chosen, filmstrip, titles
 
@@ -58,7 +59,7 @@ def save_steps(
     folder = Path(folder)
     if result.noise is None or not result.steps:
         raise UsageError("this result has no steps; draw it with save_int=True.")
-    passes = _passes(result)
+    vae, passes = _for(vae, result), _passes(result)
     decoded, total = count(1), sum(2 * len(steps) + 1 for _, steps in passes)
 
     def tell() -> None:
@@ -95,6 +96,7 @@ def columns(
     """
     if result.noise is None or not result.steps:
         raise UsageError("this result has no steps; draw it with save_int=True.")
+    vae = _for(vae, result)
     x_t, x0, sigmas = _trajectory(*_passes(result)[0], index)
     states = chosen(len(x0), most)
     above = list(_decoded(vae, x_t[states]))
@@ -103,6 +105,12 @@ def columns(
         Column(k, sigmas[k], above[i], below[i] if k < len(x0) else above[i])
         for i, k in enumerate(states)
     ]
+
+
+def _for(vae: "AutoencoderKL", result: "Result") -> "AutoencoderKL":
+    """The VAE that decodes the latents of a result as they were."""
+    axes = result.settings[0].seamless
+    return vae if axes is None else wrapped(vae, axes)
 
 
 def _passes(result: "Result") -> list[tuple[Tensor, list[Step]]]:

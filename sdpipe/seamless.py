@@ -1,0 +1,77 @@
+"""Pictures that repeat without a seam: convolutions on a surface whose edges meet.
+
+    from sdpipe.seamless import wrapped
+
+    vae = wrapped(pipe.components.vae, "xy")
+
+All that a U-Net and a VAE know of a picture's edges is the padding of their convolutions. With the
+opposite edge for padding, in place of zeros, left and right are neighbours ("x"), so are top and
+bottom ("y"), or both ("xy"), and a picture that is moved round the corner is drawn as well as one
+that is not. Known from A1111, which calls it tiling.
+"""
+
+import copy
+from typing import TypeVar
+
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from sdpipe.errors import UsageError
+from sdpipe.settings import Settings
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class WrappedConv2d(nn.Conv2d):
+    """A convolution whose padding is the opposite edge, along `axes`; zeros along the others."""
+
+    axes: str
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        assert not isinstance(self.padding, str)
+        down, across = self.padding
+        for axis, pad in (("x", (across, across, 0, 0)), ("y", (0, 0, down, down))):
+            x = F.pad(x, pad, mode="circular" if axis in self.axes else "constant")
+        return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+
+
+def wrapped(network: Module, axes: str) -> Module:
+    """A network that shares all weights of another and knows no edges along `axes`.
+
+    The other one stays as it is, whoever else is drawing with it, whatever goes wrong. Of a VAE it
+    is the decoder that knows none: a picture that is encoded has its own.
+    """
+    shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
+    twin = copy.deepcopy(network, dict(shared))
+    part = twin.decoder if isinstance(twin, AutoencoderKL) else twin
+    for module in part.modules():
+        if type(module) is nn.Conv2d:
+            module.__class__ = WrappedConv2d
+            assert isinstance(module, WrappedConv2d)
+            module.axes = axes
+    return twin
+
+
+def check_seamless(settings: Settings, factor: int, levels: int) -> None:
+    """Refuses sizes at which the edges of the U-Net's coarser levels do not meet.
+
+    `settings` are resolved, `factor` is that of the VAE, `levels` how many the U-Net has, each half
+    as fine as the one before.
+
+    Raises:
+        UsageError: width or height is not a multiple of the pixels of the coarsest level.
+    """
+    if settings.seamless is None:
+        return
+    coarsest = factor * 2 ** (levels - 1)
+    first = (settings.width or 0, settings.height or 0)
+    for size, with_hires in ((first, ""), (settings.finished, " with hires")):
+        for axis, name, side in zip("xy", ("width", "height"), size, strict=True):
+            if axis in settings.seamless and side % coarsest:
+                below = side - side % coarsest
+                near = " or ".join(str(s) for s in (below, below + coarsest) if s)
+                raise UsageError(
+                    f"{name}{with_hires}={side} is not a multiple of {coarsest}, so that the "
+                    f"edges would not meet in this model's U-Net; without a seam take {near}."
+                )
