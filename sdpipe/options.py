@@ -87,7 +87,8 @@ Variation = Annotated[
     float | None,
     option(
         PICTURE,
-        "How far to go over to the noise of another seed, 0 to 1. Left out: 0.1, if that is given.",
+        "How far to go over to another seed's noise, 0 to 1. Left out: 0.1 with --vary or "
+        "--variation-seed.",
         metavar="SHARE",
         parser=_parse_float,
     ),

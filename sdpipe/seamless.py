@@ -73,5 +73,5 @@ def check_seamless(settings: Settings, factor: int, levels: int) -> None:
                 near = " or ".join(str(s) for s in (below, below + coarsest) if s)
                 raise UsageError(
                     f"{name}{with_hires}={side} is not a multiple of {coarsest}, so that the "
-                    f"edges would not meet in this model's U-Net; without a seam take {near}."
+                    f"edges would not meet in this model's U-Net; take {near}."
                 )

@@ -157,8 +157,7 @@ class Settings:
         self._check_hires(keep)
         if self.seamless is not None and self.seamless not in SEAMLESS:
             raise UsageError(
-                f"seamless={self.seamless!r} is not known; the known are xy, both ways, x, left "
-                "and right alone, and y."
+                f"seamless={self.seamless!r} is not known; the known are {', '.join(SEAMLESS)}."
             )
         self._check_init()
         self._check_scheduler()

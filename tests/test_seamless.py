@@ -165,7 +165,7 @@ def test_with_a_picture_a_mask_new_edges_and_two_passes(tiny):
 
 def test_refused(tiny, capsys):
     for value in ("z", "yx", True, ""):
-        with pytest.raises(UsageError, match="the known are xy, both ways, x"):
+        with pytest.raises(UsageError, match="the known are xy, x, y"):
             Settings(prompt="x", seamless=value)
     # The tiny U-Net has two levels: 16 pixels are one place of the coarser.
     with pytest.raises(UsageError, match=r"width=72 is not a multiple of 16.*take 64 or 80\."):
