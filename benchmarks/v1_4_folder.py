@@ -25,8 +25,11 @@ TESTS = Path(__file__).resolve().parents[1] / "tests"
 RESULT = Path(__file__).with_suffix(".json")
 
 
-def write_folder(folder: Path) -> None:
-    """The five parts of v1-4; each weight is drawn so that its layer keeps the variance."""
+def write_folder(folder: Path, half: bool = True) -> None:
+    """The five parts of v1-4; each weight is drawn so that its layer keeps the variance.
+
+    With `half` they are the files of the variant fp16, else those in float32.
+    """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from safetensors.torch import save_file
@@ -55,8 +58,9 @@ def write_folder(folder: Path) -> None:
                 filled = torch.full(like.shape, float("norm" in name and "weight" in name))
             else:
                 filled = torch.randn(like.shape) / math.sqrt(math.prod(like.shape[1:]))
-            tensors[name] = filled.half()
-        save_file(tensors, folder / f"{stem}.fp16.safetensors", metadata={"format": "pt"})
+            tensors[name] = filled.half() if half else filled
+        variant = ".fp16" if half else ""
+        save_file(tensors, folder / f"{stem}{variant}.safetensors", metadata={"format": "pt"})
 
 
 class Memory:
@@ -172,9 +176,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--keep", type=Path, help="write the model there, and leave it")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--float32", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.write:
-        write_folder(asked.write)
+        write_folder(asked.write, half=not asked.float32)
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.keep or Path(scratch) / "v1-4"

@@ -1,0 +1,219 @@
+"""The rows of `speed.py` that need a GPU; with --quick they run on the CPU."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from measure import Measured, interleave, seconds
+from speed_setup import (
+    HERE,
+    PROMPT,
+    Bench,
+    diffusers_pipeline,
+    process,
+    process_seconds,
+    sdpipe_pipeline,
+)
+
+from sdpipe import Pipeline, Step
+
+
+def picture(pipe: Pipeline, bench: Bench, n: int = 1) -> Callable[[], object]:
+    """Draws and decodes n pictures; it waits for the GPU, for they are on the CPU then."""
+    side = bench.side
+    return lambda: pipe.generate(
+        PROMPT, seed=0, g=7.5, steps=bench.steps, width=side, height=side, lms_order=4, n=n
+    )
+
+
+def their_picture(pipe: StableDiffusionPipeline, bench: Bench, n: int = 1) -> Callable[[], object]:
+    return lambda: pipe(
+        PROMPT,
+        num_inference_steps=bench.steps,
+        width=bench.side,
+        height=bench.side,
+        num_images_per_prompt=n,
+        generator=[torch.Generator("cpu").manual_seed(k) for k in range(n)],
+    )
+
+
+def against(
+    bench: Bench, ours: Callable[[], object], theirs: Callable[[], object], pairs: int, **more: Any
+) -> Measured:
+    """Times two ways to draw; the first three pictures of each, which compile, do not count."""
+    found = interleave(
+        lambda: seconds(ours), lambda: seconds(theirs), bench.pairs(pairs), warm_up=3
+    )
+    return Measured("s", *found, dtype=bench.gpu["dtype"], **more)
+
+
+def picture_eager(bench: Bench) -> Measured:
+    """Prompt to picture, against diffusers as it comes, in float16."""
+    ours = sdpipe_pipeline(bench.v1_4(), **bench.gpu)
+    theirs = diffusers_pipeline(bench.v1_4(), **bench.gpu)
+    return against(bench, picture(ours, bench), their_picture(theirs, bench), 20)
+
+
+def picture_compiled(bench: Bench) -> Measured:
+    """The same against diffusers at its best: UNet and VAE compiled, channels last."""
+    ours = sdpipe_pipeline(bench.v1_4(), **bench.gpu)
+    theirs = diffusers_pipeline(bench.v1_4(), **bench.gpu)
+    how: dict[str, Any] = {"backend": "eager"} if bench.quick else {"mode": "max-autotune"}
+    theirs.unet.to(memory_format=torch.channels_last)
+    theirs.vae.to(memory_format=torch.channels_last)
+    theirs.unet.compile(fullgraph=True, **how)
+    theirs.vae.decode = torch.compile(theirs.vae.decode, fullgraph=True, **how)
+    return against(bench, picture(ours, bench), their_picture(theirs, bench), 20)
+
+
+def graph(bench: Bench) -> Measured:
+    """The default against speed=False, and whether every step has the same bits."""
+    ours = sdpipe_pipeline(bench.v1_4(), speed=True, **bench.gpu)
+    plain = sdpipe_pipeline(bench.v1_4(), speed=False, **bench.gpu)
+    a, b = ([step.latents for step in stream(pipe, bench)] for pipe in (ours, plain))
+    same = len(a) == len(b) and all(map(torch.equal, a, b))
+    note = "bit-identical" if same else "NOT bit-identical"
+    return against(bench, picture(ours, bench), picture(plain, bench), 20, note=note)
+
+
+def stream(pipe: Pipeline, bench: Bench) -> Iterator[Step]:
+    side, steps = bench.side, bench.steps
+    return pipe.stream(PROMPT, seed=0, g=7.5, steps=steps, width=side, height=side, lms_order=4)
+
+
+def picture_seconds(bench: Bench) -> Measured:
+    """Prompt to picture, in seconds."""
+    pipe = sdpipe_pipeline(bench.v1_4(), **bench.gpu)
+    draw = picture(pipe, bench)
+    for _ in range(3):
+        draw()
+    times = [seconds(draw) for _ in range(bench.pairs(30))]
+    return Measured("s", times, dtype=bench.gpu["dtype"])
+
+
+def synchronisations(bench: Bench) -> Measured:
+    """How often the host waits for the GPU from the end of the first step to that of the last."""
+    pipe = sdpipe_pipeline(bench.v1_4(), **bench.gpu)
+    for _ in stream(pipe, bench):
+        pass
+    steps = stream(pipe, bench)
+    next(steps)
+    count, note = 0.0, "of those that torch tells"
+    if bench.quick:
+        list(steps)
+        return Measured("", [count], dtype=bench.gpu["dtype"], note=note)
+    one = torch.ones(1, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        expect_refusal(one)
+        for _ in range(bench.steps - 1):
+            next(steps)
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        count, note = 1.0, "and stopped at that"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return Measured("", [count], dtype=bench.gpu["dtype"], note=note)
+
+
+def expect_refusal(one: torch.Tensor) -> None:
+    """Proves that a synchronisation is an error now.
+
+    Raises:
+        AssertionError: it is none.
+    """
+    try:
+        one.item()
+    except RuntimeError:
+        return
+    raise AssertionError("torch does not tell of synchronisations; the row can't be measured")
+
+
+PEAK = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+from speed_gpu import picture, their_picture
+from speed_setup import Bench, diffusers_pipeline, sdpipe_pipeline
+bench = Bench(quick=bool(int(sys.argv[3])), scratch=Path(sys.argv[2]))
+pipe = {make}(bench.v1_4(), **bench.gpu)
+for _ in range(2):
+    {draw}(pipe, bench)()
+if bench.quick:
+    status = Path("/proc/self/status").read_text().split()
+    print("FOUND", int(status[status.index("VmHWM:") + 1]) * 1024, 0)
+else:
+    print("FOUND", torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated())
+"""
+
+
+def picture_memory(bench: Bench) -> Measured:
+    """The memory that torch takes from the GPU, loading included, each in a fresh process."""
+    bench.v1_4()  # before the processes, which find it there
+    allocated = {}
+
+    def peak(make: str, draw: str) -> float:
+        code = PEAK.format(make=make, draw=draw)
+        said = process("-c", code, HERE, bench.scratch, int(bench.quick))
+        reserved, allocated[make] = map(int, said.rpartition("FOUND ")[2].split())
+        return reserved / 1e6
+
+    found = interleave(
+        lambda: peak("sdpipe_pipeline", "picture"),
+        lambda: peak("diffusers_pipeline", "their_picture"),
+        bench.pairs(2),
+        warm_up=0,
+    )
+    used = [allocated[name] / 1e6 for name in ("sdpipe_pipeline", "diffusers_pipeline")]
+    note = "in tensors {:.0f} MB, diffusers' {:.0f}".format(*used)
+    return Measured("MB", *found, dtype=bench.gpu["dtype"], note=note)
+
+
+def batch(bench: Bench, n: int) -> Measured:
+    """Pictures a second, n in one call."""
+    ours = picture(sdpipe_pipeline(bench.v1_4(), **bench.gpu), bench, n)
+    theirs = their_picture(diffusers_pipeline(bench.v1_4(), **bench.gpu), bench, n)
+    found = interleave(
+        lambda: n / seconds(ours),
+        lambda: n / seconds(theirs),
+        bench.pairs(2 if n > 16 else 6),
+        warm_up=1 if n > 1 else 3,
+    )
+    return Measured("pictures/s", *found, dtype=bench.gpu["dtype"])
+
+
+FIRST_PICTURE = """
+import sys
+from sdpipe import Pipeline
+folder, out, device, dtype, side, steps = sys.argv[1:]
+pipe = Pipeline(folder, device=device, dtype=dtype)
+size = dict(width=int(side), height=int(side))
+pipe.generate("red apple", steps=int(steps), **size).images[0].save(out)
+"""
+DIFFUSERS_FIRST_PICTURE = """
+import sys
+import torch
+from diffusers import LMSDiscreteScheduler, StableDiffusionPipeline
+folder, out, device, dtype, side, steps = sys.argv[1:]
+pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), variant="fp16",
+    safety_checker=None, feature_extractor=None, requires_safety_checker=False).to(device)
+pipe.scheduler = LMSDiscreteScheduler.from_config(pipe.scheduler.config)
+size = dict(width=int(side), height=int(side))
+pipe("red apple", num_inference_steps=int(steps), **size).images[0].save(out)
+"""
+
+
+def first_picture(bench: Bench) -> Measured:
+    """A fresh process until the first picture is in its file, against diffusers as it comes."""
+    gpu = bench.gpu
+    rest = [bench.v1_4(), bench.scratch / "picture.png", gpu["device"], gpu["dtype"]]
+    rest += [bench.side, bench.steps]
+    found = interleave(
+        lambda: process_seconds("-c", FIRST_PICTURE, *rest),
+        lambda: process_seconds("-c", DIFFUSERS_FIRST_PICTURE, *rest),
+        bench.pairs(6),
+    )
+    return Measured("s", *found, dtype=gpu["dtype"])
