@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from diffusers import LMSDiscreteScheduler, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from measure import NotMeasured, seconds
+from transformers.utils import logging as transformers_logging
 
 import sdpipe
 from sdpipe import Pipeline
@@ -81,7 +83,9 @@ def sdpipe_pipeline(model: Path, **options: Any) -> Pipeline:
 def diffusers_pipeline(
     folder: Path, *, dtype: str = "float32", device: str = "cpu"
 ) -> StableDiffusionPipeline:
-    """diffusers' own pipeline, with LMS as sdpipe's, and no safety checker and no bar."""
+    """diffusers' own pipeline, with LMS as sdpipe's, and no safety checker and no bars."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     fp16 = any(folder.glob("unet/*.fp16.safetensors"))
     pipe = StableDiffusionPipeline.from_pretrained(
         folder,
