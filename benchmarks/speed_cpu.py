@@ -94,7 +94,7 @@ class OpenVINOUNet(torch.nn.Module):
             import openvino
         except ImportError:
             raise NotMeasured("no openvino (pip install openvino)") from None
-        self.config, self.dtype = unet.config, torch.float32
+        self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
         example = (
             torch.zeros(2, unet.config.in_channels, side, side),
             torch.tensor(999.0),
@@ -245,13 +245,14 @@ IMPORTS = "from diffusers import UNet2DConditionModel, AutoencoderKL, LMSDiscret
 FIRST_STEP = """
 import sys
 from sdpipe import Pipeline
-next(Pipeline(sys.argv[1], device="cpu").stream("red apple", steps=1))
+next(Pipeline(sys.argv[1], device="cpu").stream("red apple"))
 """
 DIFFUSERS_FIRST_STEP = """
 import sys
 from diffusers import StableDiffusionPipeline
 pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1])
-pipe("red apple", num_inference_steps=1, guidance_scale=3, output_type="latent")
+stop = lambda *_: sys.exit()
+pipe("red apple", num_inference_steps=30, guidance_scale=3, callback_on_step_end=stop)
 """
 
 
@@ -337,8 +338,8 @@ def batch(bench: Bench) -> Measured:
     """Seconds for 16 pictures of the built-in model: one call against 16."""
     pipe = Pipeline(EMOJI, device="cpu")
     count, steps = (2, 2) if bench.quick else (16, 30)
-    pipe.generate("red apple", n=count, seed=0, steps=1)
-    pipe.generate("red apple", seed=0, steps=1)
+    pipe.generate("red apple", n=count, seed=0, steps=2)
+    pipe.generate("red apple", seed=0, steps=2)
     found = interleave(
         lambda: seconds(lambda: pipe.generate("red apple", n=count, seed=0, steps=steps)),
         lambda: seconds(
