@@ -3,7 +3,6 @@
 Knows nothing of what is measured: that is in the rows of `speed.py`.
 """
 
-import gc
 import json
 import os
 import platform
@@ -80,7 +79,6 @@ def interleave(
         theirs()
     found: tuple[list[float], list[float]] = ([], [])
     for turn in turns(pairs):
-        gc.collect()
         found[turn].append((ours, theirs)[turn]())
     return found
 

@@ -6,7 +6,7 @@ Both have the same weights and run in one process, in turn (A B B A A B ...), an
 the ratio within a pair: its median and quartiles. Every row runs in a process of its own and goes
 to speed.json beside this file as soon as it is done, and the table in README.md is written anew.
 v1-4's weights are random here; they cost what the real ones cost. A row that this machine can't
-run is not measured, and says why. Needs 6 GB of disk and 12 GB of memory.
+run is not measured, and says why. Needs 7 GB of disk and 16 GB of memory.
 """
 
 import argparse

@@ -33,7 +33,7 @@ from measure import (  # noqa: E402
 
 def speed(*arguments):
     script = [sys.executable, str(BENCHMARKS / "speed.py"), *arguments]
-    return subprocess.run(script, capture_output=True, text=True, timeout=500)
+    return subprocess.run(script, capture_output=True, text=True, timeout=600)
 
 
 def test_two_measurements_take_turns_and_a_drift_meets_both_alike():
