@@ -12,7 +12,7 @@ import typer
 import sdpipe
 from sdpipe import cli_check, cli_repeat, cli_sweep, cli_train, files, messages, options, progress
 from sdpipe.cli_show import show_app
-from sdpipe.device import check_device, check_dtype
+from sdpipe.device import check_device, check_dtype, check_speed
 from sdpipe.errors import UsageError
 from sdpipe.init import sides
 from sdpipe.interrupt import interruptible
@@ -84,6 +84,8 @@ def generate(
     model: options.Model = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    no_speed: options.NoSpeed = False,
+    compile: options.Compile = False,
     out: options.Out = "outputs",
     save_int: options.SaveInt = False,
     as_json: options.Json = False,
@@ -123,13 +125,14 @@ def generate(
     Settings(prompt=prompts[0], n=n * len(prompts), **inputs)  # the last one's seed is a seed too
     check_device(device)
     check_dtype(dtype)
+    check_speed(not no_speed, compile)
     destination = files.Destination(out, pictures)
     check_model(model)
 
     with progress.status("loading the model ..."):
         from sdpipe.pipeline import Pipeline
 
-        pipe = Pipeline(model, device=device, dtype=dtype)
+        pipe = Pipeline(model, device=device, dtype=dtype, speed=not no_speed, compile=compile)
     started = time.monotonic()
     with progress.step_bar(pictures) as on_step:
         result = pipe.generate(prompts, n=n, on_step=on_step, **inputs)

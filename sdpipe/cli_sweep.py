@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdpipe import files, messages, options, progress, ranges
-from sdpipe.device import check_device, check_dtype
+from sdpipe.device import check_device, check_dtype, check_speed
 from sdpipe.errors import SdpipeWarning, UsageError
 from sdpipe.init import sides
 from sdpipe.loading.locate import check_model
@@ -159,6 +159,8 @@ def sweep(
     model: options.Model = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    no_speed: options.NoSpeed = False,
+    compile: options.Compile = False,
     batch: Batch = BATCH,
     out: Out = None,
     as_json: Json = False,
@@ -173,6 +175,7 @@ def sweep(
     plan = _planned(context.params)
     check_device(device)
     check_dtype(dtype)
+    check_speed(not no_speed, compile)
     if batch < 1:
         raise UsageError(f"batch={batch} is out of range: 1 or more pictures are drawn at once.")
     folder = _folder(out, plan)
@@ -186,7 +189,7 @@ def sweep(
             from sdpipe.pipeline import Pipeline
             from sdpipe.sweeping import SweepFolder
 
-            pipe = Pipeline(model, device=device, dtype=dtype)
+            pipe = Pipeline(model, device=device, dtype=dtype, speed=not no_speed, compile=compile)
         with progress.status("looking what is there ..."):
             work = SweepFolder(folder, plan, pipe)
         return _drawn(work, batch, as_json)

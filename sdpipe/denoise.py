@@ -67,7 +67,7 @@ def denoise(
     Ho et al. (2020), algorithm 2, with the scheduler's rule for the step.
     """
     timesteps = scheduler.timesteps[first_step(scheduler) :]
-    sigmas = noise_levels(scheduler)
+    times, sigmas = timesteps.tolist(), noise_levels(scheduler)
     exploding = variance_exploding(scheduler)
     noise: dict[str, Any] = {}
     if "generator" in inspect.signature(scheduler.step).parameters:
@@ -81,7 +81,7 @@ def denoise(
         x_t = scheduler.step(output, t, x_t, **noise).prev_sample
         if keep is not None:
             x_t = keep(x_t, sigmas[i + 1] if i + 1 < len(timesteps) else 0)
-        yield Step(i, len(timesteps), float(t), sigmas[i], sigmas[i + 1], x_t, x0, exploding)
+        yield Step(i, len(timesteps), float(times[i]), sigmas[i], sigmas[i + 1], x_t, x0, exploding)
 
 
 def spread(text: Tensor | Sequence[Tensor], total: int) -> list[Tensor]:

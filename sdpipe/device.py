@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = "auto, cpu, mps, cuda, cuda:N"
+SPEEDS = ("plain", "default", "compiled")
+"""How the networks run: as diffusers loads them, as `speed.prepare` lays them out, compiled too."""
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 _DEVICE = re.compile(r"auto|(cpu|mps)(:0)?|cuda(:\d+)?")
 
@@ -34,6 +36,19 @@ def check_dtype(name: str) -> None:
     """
     if not isinstance(name, str) or name not in DTYPES:
         raise UsageError(f"dtype={name!r} is not known; the known ones are {', '.join(DTYPES)}.")
+
+
+def check_speed(speed: bool, compile: bool) -> str:
+    """Which of `SPEEDS` was asked for.
+
+    Raises:
+        UsageError: to compile, but plainly.
+    """
+    if compile and not speed:
+        raise UsageError(
+            "compile=True is for speed, and speed=False is without; leave one of the two out."
+        )
+    return "compiled" if compile else "default" if speed else "plain"
 
 
 def pick_device(name: "str | torch.device" = "auto") -> "torch.device":

@@ -52,6 +52,7 @@ class Info:
             "versions": told["versions"],
             "device": told["device"],
             "dtype": told["dtype"],
+            "speed": told["speed"],
             "pixels": {
                 "recorded_sha256": told["pixels_sha256"],
                 "sha256": self.found,
@@ -141,7 +142,8 @@ def _rows(record: Record) -> Iterator[tuple[str, str]]:
             _short(", ".join(v if k == "program" else f"{k} {v}" for k, v in versions)),
         )
     if record.device and record.dtype:
-        yield "drawn", _short(f"on {record.device} in {record.dtype}")
+        how = f", {record.speed}" if record.speed not in (None, "default") else ""
+        yield "drawn", _short(f"on {record.device} in {record.dtype}{how}")
     for name, value in record.others.items():
         yield name, _short(value)
 

@@ -212,6 +212,11 @@ Model = Annotated[
 Device = Annotated[str, option(MODEL, "auto, cpu, mps, cuda, cuda:1.", metavar="NAME")]
 Dtype = Annotated[str, option(MODEL, "auto, float32, float16, bfloat16.", metavar="NAME")]
 
+NoSpeed = Annotated[
+    bool, flag(MODEL, "Run the networks plainly, as diffusers loads them.", "--no-speed")
+]
+Compile = Annotated[bool, flag(MODEL, "Compile the U-Net: minutes once, then faster.", "--compile")]
+
 Out = Annotated[
     str,
     option(

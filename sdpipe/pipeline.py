@@ -22,6 +22,7 @@ from sdpipe.canvas import Canvas, lay, take
 from sdpipe.chunks import chunk_count
 from sdpipe.components import load
 from sdpipe.denoise import Step, denoise, first_step, join, noise_levels, variance_exploding
+from sdpipe.device import check_speed
 from sdpipe.errors import NotFiniteError, SdpipeWarning
 from sdpipe.init import steps_taken
 from sdpipe.latents import (
@@ -41,6 +42,7 @@ from sdpipe.prompt import Conditioning, condition, tell_late
 from sdpipe.schedule import make_scheduler
 from sdpipe.seamless import check_seamless, wrapped
 from sdpipe.settings import Settings
+from sdpipe.speed import fast
 
 DIVERGED = 12.0
 """No picture's latents reach this many standard deviations; a solver that diverges does."""
@@ -78,6 +80,8 @@ class Pipeline:
         else float32), "float32", "float16", "bfloat16".
     vae, text_encoder, unet, tokenizer: take the place of the model's own; each a loaded module, a
         folder or a hub id.
+    speed: lay the networks out for speed; False runs them as diffusers loads them. See `speed`.
+    compile: compile the U-Net too, with torch.compile: it takes minutes once, and is kept.
 
     Raises:
         UsageError: an unknown or unavailable device or dtype.
@@ -94,7 +98,10 @@ class Pipeline:
         text_encoder: CLIPTextModel | str | PathLike[str] | None = None,
         unet: UNet2DConditionModel | str | PathLike[str] | None = None,
         tokenizer: CLIPTokenizer | str | PathLike[str] | None = None,
+        speed: bool = True,
+        compile: bool = False,
     ) -> None:
+        self.speed = check_speed(speed, compile)
         self.components = load(
             model,
             device=device,
@@ -104,6 +111,7 @@ class Pipeline:
             unet=unet,
             tokenizer=tokenizer,
         )
+        self._unet = fast(self.components.unet, self.components.vae, self.speed)
 
     def generate(
         self,
@@ -191,6 +199,7 @@ class Pipeline:
         twin, parts = copy.copy(self), self.components
         unet, vae = wrapped(parts.unet, axes), wrapped(parts.vae, axes)
         twin.components = replace(parts, unet=unet, vae=vae)
+        twin._unet = fast(unet, vae, self.speed)
         return twin
 
     def _embed(self, run: list[Settings]) -> list[Conditioning]:
@@ -283,7 +292,7 @@ class Pipeline:
             some = slice(begin, begin + len(text))
             own = None if keep is None else partial(keep, eps=eps[some])
             batch = (x_t[some], text.cond, text.uncond)
-            loops.append(denoise(parts.unet, scheduler, *batch, g, generators[some], own))
+            loops.append(denoise(self._unet, scheduler, *batch, g, generators[some], own))
             begin = some.stop
         if len(loops) == 1:
             return x_t, loops[0]

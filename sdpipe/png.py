@@ -63,6 +63,7 @@ def metadata(
     image: Image.Image,
     device: str,
     dtype: str,
+    speed: str = "default",
     n: int = 1,
     index: int = 0,
 ) -> dict[str, Any]:
@@ -70,6 +71,7 @@ def metadata(
 
     settings: those of this one picture, resolved.
     identity: the model, as `Components.identity()` describes it.
+    device, dtype, speed: where it was drawn, in which number type, and how: `device.SPEEDS`.
     n, index: the picture was number `index`, from 0, of `n` drawn in one batch. Their seeds, or
         variation seeds, went up by one from picture to picture, and what the others showed has no
         influence on this one: so shape and place are enough to draw it under the same
@@ -86,6 +88,7 @@ def metadata(
         },
         "device": device,
         "dtype": dtype,
+        "speed": speed,
         "pixels_sha256": pixels_sha256(image),
     }
     return {"parameters": parameters(settings, identity), "sdpipe": own}

@@ -38,7 +38,7 @@ class Record:
     parts: what took the place of one of the model's own parts.
     n, index: the picture was number `index`, from 0, of `n` drawn in one batch.
     versions: of what drew it.
-    device, dtype: where, and in which number type.
+    device, dtype, speed: where, in which number type, and how; see `device.SPEEDS`.
     pixels_sha256: of the picture as it was drawn; see `pixels.pixels_sha256`.
     others: what else it tells, under its own names.
     remarks: what drawing it again has to assume or to leave out, a sentence each.
@@ -57,6 +57,7 @@ class Record:
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str | None = None
     dtype: str | None = None
+    speed: str | None = None
     pixels_sha256: str | None = None
     others: Mapping[str, Value] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -67,7 +68,7 @@ class Record:
         _check_object("others", self.others, texts_only=False)
         for name in ("model", "parts", "versions"):
             _check_object(name, getattr(self, name), texts_only=True)
-        for name in ("device", "dtype", "pixels_sha256"):
+        for name in ("device", "dtype", "speed", "pixels_sha256"):
             _check_value(name, getattr(self, name), MAX_VALUE)
         _check_count("n", self.n, 1, MAX_IMAGES)
         _check_count("index", self.index, 0, self.n - 1)
@@ -101,6 +102,7 @@ class Record:
             versions=_object(own, "versions"),
             device=own.get("device"),
             dtype=own.get("dtype"),
+            speed=own.get("speed", "plain"),  # before there was another
             pixels_sha256=own.get("pixels_sha256"),
             sweep=_sweep(own),
         )

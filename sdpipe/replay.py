@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.canvas import Picture, Source, take
-from sdpipe.device import DTYPES, check_device, check_dtype, pick_device
+from sdpipe.device import DTYPES, SPEEDS, check_device, check_dtype, pick_device
 from sdpipe.errors import ModelError, SdpipeError, UsageError
 from sdpipe.info import plain, sweep_command
 from sdpipe.init import sides
@@ -44,7 +44,7 @@ class Job:
     settings: of what is drawn; None as in any `Settings` is the model's own.
     n, index: what is drawn at once, and which of it is wanted; with changes, all of it is.
     model: a name for `Pipeline`; None is the default model.
-    device, dtype: likewise.
+    device, dtype, speed: likewise; speed is one of `device.SPEEDS`.
     changed: it is not the picture that is drawn, but a new one.
     init, mask: the pictures that it was drawn from, where it was.
     remarks: what was assumed or left out, a sentence each.
@@ -57,6 +57,7 @@ class Job:
     model: str | None
     device: str
     dtype: str
+    speed: str
     changed: bool
     remarks: tuple[str, ...]
     init: Picture | None = None
@@ -75,7 +76,13 @@ class Job:
         """
         from sdpipe.pipeline import Pipeline
 
-        return Pipeline(self.model, device=self.device, dtype=self.dtype)
+        return Pipeline(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            speed=self.speed != "plain",
+            compile=self.speed == "compiled",
+        )
 
     def check(self, pipe: "Pipeline") -> list[str]:
         """What there is to say of a loaded model: where its weights are others than recorded."""
@@ -169,6 +176,7 @@ def prepare(
         name,
         device,
         type_here,
+        _speed(record, remarks),
         bool(changes),
         tuple(remarks),
         *pictures,
@@ -358,6 +366,13 @@ def _device(record: Record, remarks: list[str]) -> str:
         return name
     remarks.append(f"it was drawn on {brief(record.device)}, which is not here.")
     return "auto"
+
+
+def _speed(record: Record, remarks: list[str]) -> str:
+    if record.speed is None or record.speed in SPEEDS:
+        return record.speed or "default"
+    remarks.append(f"it was drawn with speed {brief(record.speed)}, which is not known here.")
+    return "default"
 
 
 def _dtype(record: Record, remarks: list[str]) -> str:

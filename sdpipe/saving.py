@@ -47,6 +47,7 @@ def carried(pipe: "Pipeline", result: "Result", k: int) -> dict[str, Any]:
         image=result.images[k],
         device=str(parts.device),
         dtype=str(parts.dtype).removeprefix("torch."),
+        speed=pipe.speed,
         n=n,
         index=index,
     )

@@ -236,6 +236,8 @@ class SweepFolder:
         here = (str(parts.dtype).removeprefix("torch."), parts.device.type)
         if (record.dtype, (record.device or "").partition(":")[0]) != here:
             return f"was drawn on {record.device} in {record.dtype}, not on {here[1]} in {here[0]}"
+        if record.speed != self._pipe.speed:
+            return f"was drawn with speed {record.speed}, not {self._pipe.speed}"
         return None if _kept(path, record.pixels_sha256) else "was changed after it was drawn"
 
     def _path(self, name: str) -> Path:
@@ -271,6 +273,7 @@ class SweepFolder:
             image=drawn,
             device=str(parts.device),
             dtype=str(parts.dtype).removeprefix("torch."),
+            speed=self._pipe.speed,
         )
         own = {k: v for k, v in notes["sdpipe"].items() if k not in ("settings", "batch")}
         told = [notes["parameters"], "Script: X/Y/Z plot"]

@@ -130,6 +130,7 @@ def _changed(record: Record, now: Mapping[str, Any]) -> dict[str, tuple[str, str
             "weights": (then.get("sha256"), model["sha256"]),
             "device": (record.device, now["device"]),
             "dtype": (record.dtype, now["dtype"]),
+            "speed": (record.speed, now["speed"]),
             **{name: (record.versions.get(name), v) for name, v in now["versions"].items()},
             **{part: (name, model["parts"].get(part)) for part, name in record.parts.items()},
         }

@@ -1,0 +1,187 @@
+"""What makes the networks fast, and leaves alone what they compute.
+
+`Pipeline(speed=False)`, `--no-speed`, runs them as diffusers loads them: the same pictures, but for
+the last digits of bfloat16 and float16. In float32 on a CPU nothing differs, not a bit.
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import Tensor
+
+HALF = (torch.bfloat16, torch.float16)
+TILE = 2**20
+"""Scores of attention that are held at once: 2 MiB in bfloat16, about what a core's cache has."""
+TILED_FROM = 2**14
+"""Scores of one head below which tiles gain nothing."""
+KEPT = 2
+WIDE = 8
+"""Channels of a group from which a CPU's GroupNorm is as fast with channels last."""
+
+
+def fast(unet: UNet2DConditionModel, vae: AutoencoderKL, speed: str) -> UNet2DConditionModel:
+    """What the loop is to call in place of `unet`; `speed` is one of `device.SPEEDS`.
+
+    The networks' weights are laid out anew, in place, unless `speed` is "plain".
+    """
+    if speed == "plain":
+        return unet
+    lay_out(unet, vae)
+    if speed == "compiled":
+        return compiled(unet)
+    return cast(UNet2DConditionModel, Graphed(unet)) if unet.device.type == "cuda" else unet
+
+
+def lay_out(unet: UNet2DConditionModel, vae: AutoencoderKL) -> None:
+    """Lays out the weights for the device that they are on, in place.
+
+    In half precision convolutions are fastest where the channels of a pixel lie side by side, on a
+    GPU's matrix units as on a CPU's. A CPU attends in tiles, see `tiled_attention`.
+    """
+    on_cpu = unet.device.type == "cpu"
+    if unet.dtype not in HALF:
+        return
+    for network in (unet, vae):
+        width = network.config.block_out_channels[0] // network.config.norm_num_groups
+        if not on_cpu or width >= WIDE:
+            network.to(memory_format=torch.channels_last)
+    if on_cpu:
+        for layer in unet.modules():
+            if isinstance(layer, Attention) and _is_plain(layer):
+                layer.set_processor(TiledAttention())
+
+
+def compiled(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The U-Net, compiled at the first call of each shape; it shares the weights of `unet`."""
+    if unet.device.type == "cuda":
+        return cast(UNet2DConditionModel, torch.compile(unet, mode="max-autotune", dynamic=False))
+    # The weights become constants, packed once as the CPU multiplies them.
+    frozen: dict[str, Any] = {"freezing": True}
+    return cast(UNet2DConditionModel, torch.compile(unet, dynamic=False, options=frozen))
+
+
+class Graphed:
+    """A U-Net whose call on a GPU is a single launch: a CUDA graph.
+
+    A U-Net is some thousand kernels, which a GPU computes faster than Python can ask for them. The
+    first call of a shape records them, every other one replays what was recorded: the same kernels
+    on the same numbers, so the same bits. Two shapes are kept, with guidance and without; each
+    holds the memory of one call.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        self.unet = unet
+        self._lock = threading.Lock()  # what is recorded has one place for its input
+        self._recorded: dict[object, Recorded] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights."""
+        return self.unet.dtype
+
+    def __call__(self, x: Tensor, t: Tensor, text: Tensor) -> UNet2DConditionOutput:
+        """As the U-Net itself: x (B, C, h, w), a timestep, and the text (B, L, D)."""
+        given = (x, t.to(x.device), text)
+        key = tuple((y.shape, y.dtype) for y in given)
+        with self._lock:
+            if key not in self._recorded:
+                for old in list(self._recorded)[: 1 - KEPT]:
+                    del self._recorded[old]
+                self._recorded[key] = record(self.unet, given)
+            return UNet2DConditionOutput(sample=self._recorded[key](given))
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """The kernels of one call, with the places where they find their input and leave the output."""
+
+    graph: torch.cuda.CUDAGraph
+    given: tuple[Tensor, ...]
+    output: Tensor
+
+    def __call__(self, given: tuple[Tensor, ...]) -> Tensor:
+        """The U-Net's output for another input of the same shapes."""
+        with torch.cuda.device(self.output.device):
+            for place, y in zip(self.given, given, strict=True):
+                place.copy_(y)
+            self.graph.replay()
+            return self.output.clone()
+
+
+def record(unet: UNet2DConditionModel, given: tuple[Tensor, ...]) -> Recorded:
+    """Records a call of a U-Net, (x, t, text)."""
+    given, graph = tuple(y.clone() for y in given), torch.cuda.CUDAGraph()
+    with torch.cuda.device(given[0].device):
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):  # the libraries set themselves up at the first call
+            unet(*given)
+        torch.cuda.current_stream().wait_stream(beside)
+        with torch.cuda.graph(graph):
+            output = unet(*given).sample
+    return Recorded(graph, given, output)
+
+
+def _is_plain(layer: Attention) -> bool:
+    """Whether a layer is attention and nothing else, as all of a Stable Diffusion U-Net are."""
+    extras = ("spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k", "residual_connection")
+    return (
+        type(layer.processor) is AttnProcessor2_0
+        and not any(getattr(layer, name) for name in extras)
+        and layer.rescale_output_factor == 1
+    )
+
+
+class TiledAttention:
+    """diffusers' AttnProcessor2_0 for plain layers, with `tiled_attention` in its middle."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, T, D) and, for cross-attention, the text (B, L, D'); returns (B, T, D)."""
+        if attention_mask is not None:
+            return AttnProcessor2_0()(
+                attn, hidden_states, encoder_hidden_states, attention_mask, temb
+            )
+        text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = (
+            y.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, T or L, d)
+            for y in (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text))
+        )
+        y = tiled_attention(q, k, v).transpose(1, 2).flatten(2)
+        return attn.to_out[1](attn.to_out[0](y))
+
+
+def tiled_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, Vaswani et al. (2017), equation 1, for half types on a CPU.
+
+    q is (B, heads, T, d), k and v (B, heads, L, d). Tiles of the T x L scores, so many as a core's
+    cache holds, go through two matrix products and a softmax. torch's own kernel for a CPU keeps
+    to the same plan but not to the CPU's fastest product: of 4,096 places with heads of size 40 it
+    takes twice the time.
+    """
+    batch, heads, length, size = q.shape
+    scores = length * k.shape[2]
+    if scores < TILED_FROM:
+        return F.scaled_dot_product_attention(q, k, v)
+    q = (q * size**-0.5).flatten(0, 1)
+    k_t, v = k.transpose(2, 3).flatten(0, 1), v.flatten(0, 1)
+    y = torch.empty_like(q)
+    rows, together = min(length, TILE // k_t.shape[2]), max(TILE // scores, 1)
+    for head in range(0, batch * heads, together):
+        h = slice(head, head + together)
+        for row in range(0, length, rows):
+            r = slice(row, row + rows)
+            y[h, r] = torch.bmm(torch.bmm(q[h, r], k_t[h]).softmax(-1), v[h])
+    return y.unflatten(0, (batch, heads))

@@ -1,0 +1,210 @@
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor2_0
+
+from sdpipe import Pipeline, UsageError, speed
+from sdpipe.device import check_speed
+from sdpipe.png import read
+from sdpipe.replay import prepare
+from sdpipe.saving import carried
+
+
+@pytest.fixture(scope="module")
+def pipes():
+    return {
+        "float32": Pipeline("emoji", device="cpu", dtype="float32"),
+        "plain": Pipeline("emoji", device="cpu", dtype="bfloat16", speed=False),
+        "default": Pipeline("emoji", device="cpu", dtype="bfloat16"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("places", "texts", "size"),
+    [(128, 128, 8), (130, 130, 16), (256, 77, 24), (1000, 131, 40), (70, 300, 5)],
+)
+@pytest.mark.parametrize("tile", [1, 2**10, 2**13, 2**20])
+def test_attention_in_tiles_is_attention(monkeypatch, places, texts, size, tile):
+    monkeypatch.setattr(speed, "TILE", max(tile, texts))
+    monkeypatch.setattr(speed, "TILED_FROM", 0)
+    q = torch.randn(2, places, 3, size, dtype=torch.float64).transpose(1, 2)
+    k, v = (torch.randn(2, texts, 3, size, dtype=torch.float64).transpose(1, 2) for _ in range(2))
+    weights = ((q @ k.transpose(2, 3)) / size**0.5).exp()
+    expected = weights @ v / weights.sum(-1, keepdim=True)
+    assert torch.allclose(speed.tiled_attention(q, k, v), expected, atol=1e-12)
+
+
+def test_few_scores_go_the_usual_way(monkeypatch):
+    called = []
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, k, v: called.append(q.shape) or v
+    )
+    few, many = torch.zeros(1, 1, 64, 8), torch.zeros(1, 1, 256, 8)
+    speed.tiled_attention(few, few, few)
+    speed.tiled_attention(many, many, many)
+    assert called == [few.shape]
+
+
+def test_bfloat16_comes_as_near_to_float32_as_without(pipes):
+    """One call of the U-Net: both round in other places, and neither worse."""
+    x, t = torch.randn(2, 4, 32, 32), torch.tensor(500.0)
+    text = torch.randn(2, 48, pipes["float32"].components.unet.config.cross_attention_dim)
+    outputs = {}
+    for name, pipe in pipes.items():
+        unet = pipe._unet
+        with torch.no_grad():
+            outputs[name] = unet(x.to(unet.dtype), t, text.to(unet.dtype)).sample.float()
+    exact = outputs.pop("float32")
+    off = {name: float((y - exact).norm() / exact.norm()) for name, y in outputs.items()}
+    assert 0 < off["default"] < 1.3 * off["plain"] < 0.1
+    assert not torch.equal(outputs["default"], outputs["plain"])
+
+
+def test_tiles_are_where_half_precision_on_a_cpu_is(pipes):
+    kinds = {
+        name: {type(p) for p in pipe.components.unet.attn_processors.values()}
+        for name, pipe in pipes.items()
+    }
+    assert kinds == {
+        "float32": {AttnProcessor2_0},
+        "plain": {AttnProcessor2_0},
+        "default": {speed.TiledAttention},
+    }
+
+
+def test_in_float32_nothing_is_another_bit(pipes):
+    plain = Pipeline("emoji", device="cpu", dtype="float32", speed=False)
+    ours = pipes["float32"].generate("red apple", seed=3, steps=3).images[0]
+    assert ours.tobytes() == plain.generate("red apple", seed=3, steps=3).images[0].tobytes()
+
+
+def test_pictures_of_both_are_hardly_different(pipes):
+    one, other = (
+        np.asarray(pipes[name].generate("cat", seed=3, steps=6, dim=256).images[0]).astype(float)
+        for name in ("plain", "default")
+    )
+    assert 0 < np.abs(one - other).mean() < 4
+
+
+def test_channels_last_where_groups_are_wide(pipes):
+    def network(width, groups):
+        layer = torch.nn.Conv2d(4, width, 3).bfloat16()
+        layer.config = SimpleNamespace(block_out_channels=(width,), norm_num_groups=groups)
+        layer.dtype, layer.device = torch.bfloat16, torch.device("cpu")
+        return layer
+
+    wide, narrow = network(64, 8), network(64, 16)
+    speed.lay_out(wide, narrow)
+    assert wide.weight.is_contiguous(memory_format=torch.channels_last)
+    assert narrow.weight.is_contiguous()
+
+
+def test_the_metadata_tells_and_replay_follows(pipes, tmp_path):
+    from sdpipe import png
+
+    for name in ("plain", "default"):
+        result = pipes[name].generate("cat", seed=1, steps=2)
+        path = png.save(result.images[0], tmp_path / f"{name}.png", carried(pipes[name], result, 0))
+        assert read(path)["sdpipe"]["speed"] == name
+        job = prepare(path)
+        assert job.speed == name
+        assert job.load().speed == name
+
+
+class Listed:
+    """Stands in for a recorded graph: computes with the U-Net itself."""
+
+    made = 0
+
+    def __init__(self, unet, given):
+        Listed.made += 1
+        self.unet, self.shapes = unet, [y.shape for y in given]
+
+    def __call__(self, given):
+        assert [y.shape for y in given] == self.shapes
+        return self.unet(*given).sample
+
+
+def test_two_shapes_are_kept_recorded(monkeypatch, pipes):
+    monkeypatch.setattr(speed, "record", Listed)
+    Listed.made = 0
+    unet = pipes["float32"].components.unet
+    graphed = speed.Graphed(unet)
+    assert graphed.dtype == torch.float32
+    width, t = unet.config.cross_attention_dim, torch.tensor(7.0)
+
+    def call(batch):
+        x, text = torch.randn(batch, 4, 16, 16), torch.randn(batch, 48, width)
+        with torch.no_grad():
+            assert torch.equal(graphed(x, t, text).sample, unet(x, t, text).sample)
+
+    for batch in (2, 1, 2, 1, 2):
+        call(batch)
+    assert Listed.made == 2
+    for batch in (3, 1, 3):  # 2 goes, the one that was recorded first
+        call(batch)
+    assert Listed.made == 3
+    call(2)
+    assert Listed.made == 4
+
+
+def test_a_recording_is_one_thread_at_a_time(monkeypatch, pipes):
+    inside, most = [], []
+
+    class Slow(Listed):
+        def __call__(self, given):
+            inside.append(1)
+            most.append(len(inside))
+            try:
+                return super().__call__(given)
+            finally:
+                inside.pop()
+
+    monkeypatch.setattr(speed, "record", Slow)
+    unet = pipes["float32"].components.unet
+    graphed = speed.Graphed(unet)
+    width, t = unet.config.cross_attention_dim, torch.tensor(7.0)
+
+    @torch.no_grad()
+    def call():
+        for _ in range(3):
+            graphed(torch.randn(1, 4, 16, 16), t, torch.randn(1, 48, width))
+
+    threads = [threading.Thread(target=call) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 9
+    assert set(most) == {1}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_graph_draws_the_same_bits_and_never_waits():
+    plain = Pipeline("emoji", device="cuda", speed=False)
+    graphed = Pipeline("emoji", device="cuda")
+    for g in (1, 5):
+        expected = list(plain.stream("red apple", seed=3, steps=8, g=g))
+        steps = graphed.stream("red apple", seed=3, steps=8, g=g)
+        found = [next(steps)]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found += steps
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        layouts = zip(expected, found, strict=True)
+        assert all(torch.allclose(a.latents, b.latents, atol=2e-2) for a, b in layouts)
+        again = [step.latents for step in graphed.stream("red apple", seed=3, steps=8, g=g)]
+        assert all(torch.equal(a.latents, b) for a, b in zip(found, again, strict=True))
+
+
+def test_compiling_plainly_is_a_contradiction():
+    assert check_speed(True, False) == "default"
+    assert check_speed(True, True) == "compiled"
+    assert check_speed(False, False) == "plain"
+    with pytest.raises(UsageError, match="compile=True is for speed, and speed=False is without"):
+        Pipeline("emoji", speed=False, compile=True)
