@@ -394,7 +394,7 @@ load(sys.argv[1], dtype="float32")
 before = memory("VmRSS:")
 Path("/proc/self/clear_refs").write_text("5")
 unet = load(sys.argv[2], dtype="float32").unet
-total = sum(float(p.double().sum()) for p in unet.parameters())  # so that all of it is read
+total = sum(float(p.sum()) for p in unet.parameters())  # so that all of it is read
 size = sum(p.numel() * p.element_size() for p in unet.parameters())
 print((memory("VmHWM:") - before) / size)
 """
@@ -414,4 +414,4 @@ def test_loading_makes_no_second_copy(folder, tmp_path):
         text=True,
         check=True,
     )
-    assert 0.9 < float(done.stdout) < 1.3
+    assert 0.9 < float(done.stdout) < 1.2
