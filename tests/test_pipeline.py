@@ -20,7 +20,9 @@ def test_result_holds_pictures_seeds_and_resolved_settings(emoji):
     assert [s.prompt for s in result.settings] == ["cat", "cat", "dog", "dog"]
     assert result.settings[2] == Settings.from_json(result.settings[2].to_json())
     unset = {name for name, value in result.settings[0].to_dict().items() if value is None}
-    assert unset == {"init", "mask", "strength", "fit", "outpaint"}  # of a picture to begin with
+    beginning = {"init", "mask", "strength", "fit", "outpaint"}
+    more = {"variation", "variation_seed", "vary", "hires", "hires_strength", "seamless"}
+    assert unset == beginning | more  # what is not asked for
     assert result.steps == []
     assert result.noise is None
 
