@@ -7,6 +7,7 @@ import typer
 
 from sdpipe import messages, options, progress
 from sdpipe.device import check_device, check_dtype
+from sdpipe.errors import UsageError
 from sdpipe.loading.locate import check_model
 from sdpipe.settings import SCHEDULERS, Settings
 from sdpipe.show import checks
@@ -44,6 +45,16 @@ def numbers(text: str) -> Numbers:
 def names(text: str) -> Names:
     """Names with commas between them."""
     return Names(part.strip() for part in text.split(","))
+
+
+def one_of_two(text: str) -> int:
+    """A seed of --seeds, which takes two words."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a whole number; give two with a space between them, as in 1 2"
+        ) from None
 
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")]
@@ -337,18 +348,20 @@ def attention(
 
 @show_app.command(
     short_help="From one picture to another.",
-    epilog="Example:  sdpipe show interpolate 'red apple' 'green apple' --model emoji --seeds 1,2",
+    epilog="Example:  sdpipe show interpolate 'red apple' 'green apple' --model emoji --seeds 1 2",
+    context_settings={"allow_extra_args": True},
 )
 def interpolate(
+    context: typer.Context,
     first: Annotated[str, typer.Argument(metavar="PROMPT", help="What is drawn first.")],
     last: Annotated[str, typer.Argument(metavar="PROMPT", help="What is drawn last.")],
     seeds: Annotated[
-        Numbers | None,
+        tuple[int, int] | None,
         options.option(
             options.PICTURE,
-            "Of both ends, as in 1,2; one is for both. Left out: one is drawn.",
-            metavar="N,N",
-            parser=numbers,
+            "Of both ends; twice the same keeps the noise. Left out: one is drawn, for both.",
+            metavar="N N",
+            parser=one_of_two,
         ),
     ] = None,
     frames: Annotated[int, options.whole(SHOW, "Pictures, both ends included.")] = 9,
@@ -367,7 +380,12 @@ def interpolate(
     debug: options.Debug = False,
 ) -> None:
     """Draws the pictures between two: noises on the arc between them, prompts on a line."""
-    chosen = seeds or Numbers()
+    if context.args:
+        raise UsageError(
+            f"{' '.join(context.args)!r} is too much: there are two prompts, each in quotation "
+            "marks, and --seeds takes two numbers."
+        )
+    chosen = seeds or ()
     inputs = _checked(first, None, dim, g, steps, scheduler, lms_order)
     options.text("the prompt", last)
     checks.check_way(frames, chosen, scheduler)

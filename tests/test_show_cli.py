@@ -22,7 +22,7 @@ ALL = {
     "steps": [*PROMPT, "--seed", "1", *CALM],
     "guidance": [*PROMPT, "--at", "0,2", "--seed", "1", "--g", "2", *CALM],
     "attention": [*PROMPT, "--seed", "1", *CALM],
-    "interpolate": [*PROMPT, "dog", "--seeds", "1,2", "--frames", "3", *CALM],
+    "interpolate": [*PROMPT, "dog", "--seeds", "1", "2", "--frames", "3", *CALM],
 }
 
 
@@ -148,7 +148,12 @@ WRONG = {
     "g=0 does not listen": ["attention", "x", "--g", "0"],
     "the prompt is empty": ["attention", ""],
     "frames=1 is out of range": ["interpolate", "a", "b", "--frames", "1"],
-    "seeds=1,2,3 are 3": ["interpolate", "a", "b", "--seeds", "1,2,3"],
+    "'3' is too much: there are two prompts": ["interpolate", "a", "b", "--seeds", "1", "2", "3"],
+    "'apple' is too much": ["interpolate", "red", "green", "apple"],
+    "'1,2' is not a whole number; give two": ["interpolate", "a", "b", "--seeds", "1,2"],
+    "'--g' is not a whole number; give two": ["interpolate", "a", "b", "--seeds", "1", "--g", "2"],
+    "'x' is not a whole number; give two": ["interpolate", "a", "b", "--seeds", "1", "x"],
+    "seed=-1 is out of range": ["interpolate", "a", "b", "--seeds", "1", "-1"],
     "device='tpu' is not known": ["steps", "x", "--device", "tpu"],
     "dtype='int8' is not known": ["steps", "x", "--dtype", "int8"],
     "x.gif asks for a .gif file, and this is a drawing": ["steps", "x", "--out", "x.gif"],
