@@ -15,9 +15,11 @@ from sdpipe.show.attention import (
     attention,
     attention_data,
     attention_figure,
+    parts_of,
     recording,
     shape_of,
 )
+from sdpipe.show.words import Word
 
 # Few steps save time; whether a model draws well in them is not looked at here.
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
@@ -124,25 +126,54 @@ def test_shapes_of_layers_are_found_by_their_number_of_places():
         shape_of(17, 64, 64)
 
 
-def test_shares_are_of_one_and_words_are_their_tokens(emoji, attended):
+def test_shares_are_of_one_and_parts_are_all_tokens(emoji, attended):
     tokenizer = emoji.components.tokenizer
-    assert len(attended.shares) == tokenizer.model_max_length
-    assert sum(attended.shares) == pytest.approx(1, abs=5e-3)
+    told = attended.numbers()
+    assert len(told["shares"]) == tokenizer.model_max_length
+    assert sum(told["shares"]) == pytest.approx(1, abs=5e-3)
+    assert sum(part["share"] for part in told["parts"].values()) == pytest.approx(
+        sum(told["shares"])
+    )
     assert [word.text for word in attended.words] == ["owl", "on", "a", "blue", "background"]
-    for word, map_ in zip(attended.words, attended.maps, strict=True):
-        assert attended.share(word) == pytest.approx(float(map_.mean()), rel=1e-4)
+    assert sum(word["among_words"] for word in told["words"]) == pytest.approx(1)
+    ids = tokenizer("owl on a blue background", padding="max_length").input_ids
+    parts = attended.parts
+    assert [ids[place] for place in parts["start mark"]] == [tokenizer.bos_token_id]
+    assert parts["end mark"] == [ids.index(tokenizer.eos_token_id)]
+    assert parts["padding"] == [*range(parts["end mark"][0] + 1, len(ids))]
     factor = 2 ** (len(emoji.components.vae.config.block_out_channels) - 1)
     width, height = attended.picture.size
-    assert attended.maps.shape == (5, height // factor, width // factor)
+    assert attended.attention.shape == (len(ids), height // factor, width // factor)
+
+
+def test_the_padding_that_is_drawn_is_that_with_the_most_attention(attended):
+    shares = attended.numbers()["shares"]
+    padding = attended.most_padding()
+    assert len(padding) == 16
+    assert padding == sorted(padding)
+    others = set(attended.parts["padding"]) - set(padding)
+    assert min(shares[i] for i in padding) >= max(shares[i] for i in others)
+
+
+def test_every_chunk_has_its_own_marks_and_padding():
+    sizes = {1: 2, 3: 1, 9: 6}  # of the words, by the places where they begin
+    words = [Word("a", 1.0, first, (5,) * n, ("a",) * n) for first, n in sizes.items()]
+    assert parts_of(words, 8, 24) == {
+        "start mark": [0, 8, 16],
+        "words": [1, 2, 3, 9, 10, 11, 12, 13, 14],
+        "end mark": [4, 15, 17],
+        "padding": [5, 6, 7, 18, 19, 20, 21, 22, 23],
+    }
 
 
 def test_words_of_many_tokens_are_one_map(emoji):
     data = attention_data(emoji, "xylographic café", seed=0, steps=2)
-    assert [word.text for word in data.words] == ["xylographic", "café"]
-    assert len(data.words[0].ids) > 1
-    assert data.share(data.words[0]) == pytest.approx(
-        sum(data.shares[1 : 1 + len(data.words[0].ids)])
-    )
+    told = data.numbers()
+    assert [word["text"] for word in told["words"]] == ["xylographic", "café"]
+    many = len(data.words[0].ids)
+    assert many > 1
+    assert told["words"][0]["share"] == pytest.approx(sum(told["shares"][1 : 1 + many]))
+    assert np.allclose(told["words"][0]["map"], data.attention[1 : 1 + many].sum(0), atol=1e-6)
 
 
 def test_the_unet_and_its_processors_are_as_they_were_also_after_an_error(emoji):
@@ -181,7 +212,7 @@ def test_another_thread_draws_meanwhile_and_is_not_recorded(emoji, attended):
     data = attention_data(emoji, "owl on a blue background", on_step=other, **SETTINGS)
     assert [picture.tobytes() for picture in drawn] == [plain, plain]
     assert data.picture.tobytes() == attended.picture.tobytes()
-    assert np.array_equal(data.maps, attended.maps)
+    assert np.array_equal(data.attention, attended.attention)
 
 
 def test_what_has_no_words_is_refused(emoji):
@@ -211,6 +242,5 @@ def test_no_text_meets_another(emoji, prompt):
         words.pop()
     data = attention_data(emoji, " ".join(words), seed=1, steps=2, dim=64)
     assert_legible(attention_figure(data))
-    assert_legible(
-        attention_figure(replace(data, shares=[1 / len(data.shares)] * len(data.shares)))
-    )
+    even = np.full_like(data.attention, 1 / len(data.attention))
+    assert_legible(attention_figure(replace(data, attention=even)))

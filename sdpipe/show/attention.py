@@ -4,7 +4,7 @@ Tang et al. (2023), "What the DAAM: interpreting Stable Diffusion using cross at
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from sdpipe.syntax import parse
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from sdpipe.pipeline import Pipeline
@@ -125,40 +126,71 @@ def attention(attn: Any, x: Tensor, text: Tensor) -> Tensor:
     return scores.softmax(-1)
 
 
+Place = tuple[float, float, float, float]  # x, y, width and height on a sheet
+
+MOST_PADDING = 16  # tokens of it that are drawn one by one
+MARKS = ("start mark", "words", "end mark", "padding")
+COLORS = dict(zip(MARKS, (style.FAINT, style.BLUE, style.INK, style.GREEN), strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class Attended:
     """Where each word of a prompt acted on a picture.
 
-    maps: for each word the share of a place's attention that its tokens got, (words, h, w).
-    shares: the same averaged over places, one for each of the L tokens: start mark, words, end
-        mark, padding, and the same again for every further chunk. They sum to 1.
+    attention: which share of a place's attention each of the L tokens got, (L, h, w): start mark,
+        words, end mark, padding, and the same again for every further chunk. Over the tokens it
+        sums to 1 in every place, but for what `Maps.mean` rounds.
+    parts: which of the L tokens are what, by the names in `MARKS`.
     """
 
     settings: "Settings"
     picture: Image.Image
     words: list[Word]
-    maps: np.ndarray[Any, Any]
-    shares: list[float]
+    attention: np.ndarray[Any, Any]
+    parts: Mapping[str, Sequence[int]]
 
-    def share(self, word: Word) -> float:
-        """How much of all attention a word got."""
-        return sum(self.shares[word.first : word.first + len(word.ids)])
+    def map(self, tokens: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Which share of each place's attention some tokens got together, (h, w)."""
+        return np.asarray(self.attention[list(tokens)].sum(0))
+
+    def share(self, tokens: Sequence[int]) -> float:
+        """Which share of all attention they got."""
+        return float(self.map(tokens).mean())
+
+    def among_words(self, word: Word) -> float:
+        """Which share a word has of the attention that all words got."""
+        return self.share(word.places) / (self.share(self.parts["words"]) or 1.0)
+
+    def most_padding(self) -> list[int]:
+        """The tokens of padding that got the most, `MOST_PADDING` of them, in their order."""
+        ranked = sorted(self.parts["padding"], key=lambda token: -self.share([token]))
+        return sorted(ranked[:MOST_PADDING])
 
     def numbers(self) -> dict[str, Any]:
         """What can be said in JSON."""
+
+        def told(tokens: Sequence[int]) -> dict[str, Any]:
+            rows = [[round(float(v), 6) for v in row] for row in self.map(tokens)]
+            return {"share": self.share(tokens), "map": rows}
+
         return {
             "settings": self.settings.to_dict(),
-            "shares": self.shares,
+            "shares": self.attention.mean((1, 2)).tolist(),
             "words": [
                 {
                     "text": word.text,
                     "first": word.first,
                     "tokens": list(word.tokens),
-                    "share": self.share(word),
-                    "map": [[round(float(v), 6) for v in row] for row in map_],
+                    "among_words": self.among_words(word),
+                    **told(word.places),
                 }
-                for word, map_ in zip(self.words, self.maps, strict=True)
+                for word in self.words
             ],
+            "parts": {
+                name: {"places": list(tokens), **told(tokens)}
+                for name, tokens in self.parts.items()
+            },
+            "padding": [{"place": token, **told([token])} for token in self.most_padding()],
         }
 
 
@@ -183,64 +215,123 @@ def attention_data(
     picture, factor = result.images[0], vae_factor(parts.vae)
     mean = maps.mean(picture.height // factor, picture.width // factor)  # (L, h, w)
     words = split(parts.tokenizer, parse(prompt).at(0, 1))
-    of_words = [mean[w.first : w.first + len(w.ids)].sum(0).numpy() for w in words]
-    return Attended(
-        result.settings[0], picture, words, np.stack(of_words), mean.mean((1, 2)).tolist()
-    )
+    places = parts_of(words, parts.tokenizer.model_max_length, len(mean))
+    return Attended(result.settings[0], picture, words, mean.numpy(), places)
+
+
+def parts_of(words: Sequence[Word], length: int, count: int) -> dict[str, list[int]]:
+    """Which of `count` tokens, in chunks of `length`, are what, by the names in `MARKS`."""
+    said = [token for word in words for token in word.places]
+    starts = list(range(0, count, length))
+    ends = [start + 1 + sum(start < token < start + length for token in said) for start in starts]
+    marks = {*starts, *said, *ends}
+    padding = [token for token in range(count) if token not in marks]
+    return dict(zip(MARKS, (starts, said, ends, padding), strict=True))
 
 
 @style.drawing
 def attention_figure(data: Attended) -> "Figure":
-    """Draws the picture, then once for every word where it acted, and how much of all that was."""
+    """Draws the picture, where each word acted, and how much of all attention was for words."""
     aspect = data.picture.height / data.picture.width
-    places, end = style.cells(len(data.words) + 1, aspect, 68)
+    of_words, words_end = style.cells(len(data.words) + 1, aspect, 68)
+    of_parts, parts_end = style.cells(6, aspect, 46)
+    padding = data.most_padding()
+    of_padding, padding_end = style.cells(8 if len(padding) <= 8 else 16, aspect, 28, across=8)
     own = data.settings
+    height = words_end + 74 + 48 + parts_end + (32 + padding_end if padding else 0)
     sheet = Sheet(
-        end + 160,
+        height,
         style.quoted(own.prompt),
         f"where each word acted: cross-attention, averaged over heads, layers and steps; "
         f"seed {own.seed}, {sampling(own)}",
     )
-    (x, y, w, h), *places = [(x, y + sheet.top, w, h) for x, y, w, h in places]
-    sheet.picture(x, y, w, h, data.picture)
-    sheet.text(x, y + h + 20, "the picture")
-    lines = _outlines(data.picture)
-    for (x, y, w, h), word, map_ in zip(places, data.words, data.maps, strict=True):
-        # A scale for each: a word that hardly acted has a shape too, and how little is said.
-        most = float(map_.max())
-        looks = {"interpolation": "bicubic", "extent": (0, 1, 0, 1)}
-        axes = sheet.picture(x, y, w, h, map_ / (most or 1.0), **style.heat(1.0), **looks)
-        axes.imshow(lines, extent=(0, 1, 0, 1), aspect="auto")
-        sheet.text(x, y + h + 20, style.fitted(word.text, style.TEXT, w), plain=True)
-        sheet.note(x, y + h + 37, f"mean {_percent(data.share(word))}")
-        sheet.note(x, y + h + 53, f"most {_percent(most)}")
-    y = sheet.top + end + 14
-    sheet.note(MARGIN, y, "the word's share of a place's attention: from none to its most")
-    bar = sheet.scale(MARGIN, y + 10, WIDTH - 2 * MARGIN, axes)
-    bar.set_xticks([0, 0.5, 1], ["0", "half", "most"])
-    first, _, last = bar.get_xticklabels()
-    first.set_horizontalalignment("left")
-    last.set_horizontalalignment("right")
-    _draw_shares(sheet, y + 76, data)
+    drawn = _Maps(sheet, _outlines(data.picture))
+    top = float(sheet.top)
+    _draw_words(drawn, _lower(of_words, top), data)
+    top += words_end + 74
+    _draw_parts(drawn, top, _lower(of_parts, top + 48), data)
+    top += 48 + parts_end + 18
+    if padding:
+        _draw_padding(drawn, top, _lower(of_padding, top + 14), data, padding)
     return sheet.figure
 
 
-def _draw_shares(sheet: Sheet, y: float, data: Attended) -> None:
-    """All attention in a bar: of the start mark, every word, and the rest, marks and padding."""
-    sheet.note(MARGIN, y, "all attention")
-    others = sum(data.shares[1:]) - sum(map(data.share, data.words))
-    parts = [("start mark", data.shares[0], style.EDGE)]
-    for i, word in enumerate(data.words):
-        parts.append((word.text, data.share(word), style.TINTS[i % len(style.TINTS)]))
-    parts.append(("end and padding", others, style.PALE))
-    canvas, x = sheet.canvas(), float(MARGIN)
-    for text, share, color in parts:
-        width = share / sum(data.shares) * (WIDTH - 2 * MARGIN)
-        style.bar(canvas, x, y + 10, width - 1, 24, color)
-        label = f"{text} {_percent(share)}"
-        label = next((t for t in (label, text) if style.text_width(t, style.SMALL) < width - 8), "")
-        sheet.text(x + width / 2, y + 26, label, ha="center", size=style.SMALL, plain=True)
+class _Maps:
+    """Maps on a sheet, each below the outlines of the picture."""
+
+    def __init__(self, sheet: Sheet, lines: np.ndarray[Any, Any]) -> None:
+        self.sheet, self._lines = sheet, lines
+
+    def draw(self, place: Place, shares: np.ndarray[Any, Any], most: float) -> "Axes":
+        looks = {"interpolation": "bicubic", "extent": (0, 1, 0, 1), **style.heat(most)}
+        axes = self.sheet.picture(*place, shares, **looks)
+        axes.imshow(self._lines, extent=(0, 1, 0, 1), aspect="auto")
+        return axes
+
+    def scale(self, x: float, y: float, width: float, of: "Axes", most: float) -> None:
+        bar = self.sheet.scale(x, y, width, of)
+        bar.set_xticks([0, most / 2, most], ["0", _percent(most / 2), _percent(most)])
+        first, _, last = bar.get_xticklabels()
+        first.set_horizontalalignment("left")
+        last.set_horizontalalignment("right")
+
+
+def _lower(places: Sequence[Place], by: float) -> list[Place]:
+    return [(x, y + by, width, height) for x, y, width, height in places]
+
+
+def _draw_words(drawn: _Maps, places: Sequence[Place], data: Attended) -> None:
+    """The picture, and every word's map: on one scale, so that they can be held together."""
+    sheet, maps = drawn.sheet, [data.map(word.places) for word in data.words]
+    most = max(float(map_.max()) for map_ in maps) or 1.0
+    (x, y, w, h), *places = places
+    sheet.picture(x, y, w, h, data.picture)
+    sheet.text(x, y + h + 20, "the picture")
+    for place, word, map_ in zip(places, data.words, maps, strict=True):
+        axes = drawn.draw(place, map_, most)
+        x, y, w, h = place
+        sheet.text(x, y + h + 20, style.fitted(word.text, style.TEXT, w), plain=True)
+        sheet.note(x, y + h + 37, f"{_percent(data.among_words(word))} among words")
+        sheet.note(x, y + h + 53, f"at most {_percent(float(map_.max()))}")
+    y += h + 68 + 12
+    sheet.note(MARGIN, y, "the word's share of a place's attention, on one scale for all words")
+    drawn.scale(MARGIN, y + 8, WIDTH - 2 * MARGIN, axes, most)
+
+
+def _draw_parts(drawn: _Maps, y: float, places: Sequence[Place], data: Attended) -> None:
+    """What of all attention was for words, and what for marks and padding: a bar, and maps."""
+    sheet, canvas, x = drawn.sheet, drawn.sheet.canvas(), float(MARGIN)
+    sheet.text(MARGIN, y + 4, "all attention")
+    parts = {name: tokens for name, tokens in data.parts.items() if tokens}
+    whole = sum(map(data.share, parts.values()))
+    for name, tokens in parts.items():
+        width = data.share(tokens) / whole * (WIDTH - 2 * MARGIN)
+        style.bar(canvas, x, y + 14, max(width - 1, 0.5), 20, COLORS[name])
         x += width
+    for (name, tokens), place in zip(parts.items(), places, strict=False):
+        axes = drawn.draw(place, data.map(tokens), 1.0)
+        x, top, _, h = place
+        style.bar(canvas, x, top + h + 11, 9, 9, COLORS[name])
+        sheet.text(x + 15, top + h + 20, name)
+        sheet.note(x + 15, top + h + 37, _percent(data.share(tokens)))
+    x, top, *_ = places[4]
+    sheet.note(x, top + 10, "of a place's attention")
+    drawn.scale(x, top + 18, WIDTH - MARGIN - x, axes, 1.0)
+
+
+def _draw_padding(
+    drawn: _Maps, y: float, places: Sequence[Place], data: Attended, padding: Sequence[int]
+) -> None:
+    """The padding that was looked at: behind the prompt, and yet not without meaning."""
+    most = max(float(data.map([token]).max()) for token in padding) or 1.0
+    few = f"the {len(padding)} tokens of padding with the most attention"
+    whole = few if len(padding) < len(data.parts["padding"]) else "the padding, token by token"
+    drawn.sheet.text(MARGIN, y + 4, f"{whole}, on one scale to {_percent(most)}")
+    for token, place in zip(padding, places, strict=False):
+        drawn.draw(place, data.map([token]), most)
+        x, top, _, h = place
+        share = _percent(data.share([token]))
+        drawn.sheet.note(x, top + h + 17, f"{token}: {share}")
 
 
 def _percent(share: float) -> str:

@@ -27,6 +27,11 @@ class Word:
     ids: tuple[int, ...]
     tokens: tuple[str, ...]
 
+    @property
+    def places(self) -> range:
+        """The places of its tokens."""
+        return range(self.first, self.first + len(self.ids))
+
 
 def split(tokenizer: "CLIPTokenizer", text: Text) -> list[Word]:
     """All words of a text, in all of its chunks; one that is parted by an end of a chunk is two."""
