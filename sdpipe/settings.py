@@ -29,8 +29,9 @@ from sdpipe.syntax import parse
 
 SCHEDULERS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun", "dpm++", "unipc")
 KARRAS_SCHEDULERS = ("lms", "euler", "heun", "dpm++", "unipc")
-# Their points run from the last training timestep to the first: a single one is the first.
-NEED_TWO_STEPS = ("lms", "euler", "euler_a", "heun")
+# Their points run from the last training timestep to the first, or count up from the first: a
+# single one is the first, where there is hardly any noise.
+NEED_TWO_STEPS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun")
 
 SEAMLESS = ("xy", "x", "y")
 
@@ -224,7 +225,7 @@ class Settings:
             )
         if self.steps == 1 and name in NEED_TWO_STEPS:
             raise UsageError(
-                f"steps=1 with the scheduler {name} would start at sigma 0.029, from a picture "
+                f"steps=1 with the scheduler {name} would start below sigma 0.05, from a picture "
                 "and not from noise; take 2 steps or more, or a scheduler that can do it in one: "
                 f"{', '.join(s for s in SCHEDULERS if s not in NEED_TWO_STEPS)}."
             )

@@ -7,7 +7,7 @@ from diffusers import LMSDiscreteScheduler
 from numpy.polynomial import Polynomial
 
 from sdpipe.schedule import CLASSES, lms_coefficients, make_scheduler
-from sdpipe.settings import KARRAS_SCHEDULERS, SCHEDULERS
+from sdpipe.settings import KARRAS_SCHEDULERS, NEED_TWO_STEPS, SCHEDULERS
 
 V1_4 = {
     "_class_name": "PNDMScheduler",
@@ -70,6 +70,17 @@ def test_lms_of_order_4_is_exact_for_a_cubic():
         moved = sum(c * cubic(sigmas[i - j]) for j, c in enumerate(row))
         whole = cubic.integ()
         assert moved == pytest.approx(whole(sigmas[i + 1]) - whole(sigmas[i]), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_one_step_begins_with_noise_where_it_is_not_refused(name):
+    """As diffusers' own class places it, with v1-4's configuration."""
+    kind = LMSDiscreteScheduler if name == "lms" else CLASSES[name]
+    scheduler = kind.from_config(V1_4)
+    scheduler.set_timesteps(1)
+    alpha_bar = float(scheduler.alphas_cumprod[int(scheduler.timesteps[0])])
+    sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5
+    assert (sigma < 0.05) if name in NEED_TWO_STEPS else (sigma > 14.6)
 
 
 def test_lms_starts_where_v1_4_starts():

@@ -493,7 +493,7 @@ WRONG = {
     "sweep x --g 7.5": "nothing varies",
     "sweep x --g 1,a": "g='a' is neither a number nor a range",
     "sweep x --g 1,nan": "g=nan is not a finite number",
-    "sweep x --steps 1-5": "0.029",
+    "sweep x --steps 1-5": "below sigma 0.05",
     "sweep x --steps 10,2.5": "steps='2.5' is neither a whole number",
     "sweep x --steps 10-50[0]": "how many is a whole number from 1",
     "sweep x --steps 10-50(5)": "with its sign",
