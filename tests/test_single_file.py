@@ -1,9 +1,12 @@
+import json
+
 import pytest
 import torch
 from hub_server import Hub
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
+from sdpipe.cli import main
 from sdpipe.components import load
 from sdpipe.errors import ModelError
 from sdpipe.loading.locate import DEFAULT
@@ -126,6 +129,19 @@ def test_a_single_file_is_the_same_model_as_its_folder(hub, file, folder):
     assert found.tokenizer("red apple").input_ids == like.tokenizer("red apple").input_ids
     assert found.scheduler_config == like.scheduler_config
     assert found.identity()["sha256"] != like.identity()["sha256"]
+
+
+def test_it_is_held_against_diffusers_as_its_folder_is(hub, file, folder, capsys):
+    draw = ["compare", "red cat", "--seed", "3", "--steps", "3", "--device", "cpu", "--json"]
+    told = []
+    for model in (file(), folder):
+        assert main([*draw, "--model", str(model)]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    alone, whole = told
+    assert alone["within"]
+    assert alone["steps"] == whole["steps"]
+    assert alone["settings"] == whole["settings"]
+    assert alone["model"]["name"].endswith("mine.safetensors")
 
 
 def test_only_configurations_are_fetched_and_only_once(hub, file):
