@@ -1,16 +1,21 @@
 import base64
+import contextlib
 import hashlib
+import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hub_server import Hub
 from tiny import tiny_model
 
-import sdpipe
+import sdpipe.components
 from sdpipe.cli import main
 from sdpipe.doctor import models
 from sdpipe.doctor.machine import outputs
@@ -19,6 +24,7 @@ from sdpipe.doctor.packages import packages
 from sdpipe.loading import locate
 from sdpipe.loading.locate import DEFAULT, find_model
 
+trial = importlib.import_module("sdpipe.doctor.trial")  # its function has the same name
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -92,6 +98,96 @@ def test_a_damaged_torch_is_found_and_all_else_is_still_told(tmp_path):
     assert "pip install --force-reinstall torch" in trial
     assert "ok       model emoji" in out
     assert "ok       outputs" in out
+
+
+def oom(*_):
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 7.79 GiB"
+    )
+
+
+def no_kernel(*_):
+    raise torch.AcceleratorError("CUDA error: no kernel image is available for execution")
+
+
+class Aborted(BaseException):
+    """In place of the end of the process, which the tests would share."""
+
+
+def abort(*_):
+    raise Aborted
+
+
+@pytest.fixture
+def gpu(monkeypatch, capsys):
+    """A machine whose one GPU does what it is given for every model that is brought to it."""
+
+    def make(fails, *, cpu=None, properties=None):
+        kind = SimpleNamespace(name="NVIDIA Test", major=8, minor=6)
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+        monkeypatch.setattr("torch.cuda.get_device_properties", properties or (lambda i: kind))
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda i: (5 * 10**8, 8 * 10**9))
+        build = sdpipe.components.build
+
+        def built(sources, device, dtype):
+            failure = fails if device.type == "cuda" else cpu
+            return build(sources, device, dtype) if failure is None else failure()
+
+        monkeypatch.setattr("sdpipe.components.build", built)
+
+        def run(device):
+            capsys.readouterr()
+            with contextlib.suppress(Aborted):
+                trial.child(device)
+                return trial._Ended(trial._read(capsys.readouterr().out), 0)
+            return trial._Ended(trial._read(capsys.readouterr().out), -signal.SIGABRT)
+
+        monkeypatch.setattr(trial, "_run", run)  # the same in this process, without another's start
+        return list(trial.trial(draw=True))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("fails", "why", "remedy"),
+    [
+        (oom, "failed: OutOfMemoryError: CUDA out of memory. Tried to", "nvidia-smi lists"),
+        (no_kernel, "failed: AcceleratorError: CUDA error: no kernel", "see pytorch.org"),
+        (abort, "ended the process with SIGABRT", "update its driver"),
+    ],
+)
+def test_where_the_gpu_fails_the_cpu_is_tried(gpu, fails, why, remedy):
+    found = gpu(fails)
+    assert about(found, "cuda:0").text.startswith("NVIDIA Test, 8.0 GB, 500.0 MB free")
+    assert about(found, "device, dtype").facts["device"] == "cuda"
+    last = about(found, "trial")
+    assert last.state == "problem"  # without --device, nothing is drawn
+    assert last.text.startswith(f"drawing with the built-in model on cuda {why}")
+    assert "; the CPU drew its 2 steps in " in last.text
+    assert last.facts["cpu"]["seconds"] > 0
+    assert last.remedy.startswith("--device cpu draws; for the GPU ")
+    assert remedy in last.remedy
+    assert "--force-reinstall" not in last.remedy
+
+
+def test_where_the_cpu_fails_too_it_is_no_remedy(gpu):
+    def no_memory():
+        raise MemoryError("cannot allocate")
+
+    on_gpu, on_cpu = [each for each in gpu(oom, cpu=no_memory) if each.about == "trial"]
+    assert "--device cpu" not in on_gpu.remedy + on_cpu.remedy
+    assert "MemoryError: cannot allocate" in on_cpu.text
+
+
+def test_a_gpu_that_the_driver_does_not_open(gpu):
+    def closed(_):
+        raise torch.AcceleratorError("CUDA error: system has unsupported display driver")
+
+    found = gpu(no_kernel, properties=closed)
+    assert about(found, "cuda:0").state == "note"
+    assert "cannot be used: AcceleratorError: CUDA error: system" in about(found, "cuda:0").text
+    assert "the CPU drew" in about(found, "trial").text
 
 
 def test_a_library_that_crashes_does_not_take_the_doctor_with_it(tmp_path):

@@ -1,6 +1,8 @@
 """A small picture, drawn for trial in another process: one that crashes takes nothing with it.
 
-The process prints a line of JSON after each stage, so what it did not print is what broke.
+The process prints a line of JSON after each stage, so what it did not print is what broke. Where
+it broke on a GPU, another process tries the CPU: after such an error the first one is good for
+nothing.
 """
 
 import json
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -21,9 +24,13 @@ from sdpipe.errors import SdpipeError
 # The same modules are found as here: a folder that is first on the path stays the first.
 _PROGRAM = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-    "from sdpipe.doctor.trial import child; child(draw=sys.argv[2] == 'draw')"
+    "from sdpipe.doctor.trial import child; child(sys.argv[2])"
 )
 _MARK = "sdpipe tells: "
+
+DRIVER = "update its driver, or install a torch that is built for it: see pytorch.org"
+MEMORY = "close what else takes its memory, which nvidia-smi lists"
+
 _STAGES = {
     "torch": "importing torch",
     "libraries": "importing diffusers and transformers",
@@ -38,46 +45,72 @@ def trial(*, draw: bool) -> Iterator[Finding]:
 
     draw: without, everything is imported and nothing drawn.
     """
-    told, end, where = _run(draw)
+    ended = _run("auto" if draw else "")
+    told = ended.told
     if "devices" in told:
         yield from _machine(told)
-    for stage in _STAGES if draw else [name for name in _STAGES if name != "drawing"]:
-        if stage not in told:
-            yield _crashed(stage, end, where)
-            return
-        if "error" in told[stage]:
-            yield _broken(stage, told[stage])
-            return
-    if draw:
+    stages = [name for name in _STAGES if draw or name != "drawing"]
+    stage = next((name for name in stages if ended.failed(name)), None)
+    if stage == "drawing" and told["device"]["device"] != "cpu":
+        yield from _without_gpu(ended)
+    elif stage is not None:
+        yield _failure(stage, ended)
+    elif draw:
         drawn = told["drawing"]
         text = f"the built-in model drew 2 steps in {drawn['seconds']:.1f} s"
         yield Finding("trial", "ok", text, facts=drawn)
 
 
-def _run(draw: bool) -> tuple[dict[str, Any], int, str]:
-    """By stage, what the process told; its exit status; and where in Python it crashed, or ""."""
+@dataclass(frozen=True)
+class _Ended:
+    """What the process told, by stage; its exit status; where in Python it crashed, or ""."""
+
+    told: Mapping[str, Any]
+    status: int
+    where: str = ""
+
+    def failed(self, stage: str) -> bool:
+        return stage not in self.told or "error" in self.told[stage]
+
+    @property
+    def how(self) -> str:
+        """How it ended where it did not say so itself."""
+        if self.status < 0:
+            return f"ended the process with {signal.Signals(-self.status).name}"
+        return f"ended the process with exit status {self.status}"
+
+
+def _run(device: str) -> _Ended:
+    """Runs the process; it draws on `device`, or on none where that is ""."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}  # a trial fetches nothing
     program = [sys.executable, "-X", "faulthandler", "-c", _PROGRAM]
-    command = [*program, json.dumps(sys.path), "draw" if draw else ""]
+    command = [*program, json.dumps(sys.path), device]
     with tempfile.TemporaryFile() as complaints:
         ended = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=complaints, env=environment, check=False
         )
         complaints.seek(0)
         words = complaints.read().decode(errors="replace").splitlines()
+    where = next((word.strip() for word in words if word.startswith('  File "')), "")
+    return _Ended(_read(ended.stdout.decode(errors="replace")), ended.returncode, where)
+
+
+def _read(printed: str) -> dict[str, Any]:
     told: dict[str, Any] = {}
-    for line in ended.stdout.decode(errors="replace").splitlines():
+    for line in printed.splitlines():
         if line.startswith(_MARK):  # a library may print, too
             told.update(json.loads(line.removeprefix(_MARK)))
-    where = next((word.strip() for word in words if word.startswith('  File "')), "")
-    return told, ended.returncode, where
+    return told
 
 
 def _machine(told: Mapping[str, Any]) -> Iterator[Finding]:
     """The devices that torch has, what would be chosen of them, and its threads."""
     torch = told["torch"]
     for name, device in told["devices"].items():
-        yield Finding(name, "ok", device["text"], facts=device)
+        if "error" in device:
+            yield Finding(name, "note", f"cannot be used: {device['error']}", DRIVER, device)
+        else:
+            yield Finding(name, "ok", device["text"], facts=device)
     if torch["cuda"] is None and os.path.exists("/proc/driver/nvidia/version"):
         text = "an NVIDIA driver is here, but this torch was built without CUDA and uses the CPU"
         yield Finding("cuda", "note", text, "install a torch built for CUDA: see pytorch.org")
@@ -97,12 +130,33 @@ def _machine(told: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("threads", "ok", f"{threads} of {usable} processors", facts=facts)
 
 
-def _crashed(stage: str, end: int, where: str) -> Finding:
-    """The process ended without a word: a library and this processor or system do not fit."""
-    how = signal.Signals(-end).name if end < 0 else f"exit status {end}"
-    text = f"{_STAGES[stage]} ended the process with {how}{f', at {where}' * bool(where)}"
+def _without_gpu(ended: _Ended) -> Iterator[Finding]:
+    """The GPU drew nothing: why, what helps, and whether the CPU does."""
+    device, told = ended.told["device"]["device"], ended.told.get("drawing")
+    why = ended.how if told is None else f"failed: {told['error']}"
+    full = "out of memory" in why.lower() or "OutOfMemoryError" in why
+    remedy = MEMORY if full else DRIVER
+    text = f"drawing with the built-in model on {device} {why}"
+    facts = {"stage": "drawing", "device": device, **(told or {"status": ended.status})}
+    again = _run("cpu")
+    stage = next((name for name in _STAGES if again.failed(name)), None)
+    if stage is not None:
+        yield Finding("trial", "problem", text, remedy, facts)
+        yield _failure(stage, again)
+        return
+    seconds = again.told["drawing"]["seconds"]
+    text += f"; the CPU drew its 2 steps in {seconds:.1f} s"
+    facts["cpu"] = again.told["drawing"]
+    yield Finding("trial", "problem", text, f"--device cpu draws; for the GPU {remedy}", facts)
+
+
+def _failure(stage: str, ended: _Ended) -> Finding:
+    if stage in ended.told:
+        return _broken(stage, ended.told[stage])
+    # A library and this processor or system do not fit.
+    text = f"{_STAGES[stage]} {ended.how}{f', at {ended.where}' * bool(ended.where)}"
     remedy = "install torch and the package named there again, as built for this system"
-    return Finding("trial", "problem", text, remedy, {"stage": stage, "status": end})
+    return Finding("trial", "problem", text, remedy, {"stage": stage, "status": ended.status})
 
 
 def _broken(stage: str, told: Mapping[str, Any]) -> Finding:
@@ -121,14 +175,17 @@ def _broken(stage: str, told: Mapping[str, Any]) -> Finding:
     return Finding("trial", "problem", f"{said} (in {where})", remedy, facts)
 
 
-def child(*, draw: bool) -> None:
-    """What the other process does; prints an object for each stage."""
+def child(device: str) -> None:
+    """What the other process does; prints an object for each stage.
+
+    device: what is drawn on; with "" nothing is.
+    """
     for stage, work in (
         ("torch", _torch),
         ("libraries", _libraries),
         ("scheduler", _scheduler),
         ("device", _device),
-        *([("drawing", _draw)] if draw else []),
+        *([("drawing", lambda: _draw(device))] if device else []),
     ):
         try:
             told = work()
@@ -150,8 +207,12 @@ def _torch() -> dict[str, Any]:
     able = torch.backends.cpu.get_cpu_capability()
     devices = {"cpu": {"text": f"{able}, {processors()} processors"}}
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        kind = torch.cuda.get_device_properties(i)
-        left, total = torch.cuda.mem_get_info(i)
+        try:
+            kind = torch.cuda.get_device_properties(i)
+            left, total = torch.cuda.mem_get_info(i)
+        except Exception as error:  # a driver that does not fit, or no room for a context
+            devices[f"cuda:{i}"] = {"error": f"{type(error).__name__}: {error}"}
+            continue
         devices[f"cuda:{i}"] = {
             "text": f"{kind.name}, {size(total)}, {size(left)} free, capability {kind.major}."
             f"{kind.minor}",
@@ -191,12 +252,12 @@ def _device() -> dict[str, Any]:
     return {"device": str(device), "dtype": str(dtype).removeprefix("torch."), "why": why}
 
 
-def _draw() -> dict[str, Any]:
+def _draw(device: str) -> dict[str, Any]:
     import time
 
     from sdpipe.pipeline import Pipeline
 
-    pipe = Pipeline("emoji")
+    pipe = Pipeline("emoji", device=device)
     started = time.monotonic()
     pipe.generate("red apple", seed=0, steps=2)
     return {"seconds": time.monotonic() - started}
