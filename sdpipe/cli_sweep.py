@@ -258,10 +258,12 @@ def _drawn(work: "SweepFolder", batch: int, as_json: bool) -> int:
     grid = None
     started = time.monotonic()
     try:
-        with progress.bar(f"drawing {_pictures(cells - len(there))}") as on_step:
-            for _ in work.draw(batch, on_step):
-                pass
-        grid = str(work.save_grid())
+        if len(there) < cells:
+            with progress.bar(f"drawing {_pictures(cells - len(there))}") as on_step:
+                for _ in work.draw(batch, on_step):
+                    pass
+        with progress.status("putting the grid together ..."):
+            grid = str(work.save_grid())
         if not as_json:
             messages.print_result(grid)
     except KeyboardInterrupt:

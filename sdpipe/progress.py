@@ -30,10 +30,11 @@ def bar(text: str) -> Iterator[Callable[[int, int], None]]:
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    with tqdm(desc=text, file=sys.stderr, dynamic_ncols=True) as shown:
+    begin = f"{text} ..."  # how much there is to do is known when some of it is done
+    with tqdm(desc=text, file=sys.stderr, dynamic_ncols=True, bar_format=begin) as shown:
 
         def move(done: int, total: int) -> None:
-            shown.total = total
+            shown.bar_format, shown.total = None, total
             shown.update(done - shown.n)
 
         yield move

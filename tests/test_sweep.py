@@ -1,4 +1,5 @@
 import functools
+import io
 import json
 import os
 import re
@@ -320,6 +321,32 @@ def test_what_is_there_is_not_drawn_again_and_more_values_only_add(sweep):
     assert [cell["drawn"] for cell in wider["cells"]] == [False, False, True] * 2
     assert wider["grid"] == "o/grid-1.png"
     assert contents("o").items() > before.items()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_a_bar_while_there_is_something_to_draw(run, models, monkeypatch):
+    def shown():
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        command = ["sweep", "red apple", "--seed", "1-2", "--steps", "2,3", "--out", "o"]
+        assert run(*command, "--model", models[0], "--scheduler", "ddim", *FAST)[0] == 0
+        return sys.stderr.getvalue()
+
+    first = shown()
+    assert "\rdrawing 4 pictures ..." in first
+    assert "drawing 4 pictures: 100%" in first
+    assert ": 0it [" not in first
+    assert re.fullmatch(
+        r"putting the grid together \.\.\.\r\x1b\[Ksdpipe: 4 pictures: 4 drawn in \S+ s",
+        first.split("\n")[-2],
+    )
+    again = shown()
+    assert "drawing" not in again
+    assert again.count("\n") == 1
+    assert again.endswith("\x1b[Ksdpipe: 4 pictures: 4 there before\n")
 
 
 def test_a_file_counts_only_where_it_is_the_cell(sweep):
