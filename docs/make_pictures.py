@@ -2,7 +2,8 @@
 
 All of them come from the built-in model, and need matplotlib. Every `sdpipe show NAME ...` in
 the README is run as it stands there, and its drawing becomes NAME.png, and so is the command that
-draws without a seam, which becomes seamless.png. With names, as in
+draws without a seam, which becomes seamless.png, and the `sdpipe sweep` that stands with the line
+it prints, whose grid becomes sweep.png. With names, as in
 `make_pictures.py steps sheet`, it draws those alone.
 """
 
@@ -26,6 +27,7 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 COMMAND = re.compile(r"^sdpipe (show (\w+) .+?)(?: +#.*)?$", re.MULTILINE)
 SEAMLESS = re.compile(r"^sdpipe (generate .+ --seamless \w+)$", re.MULTILINE)
+SWEEP = re.compile(r"^\$ sdpipe (sweep .+?)\n.+/grid\.png$", re.MULTILINE)
 LOSSES = Path(sdpipe.__file__).parent / "models" / "emoji" / "loss.csv"
 SHEET = [
     "red apple", "panda", "rocket", "octopus", "sunflower", "pizza", "guitar", "tiger face",
@@ -50,13 +52,16 @@ WIDEST = 1440  # pixels: a page is about 830 wide, on fine screens twice that
 
 def main() -> None:
     """Writes sheet.png, the drawings of the README's commands, and loss.png beside this file."""
-    wanted = set(sys.argv[1:])
-    for command, name in COMMAND.findall(README.read_text(encoding="utf-8")):
+    wanted, readme = set(sys.argv[1:]), README.read_text(encoding="utf-8")
+    for command, name in COMMAND.findall(readme):
         if not wanted or name in wanted:
             draw(shlex.split(command), HERE / f"{name}.png")
     if not wanted or "seamless" in wanted:
-        [command] = SEAMLESS.findall(README.read_text(encoding="utf-8"))
+        [command] = SEAMLESS.findall(readme)
         draw_tiles(shlex.split(command), HERE / "seamless.png")
+    if not wanted or "sweep" in wanted:
+        [command] = SWEEP.findall(readme)
+        draw(shlex.split(command), HERE / "sweep.png")
     if not wanted or "sheet" in wanted:
         draw_sheet(HERE / "sheet.png")
     if not wanted or "loss" in wanted:
@@ -75,9 +80,10 @@ def draw(command: list[str], path: Path) -> None:
 def drawn(command: list[str]) -> Image.Image:
     """What a command of sdpipe's draws."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "drawn.png"
+        sweep = command[0] == "sweep"
+        path = Path(folder) / ("grid.png" if sweep else "drawn.png")
         with redirect_stdout(None):
-            status = run([*command, "--out", str(path)])
+            status = run([*command, "--out", folder if sweep else str(path)])
         if status != 0:
             raise SystemExit(f"sdpipe {shlex.join(command)} failed")
         with Image.open(path) as image:
