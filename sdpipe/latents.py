@@ -19,6 +19,10 @@ from torch import Tensor
 from sdpipe.errors import NotFiniteError, SdpipeWarning
 
 
+SMALLEST_TILE = 16
+"""Latents a side of the squares that a VAE decodes where it has memory for no more."""
+
+
 def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """A random generator for each picture, on the CPU: the same numbers on every device."""
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
@@ -175,8 +179,38 @@ def encode(vae: AutoencoderKL, x: Tensor) -> Tensor:
 
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Latents (B, C, h, w) to pictures (B, 3, H, W), in float32, about [-1, 1] but not clamped."""
-    z = latents.to(vae.device) / vae.config.scaling_factor
-    return vae.decode(z.to(vae.dtype)).sample.float()
+    z = (latents.to(vae.device) / vae.config.scaling_factor).to(vae.dtype)
+    try:
+        return vae.decode(z).sample.float()
+    except torch.OutOfMemoryError:
+        if max(z.shape[2:]) < 2 * SMALLEST_TILE:
+            raise
+    warnings.warn(
+        f"{vae.device} is out of memory for the VAE at {z.shape[3] * vae_factor(vae)} x "
+        f"{z.shape[2] * vae_factor(vae)} pixels; it decodes in tiles, which costs time and the "
+        "last digits.",
+        SdpipeWarning,
+        stacklevel=3,
+    )
+    return in_tiles(vae, z, max(max(z.shape[2:]) // 2, SMALLEST_TILE))
+
+
+@torch.no_grad()
+def in_tiles(vae: AutoencoderKL, z: Tensor, side: int) -> Tensor:
+    """Decodes unscaled latents (B, C, h, w) in squares of side x side, (B, 3, H, W), float32.
+
+    The squares overlap by half, and one goes over into the next, linearly; diffusers' way. A square
+    that does not fit either is cut into smaller ones.
+    """
+    twin = copy.copy(vae)  # with the same weights
+    twin.tile_overlap_factor = 0.5
+    twin.tile_latent_min_size, twin.tile_sample_min_size = side, side * vae_factor(vae)
+    try:
+        return twin.tiled_decode(z).sample.float()
+    except torch.OutOfMemoryError:
+        if side // 2 < SMALLEST_TILE:
+            raise
+    return in_tiles(vae, z, side // 2)
 
 
 def _in_float32(vae: AutoencoderKL) -> AutoencoderKL:

