@@ -63,6 +63,7 @@ num_hidden_layers = 1
 num_attention_heads = 2
 grid = 4
 dropped = 0.1
+merge_dropout = 0.1
 steps = 3
 batch = 4
 learning_rate = 1e-3

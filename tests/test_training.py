@@ -17,7 +17,7 @@ from sdpipe.training.data import Captioned, Draws, squares, unit_variance
 from sdpipe.training.fit import fit
 from sdpipe.training.optimizer import FlatMuon, make_optimizers
 from sdpipe.training.recipe import EMOJI, IMAGEFOLDER, adjusted, load_recipe
-from sdpipe.training.tokenizer import train_tokenizer
+from sdpipe.training.tokenizer import RoughCuts, train_tokenizer
 from sdpipe.training.train import make_accelerator
 
 
@@ -445,3 +445,23 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path):
     batch = lambda step: (torch.ones(1, 1),)  # noqa: E731
     with pytest.raises(NotFiniteError, match="loss of the bad is nan at step 25"):
         fit("bad", Bad(), batch, tmp_path, alone, steps=30, learning_rate=0.1)
+
+
+def test_rough_cuts_are_the_tokenizers_own_where_no_merge_is_left_out():
+    tokenizer = train_tokenizer(["a red apple", "two apples", "the apple's core"] * 3, 600, 16)
+    captions = ["red apple", "", "Two  APPLES' cores, \u00e9t\u00e9", "apple " * 40]
+    cuts = RoughCuts(tokenizer, 0.0).tokens(captions, random.Random(0))
+    expected = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+    assert torch.equal(cuts, expected.input_ids)
+
+
+def test_rough_cuts_spell_the_same_words_in_many_ways():
+    tokenizer = train_tokenizer(["a red apple", "two apples"] * 3, 600, 16)
+    rough = RoughCuts(tokenizer, 0.5)
+    rows = {tuple(rough.tokens(["red apple"], random.Random(i))[0].tolist()) for i in range(50)}
+    assert len(rows) > 10
+    assert {tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows} == {
+        "red apple"
+    }
+    one, other = (rough.tokens(["red apple"], random.Random(3)) for _ in range(2))
+    assert torch.equal(one, other)

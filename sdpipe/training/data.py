@@ -18,6 +18,7 @@ from transformers import CLIPTokenizer
 from sdpipe.errors import SdpipeError
 from sdpipe.latents import pil_to_latents, to_tensor
 from sdpipe.progress import bar
+from sdpipe.training.tokenizer import RoughCuts
 from sdpipe.training.work import written
 
 
@@ -74,17 +75,25 @@ class Captioned:
     tokenizer: CLIPTokenizer
 
     def batch(
-        self, count: int, dropped: float, rng: random.Random, generator: torch.Generator
+        self,
+        count: int,
+        dropped: float,
+        rng: random.Random,
+        generator: torch.Generator,
+        merge_dropout: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Latents (count, C, h, w) and tokens (count, L) of pictures drawn at random.
 
-        The share `dropped` of the captions is empty.
+        The share `dropped` of the captions is empty; `merge_dropout` is that of `RoughCuts`.
         """
         chosen = torch.randint(len(self.latents), (count,), generator=generator)
         captions = [
             "" if rng.random() < dropped else self.pictures.caption(i, rng) for i in chosen.tolist()
         ]
-        return self.latents[chosen].float(), self.tokens(captions)
+        x_0 = self.latents[chosen].float()
+        if merge_dropout:
+            return x_0, RoughCuts(self.tokenizer, merge_dropout).tokens(captions, rng)
+        return x_0, self.tokens(captions)
 
     def tokens(self, captions: list[str]) -> Tensor:
         """Captions cut into tokens, padded and truncated to L, (B, L)."""

@@ -66,6 +66,7 @@ class Text:
     num_attention_heads: int
     grid: int
     dropped: float
+    merge_dropout: float = 0.0
     steps: int
     batch: int
     learning_rate: float
@@ -241,7 +242,7 @@ def _check(recipe: Recipe, *, anew: bool) -> None:
             raise UsageError(
                 f"{name} = {value!r} is not known; it is {' or '.join(PREDICTION_TYPES)}."
             )
-        if last == "ema" and not 0 <= value < 1:
+        if last in ("ema", "merge_dropout") and not 0 <= value < 1:
             raise UsageError(f"{name} = {value} is out of range; it is from 0 to below 1.")
     if anew and (recipe.size < recipe.side or recipe.size % recipe.side):
         below = recipe.size - recipe.size % recipe.side

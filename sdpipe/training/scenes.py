@@ -88,26 +88,26 @@ CENTRES = ("in the centre", "in the center", "in the middle", "centred", "center
 
 
 def vary(scene: Scene, rng: random.Random) -> str:
-    """The caption, or, every second time, the same in other words: opened otherwise, as a plural,
-    in capital letters, or with a letter mistyped.
+    """The caption, or, more often, the same in other words: opened otherwise, as a plural, in
+    capital letters, or with a letter mistyped.
     """
     text = caption(scene)
-    if rng.random() < 0.5:
+    if rng.random() < 0.4:
         return text
     if scene.relation is None:
         kind = rng.random()
-        if kind < 0.55:
+        if kind < 0.5:
             opening, said = rng.choice(OPENINGS), text
             if opening.endswith("a") and text[0] in "aeiou":
                 opening += "n"
             text = f"{opening} {said}"
-        elif kind < 0.75:
+        elif kind < 0.85:
             text = text.replace(scene.name, plural(scene.name), 1)
     if scene.place == "centre":
         text = text.replace(PLACES["centre"][0], rng.choice(CENTRES))
     if scene.colour == "gray" and rng.random() < 0.5:
         text = text.replace("gray", "grey")
-    if rng.random() < 0.4:
+    if rng.random() < 0.5:
         text = mistype(text, rng)
     if rng.random() < 0.15:
         text = text.upper() if rng.random() < 0.5 else text.capitalize()

@@ -228,7 +228,7 @@ def _train_text_encoder(run: Run, data: Captioned) -> None:
     r, draws, count = run.recipe.text, run.draws(), run.share(run.recipe.text.batch)
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        x_0, tokens = data.batch(count, r.dropped, *draws.at(step))
+        x_0, tokens = data.batch(count, r.dropped, *draws.at(step), r.merge_dropout)
         return tokens, x_0
 
     channels, size = data.latents.shape[1:3]
