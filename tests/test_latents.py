@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from sdpipe import NotFiniteError, SdpipeWarning, latents_to_pil, pil_to_latents
-from sdpipe.latents import add_noise, draw_noise, make_generators, vae_factor
+from sdpipe.latents import add_noise, draw_noise, in_tiles, make_generators, vae_factor
 
 SIZE = (4, 8, 8)
 
@@ -100,3 +100,51 @@ def test_a_vae_that_overflows_in_half_precision_decodes_again_in_float32(emoji):
 def test_latents_that_are_not_finite_are_refused(emoji):
     with pytest.raises(NotFiniteError, match="NaN or infinity"):
         latents_to_pil(emoji.components.vae, torch.full((1, 4, 8, 8), float("nan")))
+
+
+@pytest.fixture(scope="module")
+def large(emoji):
+    """The latents of a picture that a VAE sees no end of: a slope of colours, with grain."""
+    x, y = np.meshgrid(np.linspace(0, 255, 256), np.linspace(0, 255, 256))
+    grain = np.random.default_rng(0).normal(0, 6, (256, 256, 3))
+    levels = np.stack([x, y, 255 - x], axis=2) + grain
+    picture = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+    return pil_to_latents(emoji.components.vae, picture)
+
+
+def test_tiles_of_a_picture_show_no_seam(emoji, large):
+    """Where two tiles begin and end, neighbours differ no more than where none does."""
+    vae = emoji.components.vae
+    z = (large / vae.config.scaling_factor).to(vae.dtype)
+    with torch.no_grad():
+        whole = vae.decode(z).sample.float()
+    tiles = in_tiles(vae, z, 16)
+    assert tiles.shape == whole.shape
+    assert float((tiles - whole).abs().mean()) < 0.05  # of a range of 2
+    for dim in (2, 3):
+        jumps = tiles.diff(dim=dim).abs().mean(dim=(0, 1, 5 - dim))  # one for each pair of lines
+        seams = torch.tensor([64 * k - 1 for k in range(1, 4)])  # a tile begins every 8 latents
+        rest = torch.ones(len(jumps), dtype=torch.bool)
+        rest[seams] = False
+        assert float(jumps[seams].max()) < float(jumps[rest].quantile(0.98))
+
+
+def test_out_of_memory_the_vae_decodes_in_tiles(emoji, large, monkeypatch):
+    vae, tried = emoji.components.vae, []
+    expected = latents_to_pil(vae, large)[0]
+    decoder = vae.decoder.forward
+
+    def with_little_memory(z, *args):
+        tried.append(tuple(z.shape[2:]))
+        if z.shape[2] * z.shape[3] > 16 * 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decoder(z, *args)
+
+    monkeypatch.setattr(vae.decoder, "forward", with_little_memory)
+    with pytest.warns(SdpipeWarning, match="out of memory for the VAE at 256 x 256 pixels"):
+        picture = latents_to_pil(vae, large)[0]
+    assert tried[0] == (32, 32)
+    assert (16, 16) in tried
+    off = np.abs(np.asarray(picture).astype(int) - np.asarray(expected).astype(int))
+    assert off.mean() < 6
+    assert not vae.use_tiling

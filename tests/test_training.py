@@ -465,3 +465,9 @@ def test_rough_cuts_spell_the_same_words_in_many_ways():
     }
     one, other = (rough.tokens(["red apple"], random.Random(3)) for _ in range(2))
     assert torch.equal(one, other)
+
+
+def test_a_tokenizer_is_the_same_in_every_run():
+    captions = [f"{a}{b}{c} {c}{b}" for a in "abcdef" for b in "ghijk" for c in "lmnop"]  # ties
+    learned = [train_tokenizer(captions, 640, 16).get_vocab() for _ in range(4)]
+    assert learned[0] == learned[1] == learned[2] == learned[3]

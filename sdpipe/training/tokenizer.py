@@ -1,5 +1,6 @@
 """The tokenizer: byte pair encoding as CLIP's, with merges learned from the captions."""
 
+import itertools
 import json
 import random
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+PRIVATE = 0xE000  # where Unicode leaves its characters to anybody
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -21,15 +23,16 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> CL
     """
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     cuts = _tokenizer(symbols, [], length).backend_tokenizer
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.normalizer, learner.pre_tokenizer = cuts.normalizer, cuts.pre_tokenizer
+    words = (word for caption in captions for word in _words(cuts, caption))
+    # The learner breaks ties by the order of its symbols, and that of its own marks of a word's end
+    # is another in every run. So the last letters are marked here.
+    learner = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        initial_alphabet=symbols,
-        end_of_word_suffix="</w>",
+        initial_alphabet=[*symbols, *map(_last, symbols)],
         show_progress=False,
     )
-    learner.train_from_iterator(captions, trainer)
+    learner.train_from_iterator((word[:-1] + _last(word[-1]) for word in words), trainer)
     return _tokenizer(symbols, _merges(learner)[: vocabulary - 2 * len(symbols) - 2], length)
 
 
@@ -52,21 +55,18 @@ class RoughCuts:
         length = self.tokenizer.model_max_length
         rows = []
         for caption in captions:
-            ids = [i for word in self._words(caption) for i in self._cut(word, rng)]
+            words = _words(self.backend, caption)
+            ids = [i for word in words for i in self._cut(word, rng)]
             row = [self.tokenizer.bos_token_id, *ids[: length - 2], self.tokenizer.eos_token_id]
             rows.append(row + [self.tokenizer.pad_token_id] * (length - len(row)))
         return torch.tensor(rows)
-
-    def _words(self, caption: str) -> list[str]:
-        text = self.backend.normalizer.normalize_str(caption)
-        return [word for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(text)]
 
     def _cut(self, word: str, rng: random.Random) -> list[int]:
         parts = [*word[:-1], word[-1] + "</w>"]
         while len(parts) > 1:
             pairs = [
                 (self.rank[pair], i)
-                for i, pair in enumerate(zip(parts, parts[1:], strict=False))
+                for i, pair in enumerate(itertools.pairwise(parts))
                 if pair in self.rank and rng.random() >= self.dropout
             ]
             if not pairs:
@@ -86,6 +86,22 @@ def _tokenizer(symbols: list[str], merges: list[tuple[str, str]], length: int) -
     return tokenizer
 
 
-def _merges(learner: Tokenizer) -> list[tuple[str, str]]:
-    """The pairs that were joined, in the order in which they were learned."""
-    return [(a, b) for a, b in json.loads(learner.to_str())["model"]["merges"]]
+def _words(tokenizer: Tokenizer, caption: str) -> list[str]:
+    """The words of a caption, in the byte symbols."""
+    text = tokenizer.normalizer.normalize_str(caption)
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+
+
+def _last(symbol: str) -> str:
+    """A byte symbol at a word's end, as a single character."""
+    return chr(PRIVATE + ord(symbol))
+
+
+def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """The pairs that are joined, in the order in which they were learned."""
+
+    def plain(token: str) -> str:
+        end = ord(token[-1]) - PRIVATE
+        return token if end < 0 else f"{token[:-1]}{chr(end)}</w>"
+
+    return [(plain(a), plain(b)) for a, b in json.loads(tokenizer.to_str())["model"]["merges"]]
