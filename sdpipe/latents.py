@@ -6,6 +6,7 @@ them to about unit variance (Rombach et al. 2022, section G.1).
 """
 
 import copy
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from sdpipe.errors import NotFiniteError, SdpipeWarning
-
 
 SMALLEST_TILE = 16
 """Latents a side of the squares that a VAE decodes where it has memory for no more."""
@@ -199,18 +199,39 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 def in_tiles(vae: AutoencoderKL, z: Tensor, side: int) -> Tensor:
     """Decodes unscaled latents (B, C, h, w) in squares of side x side, (B, 3, H, W), float32.
 
-    The squares overlap by half, and one goes over into the next, linearly; diffusers' way. A square
-    that does not fit either is cut into smaller ones.
+    The squares overlap by half, and each counts less towards its edges, so none can be seen. One
+    that does not fit into the memory either is cut into smaller ones.
     """
-    twin = copy.copy(vae)  # with the same weights
-    twin.tile_overlap_factor = 0.5
-    twin.tile_latent_min_size, twin.tile_sample_min_size = side, side * vae_factor(vae)
-    try:
-        return twin.tiled_decode(z).sample.float()
-    except torch.OutOfMemoryError:
-        if side // 2 < SMALLEST_TILE:
-            raise
+    factor = vae_factor(vae)
+    height, width = (n * factor for n in z.shape[2:])
+    total = torch.zeros(len(z), 3, height, width, device=z.device)
+    weights = torch.zeros(height, width, device=z.device)
+    for top, left in itertools.product(*(_starts(n, side) for n in z.shape[2:])):
+        try:
+            tile = vae.decode(z[..., top : top + side, left : left + side]).sample.float()
+        except torch.OutOfMemoryError:
+            if side // 2 < SMALLEST_TILE:
+                raise
+            break
+        down, across = (
+            torch.arange(0.5, n, device=z.device).minimum(torch.arange(n - 0.5, 0, -1).to(z.device))
+            for n in tile.shape[2:]
+        )  # 0.5 at the edges, and rising
+        weight = down[:, None] * across
+        at = (
+            slice(top * factor, (top + side) * factor),
+            slice(left * factor, (left + side) * factor),
+        )
+        total[(..., *at)] += weight * tile
+        weights[at] += weight
+    else:
+        return total / weights
     return in_tiles(vae, z, side // 2)
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Where squares begin that overlap by half, the last one at the end."""
+    return sorted({*range(0, max(length - side, 1), side // 2), max(length - side, 0)})
 
 
 def _in_float32(vae: AutoencoderKL) -> AutoencoderKL:
