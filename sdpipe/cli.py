@@ -14,6 +14,7 @@ from sdpipe import cli_check, cli_repeat, cli_sweep, cli_train, files, messages,
 from sdpipe.cli_show import show_app
 from sdpipe.device import check_device, check_dtype, check_speed
 from sdpipe.errors import UsageError
+from sdpipe.guidance import bounds
 from sdpipe.init import sides
 from sdpipe.interrupt import interruptible
 from sdpipe.loading.locate import check_model
@@ -67,6 +68,8 @@ def generate(
     width: options.Width = None,
     height: options.Height = None,
     g: options.Guidance = None,
+    rescale: options.Rescale = 0.0,
+    interval: options.Interval = None,
     steps: options.Steps = None,
     scheduler: options.Scheduler = None,
     lms_order: options.LmsOrder = None,
@@ -98,6 +101,8 @@ def generate(
     inputs: dict[str, Any] = {
         "negative_prompt": options.text("--negative", negative),
         "g": g,
+        "rescale": rescale,
+        "interval": None if interval is None else bounds(interval),
         "seed": seed,
         "vary": vary,
         "variation": variation,

@@ -55,6 +55,7 @@ def compare(
     width: options.Width = None,
     height: options.Height = None,
     g: options.Guidance = None,
+    rescale: options.Rescale = 0.0,
     steps: options.Steps = None,
     scheduler: options.Scheduler = None,
     lms_order: options.LmsOrder = None,
@@ -78,6 +79,7 @@ def compare(
     inputs: dict[str, Any] = {
         "negative_prompt": options.text("--negative", negative),
         "g": g,
+        "rescale": rescale,
         "seed": seed,
         "steps": steps,
         "dim": dim,
@@ -90,7 +92,7 @@ def compare(
     Settings(prompt=options.text("the prompt", prompt), **inputs)
     for words in (prompt, negative):
         plain_text(words)
-    check_guidance(g)
+    check_guidance(g, rescale)
     check_tolerance(tolerance)
     check_device(device)
     check_dtype(dtype)

@@ -307,7 +307,7 @@ def guidance(
     inputs = _checked(prompt, seed, dim, g, steps, scheduler, lms_order)
     chosen = at or Numbers()
     known = {**read_defaults(model), **{k: v for k, v in inputs.items() if v is not None}}
-    checks.check_guidance(known.get("g"))
+    checks.check_guidance(known.get("g"), known.get("steps"), known.get("scheduler"))
     checks.check_at(chosen, known.get("steps"), known.get("scheduler"))
     output = Output("guidance", prompt, out=out, as_json=as_json)
     pipe = _load(model, device, dtype)
@@ -407,13 +407,13 @@ def _checked(
     prompt: str,
     seed: int | None,
     dim: int | None,
-    g: float | None,
+    g: Any,
     steps: int | None,
     scheduler: str | None,
     lms_order: int | None,
 ) -> dict[str, Any]:
     """The settings of one picture, by name, none of which breaks its rule."""
-    inputs = {
+    inputs: dict[str, Any] = {
         "seed": seed,
         "dim": dim,
         "g": g,
@@ -422,7 +422,7 @@ def _checked(
         "lms_order": lms_order,
     }
     options.text("the prompt", prompt)
-    Settings(prompt=prompt, **inputs)  # type: ignore[arg-type]
+    Settings(prompt=prompt, **inputs)
     return inputs
 
 

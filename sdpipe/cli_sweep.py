@@ -66,7 +66,26 @@ Height = Annotated[str | None, options.option(options.PICTURE, "Height alone.", 
 Guidance = Annotated[
     str | None,
     options.option(
-        options.SAMPLING, "How strictly to follow the prompt, as in 1,3,7.5.", "--g", metavar=VALUES
+        options.SAMPLING,
+        "How strictly to follow the prompt, as in 1,3,7.5,12:4.",
+        "--g",
+        metavar=VALUES,
+    ),
+]
+Rescale = Annotated[
+    str | None,
+    options.option(
+        options.SAMPLING,
+        "How much of its spread the guided output gets back, as in 0,0.4,0.7.",
+        metavar=VALUES,
+    ),
+]
+Interval = Annotated[
+    str | None,
+    options.option(
+        options.SAMPLING,
+        "Noise levels to guide between, as in '0,15; 0.3,5': pairs, with semicolons.",
+        metavar=VALUES,
     ),
 ]
 Steps = Annotated[
@@ -142,6 +161,8 @@ def sweep(
     width: Width = None,
     height: Height = None,
     g: Guidance = None,
+    rescale: Rescale = None,
+    interval: Interval = None,
     steps: Steps = None,
     scheduler: Scheduler = None,
     lms_order: LmsOrder = None,
@@ -217,7 +238,11 @@ def _planned(given: dict[str, Any]) -> Sweep:
 
 
 def _values(name: str, text: str) -> list[Any]:
-    if name in ("g", "variation", "strength", "hires", "hires_strength"):
+    if name == "g":
+        return ranges.scales(name, text)
+    if name == "interval":
+        return [part.strip() for part in text.split(";")]
+    if name in ("rescale", "variation", "strength", "hires", "hires_strength"):
         return ranges.numbers(name, text)
     if name == "scheduler":
         return ranges.words(name, text)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from sdpipe.errors import UsageError
+from sdpipe.guidance import Guidance, Scale, shown
 from sdpipe.pixels import Difference, difference
 from sdpipe.settings import FALLBACKS, Settings
 from sdpipe.show import style
@@ -134,9 +135,11 @@ class Comparison:
         """What was drawn, in a line."""
         s = self.settings
         karras = " with Karras noise levels" if s.karras else ""
+        rescale = f" rescaled by {s.rescale:g}" if s.rescale else ""
         return (
-            f"{self.model['name']}, {s.width} x {s.height}, seed {s.seed}, g {s.g:g}, "
-            f"{s.steps} steps of {s.scheduler}{karras}, {self.dtype} on {self.device}"
+            f"{self.model['name']}, {s.width} x {s.height}, seed {s.seed}, "
+            f"g {shown(s.g or 0.0)}{rescale}, {s.steps} steps of {s.scheduler}{karras}, "
+            f"{self.dtype} on {self.device}"
         )
 
     @property
@@ -168,7 +171,7 @@ def compare(
 
     tolerance: of the latents after any step, relative; None is that of the pipeline's dtype.
     settings: those of `Pipeline.generate` that diffusers' pipeline has: for one picture, from noise
-        alone, without clip_skip.
+        alone, without interval and clip_skip.
 
     Raises:
         UsageError: a value breaks its rule, or diffusers cannot draw what it asks for.
@@ -176,7 +179,10 @@ def compare(
     """
     parts = pipe.components
     g = settings.get("g")
-    check_guidance(parts.defaults.get("g", FALLBACKS["g"]) if g is None else g)
+    own = parts.defaults.get("g", FALLBACKS["g"])
+    check_guidance(own if g is None else g, settings.get("rescale", 0.0))
+    if settings.get("interval") is not None:
+        raise UsageError("diffusers' pipeline has no interval to compare with; leave it out.")
     for text in (prompt, settings.get("negative_prompt", "")):
         _check_length(parts, plain_text(text))
     dtype = str(parts.dtype).removeprefix("torch.")
@@ -243,13 +249,27 @@ def compare_figure(data: Comparison) -> "Figure":
     return sheet.figure
 
 
-def check_guidance(g: float | None) -> None:
+def check_guidance(g: Scale | None, rescale: float = 0.0) -> None:
     """Refuses scales at which diffusers' pipeline draws something else.
 
     Raises:
-        UsageError: g is between 0 and 1.
+        UsageError: g is between 0 and 1, not above 1 at every step, or negative and rescaled.
     """
-    if g is not None and 0 < g < 1:
+    if g is None:
+        return
+    if isinstance(g, tuple):
+        if min(g) <= 1:
+            raise UsageError(
+                f"g={shown(g)} is not above 1 at every step, and diffusers' pipeline cannot stop "
+                "guiding on its way: there is nothing to compare with; take a pair above 1."
+            )
+        return
+    if g < 0 and rescale:
+        raise UsageError(
+            f"g={g:g} is drawn by diffusers' pipeline with the prompts in each other's places, and "
+            "would be rescaled by the wrong one; leave rescale out, or take a g above 1."
+        )
+    if 0 < g < 1:
         raise UsageError(
             f"g={g:g} is between 0 and 1, where diffusers' pipeline leaves the guidance out and "
             "draws as for 1: there is nothing to compare with; take 0, 1 or another number."
@@ -328,6 +348,7 @@ def draw_with_diffusers(
     ]
     drawer.set_progress_bar_config(disable=True)
     prompt, negative, g = _guidance(run, notes)
+    g_at = functools.partial(Guidance(g).at, sigma=0.0)
     if parts.dtype != torch.float32:
         dtype = str(parts.dtype).removeprefix("torch.")
         notes.append(
@@ -335,8 +356,10 @@ def draw_with_diffusers(
             "faults are seen; float32 shows small ones"
         )
 
-    def keep(_: object, __: int, ___: object, values: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    def keep(drawer: Any, i: int, _: object, values: "dict[str, Tensor]") -> "dict[str, Tensor]":
         on_step(values["latents"])
+        # Its pipeline has one g for all steps, but reads it anew at each.
+        drawer._guidance_scale = g_at(i + 1, len(drawer.scheduler.timesteps))
         return {}
 
     assert run.seed is not None
@@ -350,7 +373,8 @@ def draw_with_diffusers(
         negative_prompt=negative,
         latents=draw_noise(generators, shape).to(parts.dtype),
         generator=generators,
-        guidance_scale=g,
+        guidance_scale=g_at(0, 1),
+        guidance_rescale=run.rescale,
         num_inference_steps=run.steps,
         width=run.width,
         height=run.height,
@@ -378,7 +402,7 @@ def _scheduler(parts: "Components", run: Settings, notes: list[str]) -> "Schedul
     return scheduler
 
 
-def _guidance(run: Settings, notes: list[str]) -> tuple[str, str, float]:
+def _guidance(run: Settings, notes: list[str]) -> tuple[str, str, Scale]:
     """Prompt, negative prompt and g with which diffusers' pipeline draws what `run` says.
 
     For g <= 1 it takes the prompt alone. uncond + g (cond - uncond) is also
@@ -386,7 +410,7 @@ def _guidance(run: Settings, notes: list[str]) -> tuple[str, str, float]:
     """
     assert run.g is not None
     prompt, negative = plain_text(run.prompt), plain_text(run.negative_prompt)
-    if run.g > 0:
+    if isinstance(run.g, tuple) or run.g > 0:
         return prompt, negative, run.g
     notes.append(
         f"diffusers' pipeline has no g = {run.g:g}: prompt and negative prompt changed places, and "

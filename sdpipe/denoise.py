@@ -8,6 +8,7 @@ x0            x^_0                     the clean latents that this output amount
 alpha_bar     alpha_bar_t              share of the signal's variance in x_in, 1 is a picture
 sigma         sqrt((1 - a_bar)/a_bar)  noise per unit of signal, 14.6 at the start of v1-4
 g             s, or 1 + w              guidance scale
+rescale       phi                      how much of its spread the guided output gets back
 """
 
 import inspect
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
+
+from sdpipe.guidance import Guidance
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,7 @@ def denoise(
     x_t: Tensor,
     cond: Tensor | Sequence[Tensor],
     uncond: Tensor | Sequence[Tensor],
-    g: float,
+    g: float | Guidance,
     generators: Sequence[torch.Generator] = (),
     keep: Callable[[Tensor, float], Tensor] | None = None,
 ) -> Iterator[Step]:
@@ -60,7 +63,7 @@ def denoise(
     `scheduler` has its timesteps set, and `x_t` (B, C, h, w), float32, is noise times its
     `init_noise_sigma`, or a picture with noise of `noise_levels(scheduler)[0]`. `cond` and `uncond`
     (B, L, D) are the embedded prompts and negative prompts; a sequence of them takes turns, each
-    for an equal share of the timesteps.
+    for an equal share of the timesteps. `g` is the guidance scale, or whatever more there is to it.
     `generators`, one a picture, supply the noise that some schedulers add on the way.
     `keep`, of x_t and its sigma, has the last word on what a step leaves: there a picture that is
     only redrawn in part puts the rest of it back.
@@ -73,10 +76,12 @@ def denoise(
     if "generator" in inspect.signature(scheduler.step).parameters:
         noise["generator"] = list(generators) or None
 
+    guidance = g if isinstance(g, Guidance) else Guidance(g)
     conds, unconds = (spread(text, len(timesteps)) for text in (cond, uncond))
     for i, t in enumerate(timesteps):
         x_in = scheduler.scale_model_input(x_t, t)  # (B, C, h, w)
-        output = guided(unet, x_in, t, conds[i], unconds[i], g)
+        g_t = guidance.at(i, len(timesteps), sigmas[i])
+        output = guided(unet, x_in, t, conds[i], unconds[i], g_t, guidance.rescale)
         x0 = clean_latents(x_in, output, sigmas[i], scheduler.config.prediction_type)
         x_t = scheduler.step(output, t, x_t, **noise).prev_sample
         if keep is not None:
@@ -95,20 +100,39 @@ def spread(text: Tensor | Sequence[Tensor], total: int) -> list[Tensor]:
 
 
 def guided(
-    unet: UNet2DConditionModel, x_in: Tensor, t: Tensor, cond: Tensor, uncond: Tensor, g: float
+    unet: UNet2DConditionModel,
+    x_in: Tensor,
+    t: Tensor,
+    cond: Tensor,
+    uncond: Tensor,
+    g: float,
+    rescale: float = 0.0,
 ) -> Tensor:
     """The U-Net's output under classifier-free guidance, (B, C, h, w), float32.
 
         output = output(uncond) + g * (output(cond) - output(uncond))
 
     Ho and Salimans (2022), equation 6 with g = 1 + w. Both come from one call on a batch of
-    [uncond, cond]; g = 1 and g = 0 are one of the two, for half the work.
+    [uncond, cond]; g = 1 and g = 0 are one of the two, for half the work, and never rescaled.
     """
     if g in (0, 1):
         return predict(unet, x_in, t, cond if g == 1 else uncond)
     both = predict(unet, torch.cat([x_in, x_in]), t, torch.cat([uncond, cond]))
     out_uncond, out_cond = both.chunk(2)
-    return out_uncond + g * (out_cond - out_uncond)
+    output = out_uncond + g * (out_cond - out_uncond)
+    return rescaled(output, out_cond, rescale) if rescale else output
+
+
+def rescaled(output: Tensor, out_cond: Tensor, rescale: float) -> Tensor:
+    """The guided output, brought back to the spread of the one under the prompt alone.
+
+        output * (rescale * std(out_cond) / std(output) + 1 - rescale)
+
+    A large g makes the output's numbers larger, and the picture too bright or burnt. Lin et al.
+    (2023), equations 15 and 16, with phi = rescale; std is over the numbers of one picture.
+    """
+    std_cond, std_output = (out.std((1, 2, 3), keepdim=True) for out in (out_cond, output))
+    return output * (rescale * std_cond / std_output + 1 - rescale)  # (B, C, h, w)
 
 
 def predict(unet: UNet2DConditionModel, x_in: Tensor, t: Tensor, text: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sdpipe.guidance import scale
 from sdpipe.init import steps_taken
 from sdpipe.png import HIRES_UPSCALER, SAMPLERS
 from sdpipe.record import MAX_PROMPT, Record, RecordError, Value
@@ -54,11 +55,11 @@ def a1111(text: str) -> Record:
 
     version = pairs.pop("Version", "")
     scheduler, remarks = _a1111_scheduler(pairs.pop("Sampler", ""), pairs.pop("Schedule type", ""))
-    values: dict[str, Value] = {
+    values: dict[str, Any] = {
         "prompt": prompt,
         "negative_prompt": negative,
         "steps": _number(pairs.pop("Steps", None), int),
-        "g": _number(pairs.pop("CFG scale", None), float),
+        "g": _scale(pairs.pop("CFG scale", None)),
         "seed": _number(pairs.pop("Seed", None), int),
         "variation": _number(pairs.pop("Variation seed strength", None), float),
         "variation_seed": _number(pairs.pop("Variation seed", None), int),
@@ -99,6 +100,7 @@ def invokeai(told: Mapping[str, Any]) -> Record:
         "negative_prompt": rest.pop("negative_prompt", None) or "",
         "steps": rest.pop("steps", None),
         "g": rest.pop("cfg_scale", None),
+        "rescale": rest.pop("cfg_rescale_multiplier", None),
         "seed": rest.pop("seed", None),
         "width": rest.pop("width", None),
         "height": rest.pop("height", None),
@@ -309,6 +311,12 @@ def _number(text: str | None, kind: type[int] | type[float]) -> Value:
         return text if text is None or len(text) > 60 else kind(text)
     except ValueError:
         return text
+
+
+def _scale(text: str | None) -> Value | list[float]:
+    """A guidance scale; "12:4" is what `png.parameters` writes of one that changes."""
+    found = text if text is None or len(text) > 60 else scale(text)
+    return list(found) if isinstance(found, tuple) else found
 
 
 def _unquoted(text: str) -> str:

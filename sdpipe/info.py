@@ -122,9 +122,12 @@ def _rows(record: Record) -> Iterator[tuple[str, str]]:
     if width is not None or height is not None:
         yield "size", _short(f"{width} x {height}")
     values.pop("n", None)
-    if values.get("clip_skip") == 1:
-        del values["clip_skip"]
-    for name in ("seed", "steps", "g", "scheduler", "lms_order", *values):
+    for name, usual in (("clip_skip", 1), ("rescale", 0)):
+        if values.get(name) == usual:
+            del values[name]
+    if isinstance(g := values.get("g"), list):
+        values["g"] = ":".join(map(_short, g))
+    for name in ("seed", "steps", "g", "rescale", "interval", "scheduler", "lms_order", *values):
         value = values.pop(name, None)
         if value is not None and value is not False:
             yield name, _short(value)
@@ -170,6 +173,6 @@ def _short(value: object) -> str:
     if isinstance(value, Mapping):  # a picture to begin with
         value = f"{value.get('name') or 'a picture'}, SHA-256 {str(value.get('sha256'))[:12]}"
     elif isinstance(value, list):
-        value = ",".join(map(str, value))
+        value = ",".join(str(each).removesuffix(".0") for each in value)
     text = "yes" if value is True else str(value).removesuffix(".0").replace("\n", " ")
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."

@@ -4,12 +4,13 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from tqdm import tqdm
 
 from sdpipe.errors import SdpipeError, SdpipeWarning, UsageError
+from sdpipe.guidance import shown
 from sdpipe.init import steps_taken
 from sdpipe.settings import Settings
 
@@ -85,6 +86,14 @@ def explain(error: Exception) -> int:
     return FAILED
 
 
+def _guidance(settings: Settings) -> Iterator[str]:
+    yield f"g {shown(settings.g or 0.0)}"
+    if settings.rescale:
+        yield f"rescale {settings.rescale:g}"
+    if settings.interval is not None:
+        yield "interval {:g},{:g}".format(*settings.interval)
+
+
 def _steps(settings: Settings) -> str:
     taken = steps_taken(settings.steps or 0, settings.strength or 1)
     whole = "" if taken == settings.steps else f"{taken} of "
@@ -119,7 +128,7 @@ def summary(drawn: Sequence[Settings], seconds: float) -> str:
         _size(first),
         _seeds(first, last),
         f"{_steps(first)} of {first.scheduler}",
-        f"g {first.g:g}",
+        *_guidance(first),
         f"{seconds:.1f} s",
     ]
     return ", ".join(parts)

@@ -9,6 +9,7 @@ import typer
 
 from sdpipe import messages
 from sdpipe.errors import UsageError
+from sdpipe.guidance import scale
 from sdpipe.settings import SCHEDULERS
 
 PICTURE, SAMPLING, MODEL, OUTPUT = "Picture", "Sampling", "Model and machine", "Output"
@@ -109,13 +110,32 @@ Width = Annotated[int | None, whole(PICTURE, "Width alone, in place of --dim.")]
 Height = Annotated[int | None, whole(PICTURE, "Height alone.")]
 
 Guidance = Annotated[
-    float | None,
+    Any,  # what a Scale is, typer has no words for
     option(
         SAMPLING,
-        "How strictly to follow the prompt; 1 is no guidance. The model's own: 7.5 for v1-4.",
+        "How strictly to follow the prompt; 1 is no guidance, 12:4 goes from 12 to 4. The model's "
+        "own: 7.5 for v1-4.",
         "--g",
         metavar="SCALE",
+        parser=scale,
+    ),
+]
+Rescale = Annotated[
+    float,
+    option(
+        SAMPLING,
+        "Against burnt colours at a high g: how much of its spread the guided output gets back, 0 "
+        "to 1.",
+        metavar="SHARE",
         parser=_parse_float,
+    ),
+]
+Interval = Annotated[
+    str | None,
+    option(
+        SAMPLING,
+        "Guide only between these noise levels, as in 0.3,5; elsewhere g is 1, for half the work.",
+        metavar="LOW,HIGH",
     ),
 ]
 Steps = Annotated[

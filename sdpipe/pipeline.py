@@ -24,6 +24,7 @@ from sdpipe.components import load
 from sdpipe.denoise import Step, denoise, first_step, join, noise_levels, variance_exploding
 from sdpipe.device import check_speed
 from sdpipe.errors import NotFiniteError, SdpipeWarning
+from sdpipe.guidance import Guidance, shown
 from sdpipe.init import steps_taken
 from sdpipe.latents import (
     draw_noise,
@@ -269,10 +270,10 @@ class Pipeline:
         The picture is that of `canvas`, or each has clean latents of its own, `x_0` (B, C, h, w).
         Every batch has a loop of its own, and they go in step.
         """
-        parts, first, g = self.components, run[0], run[0].g
+        parts, first = self.components, run[0]
         assert first.width is not None
         assert first.height is not None
-        assert g is not None
+        assert first.g is not None
         factor = vae_factor(parts.vae)
         shape = (parts.unet.config.in_channels, first.height // factor, first.width // factor)
         if x_0 is not None:
@@ -287,12 +288,18 @@ class Pipeline:
             exploding = variance_exploding(schedulers[0])
             x_t = noised(x_0, eps, noise_levels(schedulers[0])[0], exploding)
 
+        guidance = Guidance(first.g, first.rescale, first.interval)
+        if x_0 is None:
+            _check_interval(guidance, noise_levels(schedulers[0])[:-1])
+        else:  # the last of the steps once more
+            steps = (self._steps(first, strength), self._steps(first, first.strength))
+            guidance = guidance.last(*steps)
         loops, begin = [], 0
         for scheduler, text in zip(schedulers, texts, strict=True):
             some = slice(begin, begin + len(text))
             own = None if keep is None else partial(keep, eps=eps[some])
             batch = (x_t[some], text.cond, text.uncond)
-            loops.append(denoise(self._unet, scheduler, *batch, g, generators[some], own))
+            loops.append(denoise(self._unet, scheduler, *batch, guidance, generators[some], own))
             begin = some.stop
         if len(loops) == 1:
             return x_t, loops[0]
@@ -336,13 +343,14 @@ class Pipeline:
     def _check(self, settings: Settings, texts: list[Conditioning], latents: Tensor) -> None:
         """Looks at the finished latents, once, and says what went wrong and where."""
         largest = float(latents.abs().max())  # NaN where there is one
+        below = shown(settings.g or 0.0)
         if not largest < float("inf"):
             embedded = (z for text in texts for z in (*text.cond, *text.uncond))
             fine = all(torch.isfinite(z).all() for z in embedded)
             dtype = str(self.components.dtype).removeprefix("torch.")
             raise NotFiniteError(
                 f"the {'U-Net' if fine else 'text encoder'} produced NaN or infinity in {dtype}; "
-                f"take another dtype (float32 has the widest range), or a g below {settings.g:g}."
+                f"take another dtype (float32 has the widest range), or a g below {below}."
             )
         if largest > DIVERGED:
             order = settings.lms_order or 1
@@ -350,7 +358,7 @@ class Pipeline:
                 f"the latents grew to {largest:.0f}, beyond what those of any picture reach: the "
                 f"solver diverged and the picture is wrong. Take "
                 f"{f'lms_order 1 (it was {order}), ' if order > 1 else ''}"
-                f"a g below {settings.g:g}, or more steps than {settings.steps}.",
+                f"a g below {below}, or more steps than {settings.steps}.",
                 SdpipeWarning,
                 stacklevel=3,
             )
@@ -367,6 +375,20 @@ def _varied(eps: Tensor, run: list[Settings]) -> Tensor:
     _, channels, h, w = eps.shape
     other = draw_noise(make_generators(seeds), (channels, h, w))
     return torch.stack([slerp(a, b, share) for a, b in zip(eps, other, strict=True)])
+
+
+def _check_interval(guidance: Guidance, sigmas: list[float]) -> None:
+    """Warns of an interval that none of the run's noise levels is in."""
+    if guidance.interval is None:
+        return
+    low, high = guidance.interval
+    if not any(low < sigma <= high for sigma in sigmas):
+        warnings.warn(
+            f"interval={low:g},{high:g} holds none of the run's noise levels, which go from "
+            f"{sigmas[0]:.3g} down to {sigmas[-1]:.3g}: nothing is guided, as with g 1.",
+            SdpipeWarning,
+            stacklevel=5,
+        )
 
 
 def _seeds(run: list[Settings]) -> list[int]:

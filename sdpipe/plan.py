@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 from sdpipe.canvas import Picture, Source
 from sdpipe.errors import SdpipeWarning, UsageError
+from sdpipe.guidance import Scale
 from sdpipe.init import size_for
 from sdpipe.settings import Settings
 
@@ -19,7 +20,7 @@ class Asked(TypedDict, total=False):
     """
 
     negative_prompt: str
-    g: float | None
+    g: Scale | None
     seed: int | None
     variation: float | None
     variation_seed: int | None
@@ -33,6 +34,8 @@ class Asked(TypedDict, total=False):
     scheduler: str | None
     lms_order: int | None
     karras: bool
+    rescale: float
+    interval: tuple[float, float] | None
     hires: float | None
     hires_strength: float | None
     seamless: str | None

@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 import sdpipe
 from sdpipe.errors import SdpipeError, SdpipeWarning
 from sdpipe.files import FORMATS, write
+from sdpipe.guidance import shown
 from sdpipe.init import steps_taken
 from sdpipe.pixels import opened, pixels_sha256
 from sdpipe.settings import Settings
@@ -101,7 +102,7 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
         "Steps": settings.steps,
         "Sampler": SAMPLERS[settings.scheduler or "lms"],
         "Schedule type": "Karras" if settings.karras else None,
-        "CFG scale": None if settings.g is None else f"{settings.g!r}".removesuffix(".0"),
+        "CFG scale": None if settings.g is None else shown(settings.g, ""),
         "Seed": settings.seed,
         "Variation seed": settings.variation_seed,
         "Variation seed strength": settings.variation,

@@ -18,8 +18,9 @@ from fractions import Fraction
 from typing import TypeVar
 
 from sdpipe.errors import UsageError
+from sdpipe.guidance import Scale, scale
 
-T = TypeVar("T", int, float)
+T = TypeVar("T", int, float, Scale)
 
 MAX_VALUES = 1000  # of one text; who wants more is mistaken, or has them in a script
 
@@ -50,6 +51,22 @@ def numbers(name: str, text: str) -> list[float]:
     return _listed(name, text, float, "a number")
 
 
+def scales(name: str, text: str) -> list[Scale]:
+    """The guidance scales that a text lists: numbers, and pairs such as 12:4 among them.
+
+    Raises:
+        UsageError: as `whole_numbers`.
+    """
+
+    def one(value: str | Fraction) -> Scale:
+        found = scale(value) if isinstance(value, str) else float(value)
+        if isinstance(found, str):
+            raise ValueError
+        return found
+
+    return _listed(name, text, one, "a number, a pair such as 12:4")
+
+
 def words(name: str, text: str) -> list[str]:
     """The words that a text lists, with commas between them.
 
@@ -71,7 +88,7 @@ def as_text(values: Sequence[object]) -> str:
             end = i
         shown.append(plain(values[i]) if end == i else f"{values[i]}-{values[end]}")
         i = end + 1
-    return ",".join(shown)
+    return ("; " if any("," in each for each in shown) else ",").join(shown)
 
 
 def plain(value: object) -> str:

@@ -18,6 +18,7 @@ MAX_PROMPT = 2**16  # characters; a text encoder hears some hundred of them
 MAX_VALUE = 300  # characters of any other text
 MAX_VALUES = 200  # entries of an object
 MAX_NUMBER = 2**64  # no seed is larger
+LISTS = ("g", "interval", "outpaint")  # settings that may be several numbers
 
 Value = str | int | float | bool | None
 
@@ -33,7 +34,7 @@ class Record:
     source: who wrote it: "sdpipe", "A1111" (its web UI, and the many that write like it) or
         "InvokeAI".
     values: settings by the names of `Settings`, as they were found; `settings()` checks them.
-        Those of init and mask are objects of texts, that of outpaint is a list of numbers.
+        Those of init and mask are objects of texts; those of `LISTS` may be lists of numbers.
     model: name, and, where they are told, revision, variant, sha256, or hash, another program's.
     parts: what took the place of one of the model's own parts.
     n, index: the picture was number `index`, from 0, of `n` drawn in one batch.
@@ -178,8 +179,8 @@ def _check_object(name: str, values: Mapping[str, Any], texts_only: bool) -> Non
         if name == "settings" and key in ("init", "mask") and isinstance(value, Mapping):
             _check_object(key, value, texts_only=True)
             continue
-        if name == "settings" and key == "outpaint" and isinstance(value, list):
-            _check_object(key, {f"side {i + 1}": side for i, side in enumerate(value)}, False)
+        if name == "settings" and key in LISTS and isinstance(value, list):
+            _check_object(key, {f"{key} {i + 1}": each for i, each in enumerate(value)}, False)
             continue
         longest = MAX_PROMPT if name == "others" or "prompt" in key else MAX_VALUE
         _check_value(key, value, longest)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sdpipe.canvas import Picture, Source, take
 from sdpipe.device import DTYPES, SPEEDS, check_device, check_dtype, pick_device
 from sdpipe.errors import ModelError, SdpipeError, UsageError
+from sdpipe.guidance import bounds, scale
 from sdpipe.info import plain, sweep_command
 from sdpipe.init import sides
 from sdpipe.loading.hub import is_hub_id
@@ -217,8 +218,8 @@ def _converted(name: str, text: str) -> Any:
         return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
             text.lower(), text
         )
-    if name == "outpaint" and text:
-        return sides(text)
+    if name in ("g", "interval", "outpaint") and text:
+        return {"g": scale, "interval": bounds, "outpaint": sides}[name](text)
     if name in ("scheduler", "fit", "seamless") or not text:
         return text or None
     for number in (int, float):

@@ -6,7 +6,6 @@ metadata holds. It knows nothing of torch, models or files.
 
 import dataclasses
 import json
-import math
 import numbers
 import operator
 import secrets
@@ -15,6 +14,7 @@ from dataclasses import InitVar, dataclass
 from typing import Any, Self
 
 from sdpipe.errors import UsageError
+from sdpipe.guidance import Scale, check_interval, check_rescale, check_scale
 from sdpipe.init import (
     ABOUT_IT,
     FITS,
@@ -57,7 +57,12 @@ class Settings:
 
     prompt: what the picture shows; weights and other signs in it are those of `sdpipe.syntax`.
     negative_prompt: what it should not show; takes the place of the empty prompt in the guidance.
-    g: guidance scale: 1 is the conditional prediction, 0 the unconditional one.
+    g: guidance scale: 1 is the conditional prediction, 0 the unconditional one. A pair goes from
+        the one at the first step to the other at the last, in equal parts.
+    rescale: how much of its spread the guided output gets back, as Lin et al. (2023) do it: 0,
+        nothing, to 1.
+    interval: (low, high), sigmas: outside of them the prompt alone is listened to, as with g 1
+        (Kynkäänniemi et al. 2024). None is all noise levels.
     steps: denoising steps, 1 to 999.
     seed: starts the noise, 0 to 2**64 - 1; image i of a run has seed + i. None draws one.
     variation: how far the starting noise goes over to that of variation_seed, 0 to 1, see
@@ -93,7 +98,7 @@ class Settings:
 
     prompt: str
     negative_prompt: str = ""
-    g: float | None = None
+    g: Scale | None = None
     steps: int | None = None
     seed: int | None = None
     variation: float | None = None
@@ -105,6 +110,8 @@ class Settings:
     scheduler: str | None = None
     lms_order: int | None = None
     karras: bool = False
+    rescale: float = 0.0
+    interval: tuple[float, float] | None = None
     hires: float | None = None
     hires_strength: float | None = None
     seamless: str | None = None
@@ -138,7 +145,9 @@ class Settings:
             if (side := getattr(self, name)) is not None:
                 keep(name, _side(name, side))
         if self.g is not None:
-            keep("g", _guidance(self.g))
+            keep("g", check_scale(self.g))
+        keep("rescale", check_rescale(self.rescale))
+        keep("interval", check_interval(self.interval))
         if self.steps is not None:
             keep("steps", _whole("steps", self.steps, 1, MAX_STEPS))
         keep("n", _whole("n", self.n, 1, MAX_IMAGES))
@@ -294,9 +303,7 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON types, in the order of the fields."""
         values = dataclasses.asdict(self)
-        if self.outpaint is not None:
-            values["outpaint"] = list(self.outpaint)
-        return values
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -373,12 +380,4 @@ def _variation(value: object) -> float:
             f"variation={value} is out of range: 0, the seed's own picture, to 1, that of the "
             "variation seed."
         )
-    return float(value)
-
-
-def _guidance(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise UsageError(f"g={value!r} is not a number; v1-4 likes 7.5.")
-    if not math.isfinite(value):
-        raise UsageError(f"g={value!r} is not a finite number; v1-4 likes 7.5.")
     return float(value)

@@ -22,12 +22,13 @@ from typing import Any, Self
 
 from sdpipe.errors import UsageError
 from sdpipe.files import slug
+from sdpipe.guidance import bounds, scale, shown
 from sdpipe.init import PictureId, picture_id
 from sdpipe.ranges import as_text, plain
 from sdpipe.settings import Settings
 
 SWEPT = (
-    *("g", "steps", "seed", "variation", "variation_seed"),
+    *("g", "rescale", "interval", "steps", "seed", "variation", "variation_seed"),
     *("scheduler", "lms_order", "karras", "clip_skip", "strength", "hires", "hires_strength"),
     *("dim", "width", "height"),
 )
@@ -64,7 +65,8 @@ class Axis:
         number = "" if self.part == 0 else str(self.part + 1)
         value = self.values[i]
         if "prompt" not in self.name:
-            return f"{self.name}={plain(value)}".replace("-", "minus")
+            text = plain(value).replace("-", "minus")
+            return f"{self.name}={re.sub('[:,]', 'to', text)}"
         name = self.name.removesuffix("_prompt") + number
         return f"{name}={slug(value).replace('-', '_') if value else 'nothing'}"
 
@@ -88,7 +90,8 @@ class Sweep:
     prompt: may have parts, as in "a {cat|dog} on {grass|sand}".
     values: settings by their names in `Settings`; a list or another sequence of several values
         makes an axis. `dim` sets width and height. `negative_prompt` may have parts, and those
-        of `SINGLE` have one value for all; init and mask are what `canvas.take` returns.
+        of `SINGLE` have one value for all; init and mask are what `canvas.take` returns. A pair is
+        one value of g among others, (12, 4) or "12:4", and alone one of interval.
 
     axes: in the order of the grid: parts of the prompts first, then settings as they were given.
     cells: row by row, and one grid after the other.
@@ -157,8 +160,9 @@ class Sweep:
             return value if isinstance(value, PictureId) else picture_id(name, value)
         if name == "outpaint" and isinstance(value, Sequence) and not isinstance(value, str):
             return list(value)
-        if isinstance(value, str) or not isinstance(value, Sequence):
+        if isinstance(value, str) or not isinstance(value, Sequence) or _is_interval(name, value):
             value = (value,)
+        value = tuple(_pair_as_text(name, each) for each in value)
         if len(value) > MAX_CELLS:
             raise _too_large([len(value)])
         for each in value:
@@ -220,6 +224,9 @@ class Sweep:
             for name, (between, _) in self._texts.items():
                 values[name] = _joined(between, [a.values[i] for a, i in chosen if a.name == name])
             values.update({a.name: a.values[i] for a, i in chosen if "prompt" not in a.name})
+            for name, parse in (("g", scale), ("interval", bounds)):
+                if isinstance(values.get(name), str):
+                    values[name] = parse(values[name])
             yield Cell(place, Settings(**values), "-".join(a.stem(i) for a, i in chosen))
 
 
@@ -309,6 +316,19 @@ def _single(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value))
     return value.name or "PICTURE" if isinstance(value, PictureId) else plain(value)
+
+
+def _is_interval(name: str, value: Sequence[Any]) -> bool:
+    """Whether a sequence is one value, where others are an axis."""
+    return name == "interval" and all(isinstance(each, int | float) for each in value)
+
+
+def _pair_as_text(name: str, value: Any) -> Any:
+    """A pair as a person types it: tuples are axes, here and in JSON."""
+    several = isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)
+    if name == "g" and several and len(value) == 2:
+        return shown(tuple(value), "")
+    return ",".join(map(plain, value)) if name == "interval" and several else value
 
 
 def _split(name: str, text: Any) -> tuple[list[str], list[list[str]]]:

@@ -28,6 +28,7 @@ from PIL import Image
 from sdpipe import png
 from sdpipe.errors import NotFiniteError, SdpipeError, UsageError
 from sdpipe.grid import Place, grid
+from sdpipe.guidance import shown
 from sdpipe.latents import vae_factor
 from sdpipe.pipeline import Pipeline
 from sdpipe.pixels import load_pixels, pixels_sha256
@@ -186,7 +187,8 @@ class SweepFolder:
         for name in FILLED:
             found = {getattr(settings, name) for settings in self.settings}
             if name not in given and len(found) == 1 and found != {None}:
-                values[name] = found.pop()
+                value = found.pop()
+                values[name] = shown(value, "") if isinstance(value, tuple) else value
         return sweep.with_values(**values)
 
     def _find(self) -> None:

@@ -74,20 +74,20 @@ def test_the_other_side_is_what_diffusers_draws_of_the_same_folder(pipe, folder)
     assert ImageChops.difference(image, drawn).getbbox() is None
 
 
-def wrong_guidance(unet, x_in, t, cond, uncond, g):
-    return right(unet, x_in, t, cond, uncond, g * 1.001)
+def wrong_guidance(unet, x_in, t, cond, uncond, g, rescale):
+    return right(unet, x_in, t, cond, uncond, g * 1.001, rescale)
 
 
-def late_guidance(unet, x_in, t, cond, uncond, g):
-    return right(unet, x_in, t, cond, uncond, g + 0.01 * (float(t) < 500))
+def late_guidance(unet, x_in, t, cond, uncond, g, rescale):
+    return right(unet, x_in, t, cond, uncond, g + 0.01 * (float(t) < 500), rescale)
 
 
-def whole_timesteps(unet, x_in, t, cond, uncond, g):
-    return right(unet, x_in, t.int().float(), cond, uncond, g)
+def whole_timesteps(unet, x_in, t, cond, uncond, g, rescale):
+    return right(unet, x_in, t.int().float(), cond, uncond, g, rescale)
 
 
-def texts_mistaken(unet, x_in, t, cond, uncond, g):
-    return right(unet, x_in, t, uncond, cond, g)
+def texts_mistaken(unet, x_in, t, cond, uncond, g, rescale):
+    return right(unet, x_in, t, uncond, cond, g, rescale)
 
 
 right = sdpipe.denoise.guided

@@ -58,7 +58,9 @@ def diffusers_pipeline(parts, scheduler, kind=StableDiffusionPipeline):
     return pipe
 
 
-def diffusers_run(parts, scheduler, prompts, *, seed, g, steps, width, height, negative=None):
+def diffusers_run(
+    parts, scheduler, prompts, *, seed, g, steps, width, height, negative=None, **more
+):
     """Latents after every step and the pictures, as diffusers draws them from the same noise."""
     pipe = diffusers_pipeline(parts, scheduler)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
@@ -81,6 +83,7 @@ def diffusers_run(parts, scheduler, prompts, *, seed, g, steps, width, height, n
         height=height,
         output_type="pil",
         callback_on_step_end=keep,
+        **more,
     )
     return latents, output.images
 

@@ -21,7 +21,15 @@ def test_result_holds_pictures_seeds_and_resolved_settings(emoji):
     assert result.settings[2] == Settings.from_json(result.settings[2].to_json())
     unset = {name for name, value in result.settings[0].to_dict().items() if value is None}
     beginning = {"init", "mask", "strength", "fit", "outpaint"}
-    more = {"variation", "variation_seed", "vary", "hires", "hires_strength", "seamless"}
+    more = {
+        "interval",
+        "variation",
+        "variation_seed",
+        "vary",
+        "hires",
+        "hires_strength",
+        "seamless",
+    }
     assert unset == beginning | more  # what is not asked for
     assert result.steps == []
     assert result.noise is None

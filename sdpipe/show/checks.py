@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from sdpipe.errors import UsageError
+from sdpipe.guidance import Guidance, Scale, shown
 from sdpipe.settings import Settings
 from sdpipe.syntax import parse
 
@@ -37,35 +38,43 @@ def check_times(times: Sequence[int]) -> None:
             )
 
 
+def calls(steps: int, scheduler: str | None) -> int:
+    """How often a scheduler calls the U-Net in so many steps."""
+    return {"heun": 2 * steps - 1, "pndm": steps + 1}.get(scheduler or "", steps)
+
+
 def check_at(at: Sequence[int], steps: int | None, scheduler: str | None) -> None:
     """Refuses steps that a run does not have; as far as it is known how many it has.
 
     Raises:
         UsageError: one is out of range.
     """
-    last = math.inf
-    if steps is not None:
-        last = {"heun": 2 * steps - 1, "pndm": steps + 1}.get(scheduler or "", steps) - 1
+    last = math.inf if steps is None else calls(steps, scheduler) - 1
     for index in at:
         if not 0 <= index <= last:
             most = "" if steps is None else f" to {last}"
             raise UsageError(f"at={index} is out of range: steps are counted from 0{most}.")
 
 
-def check_guidance(g: float | None) -> None:
-    """Refuses scales that make one of the two predictions needless.
+def check_guidance(g: Scale | None, steps: int | None, scheduler: str | None) -> None:
+    """Refuses scales that make one of the two predictions needless, if only at one step.
 
     Raises:
         UsageError: g is 1 or 0.
     """
-    if g in (0, 1):
-        raise UsageError(
-            f"g={g:g} takes one prediction alone, {'with' if g else 'without'} the prompt: "
-            "there is nothing to compare; take another g, such as 3 or 7.5."
-        )
+    total = 2 if steps is None else calls(steps, scheduler)
+    for i in range(total if g is not None else 0):
+        g_t = Guidance(g or 0.0).at(i, total, 0)
+        if g_t in (0, 1):
+            where = f" comes to {g_t:g} on its way, which" if isinstance(g, tuple) else ""
+            raise UsageError(
+                f"g={shown(g or 0.0)}{where} takes one prediction alone, "
+                f"{'with' if g_t else 'without'} the prompt: there is nothing to compare; take "
+                f"another g, such as {'7.5:1.5' if where else '3 or 7.5'}."
+            )
 
 
-def check_attention(prompt: str, g: float | None) -> None:
+def check_attention(prompt: str, g: Scale | None) -> None:
     """Refuses what gives no words to look at.
 
     Raises:
@@ -79,8 +88,13 @@ def check_attention(prompt: str, g: float | None) -> None:
         )
     if not any(words.strip() for part in read.at(0, 1) for words, _ in part):
         raise UsageError("the prompt is empty, so no word acts anywhere; give it some words.")
-    if g == 0:
-        raise UsageError("g=0 does not listen to the prompt; take 1 for the prompt alone, or more.")
+    first, last = g if isinstance(g, tuple) else (g, g)
+    if first is not None and last is not None and min(first, last) <= 0 <= max(first, last):
+        where = ", to which it comes on its way," if isinstance(g, tuple) else ""
+        raise UsageError(
+            f"g={shown(g or 0.0)}: 0{where} does not listen to the prompt; take 1 for the prompt "
+            "alone, or more."
+        )
 
 
 def check_way(frames: int, seeds: Sequence[int], scheduler: str | None) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sdpipe.guidance import shown
 from sdpipe.settings import Settings
 
 COLUMNS = 9
@@ -75,7 +76,7 @@ def titles(settings: Settings) -> tuple[str, str]:
     if settings.karras:
         details.append("karras")
     if settings.g is not None:
-        details.append(f"g {settings.g:g}")
+        details.append(f"g {shown(settings.g)}")
     if settings.negative_prompt:
         details.append(f"not: {settings.negative_prompt}")
     return printable(settings.prompt), printable(" · ".join(details))

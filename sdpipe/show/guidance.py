@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from sdpipe.denoise import Step
+from sdpipe.errors import UsageError
+from sdpipe.guidance import Guidance
 from sdpipe.latents import latents_to_pil
 from sdpipe.show import style
 from sdpipe.show.checks import check_at, check_guidance
@@ -94,10 +96,15 @@ def guidance_data(
         Heun and PNDM have more of them than `settings` ask for: the U-Net's calls are counted.
 
     Raises:
-        UsageError: a value breaks its rule, or g is 1 or 0: then there is but one prediction.
+        UsageError: a value breaks its rule, or g is 1 or 0, if only at one step: then there is but
+            one prediction. So it is outside of an interval; and what rescale does is not shown.
     """
     own = settle(pipe, prompt, **settings)
-    check_guidance(own.g)
+    check_guidance(own.g, own.steps, own.scheduler)
+    if own.rescale or own.interval is not None:
+        name = "rescale" if own.rescale else "interval"
+        raise UsageError(f"{name} has no place in this drawing; leave it out.")
+    guidance = Guidance(own.g or 0.0)
     check_at(at, own.steps, own.scheduler)
     listener = Listener(pipe.components.unet)
     settings = {**settings, "seed": own.seed, "save_int": True, "on_step": on_step}
@@ -108,7 +115,8 @@ def guidance_data(
     for step, both in zip(steps, listener.outputs, strict=True):
         contrasts.append(_contrast(step, *both.chunk(2)))
         if step.index in at:
-            three = torch.cat(clean_each(step, both, own.g or 0.0, kind))
+            g_t = guidance.at(step.index, step.total, step.sigma)
+            three = torch.cat(clean_each(step, both, g_t, kind))
             shown = [latents_to_pil(pipe.components.vae, z)[0] for z in three.split(1)]
             pictures.append((shown[0], shown[1], shown[2]))
     return Guided(own, kind, steps[0].x0.numel(), contrasts, sorted(set(at)), pictures)

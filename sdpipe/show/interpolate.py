@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdpipe.denoise import denoise
+from sdpipe.guidance import Guidance
 from sdpipe.latents import (
     angle_between,
     draw_noise,
@@ -104,6 +105,7 @@ def interpolate_data(
     shape = (parts.unet.config.in_channels, a.height // factor, a.width // factor)
     noises = draw_noise(make_generators([a.seed, b.seed]), shape).split(1)
     fractions = [i / (frames - 1) for i in range(frames)]
+    guidance = Guidance(a.g, a.rescale, a.interval)
     pictures = []
     for f in fractions:
         scheduler = make_scheduler(
@@ -118,7 +120,7 @@ def interpolate_data(
         cond = [between(z[:1], z[1:], f) for z in text.cond]
         generators = make_generators([a.seed])
         draw_noise(generators, shape)  # what follows in it is the noise of later steps
-        for step in denoise(parts.unet, scheduler, x_t, cond, text.uncond, a.g, generators):
+        for step in denoise(parts.unet, scheduler, x_t, cond, text.uncond, guidance, generators):
             x_t = step.latents
         pictures += latents_to_pil(parts.vae, x_t)
         if on_frame is not None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
+from sdpipe.guidance import shown
 from sdpipe.latents import vae_factor
 from sdpipe.plan import plan
 from sdpipe.schedule import make_scheduler
@@ -37,7 +38,7 @@ def sampling(settings: "Settings") -> str:
     """How a picture came from its noise, for the line below a title."""
     assert settings.g is not None
     steps = f"{settings.steps} step{'s' * (settings.steps != 1)}"
-    return f"{steps} of {settings.scheduler}, g {settings.g:g}"
+    return f"{steps} of {settings.scheduler}, g {shown(settings.g)}"
 
 
 def brought_to_size(picture: Image.Image, settings: "Settings") -> Image.Image:

@@ -12,6 +12,7 @@ from torch import nn
 
 from sdpipe.denoise import denoise
 from sdpipe.errors import NotFiniteError
+from sdpipe.guidance import Guidance, check_scale
 from sdpipe.latents import draw_noise, latents_to_pil, make_generators
 from sdpipe.prompt import condition
 from sdpipe.schedule import make_scheduler
@@ -66,7 +67,7 @@ class Sheets:
     @torch.no_grad()
     def draw(self, loss: DenoisingLoss) -> list[Image.Image]:
         """The captions as the networks inside the loss draw them now."""
-        guidance = float(self.model.sampling.get("g", FALLBACKS["g"]))
+        guidance = Guidance(check_scale(self.model.sampling.get("g", FALLBACKS["g"])))
         device = loss.alpha_bar.device
         shape = (self.data.latents.shape[1], *self.data.latents.shape[2:])
         drawn = []
