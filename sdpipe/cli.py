@@ -84,6 +84,7 @@ def generate(
     strength: options.Strength = None,
     fit: options.Fit = None,
     outpaint: options.Outpaint = None,
+    safety: options.Safety = "off",
     model: options.Model = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -120,6 +121,7 @@ def generate(
         "clip_skip": clip_skip,
         "exact": exact,
         "save_int": save_int,
+        "safety": safety,
         "strength": strength,
         "fit": fit,
         "outpaint": None if outpaint is None else sides(outpaint),
@@ -149,6 +151,7 @@ def generate(
             written.append(entry)
             if not as_json:
                 messages.print_result(entry["path"])
+            messages.say_flagged(entry["path"], entry.get("safety"))
         if save_int:
             for k, entry in enumerate(written):
                 entry["steps"] = saved_steps(pipe, result, k, entry["path"], not no_metadata)

@@ -169,6 +169,7 @@ def _written(
         written.append(entry)
         if show:
             messages.print_result(entry["path"])
+        messages.say_flagged(entry["path"], entry.get("safety"))
     if result.steps:
         for k, entry in zip(job.wanted, written, strict=True):
             entry["steps"] = saving.saved_steps(pipe, result, k, entry["path"])

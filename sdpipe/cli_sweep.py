@@ -172,6 +172,7 @@ def sweep(
     hires_strength: HiresStrength = None,
     clip_skip: ClipSkip = None,
     exact: options.Exact = False,
+    safety: options.Safety = "off",
     init: options.Init = None,
     mask: options.Mask = None,
     strength: Strength = None,
@@ -232,6 +233,7 @@ def _planned(given: dict[str, Any]) -> Sweep:
     values["seamless"] = given["seamless"]
     values["fit"] = given["fit"]
     values["outpaint"] = None if given["outpaint"] is None else sides(given["outpaint"])
+    values["safety"] = None if given["safety"] == "off" else given["safety"]
     if given["exact"]:
         values["exact"] = True
     return Sweep(options.text("the prompt", given["prompt"]), **values)
@@ -285,8 +287,8 @@ def _drawn(work: "SweepFolder", batch: int, as_json: bool) -> int:
     try:
         if len(there) < cells:
             with progress.bar(f"drawing {_pictures(cells - len(there))}") as on_step:
-                for _ in work.draw(batch, on_step):
-                    pass
+                for i in work.draw(batch, on_step):
+                    messages.say_flagged(str(work.paths[i]), work.safety.get(i))
         with progress.status("putting the grid together ..."):
             grid = str(work.save_grid())
         if not as_json:
@@ -317,6 +319,7 @@ def _json(work: "SweepFolder", there: set[int], grid: str | None) -> str:
                 "path": None if path is None else str(path),
                 "drawn": path is not None and i not in there,
                 "settings": settings.to_dict(),
+                **({"safety": work.safety[i]} if i in work.safety else {}),
             }
         )
     told = {"grid": grid, "sweep": work.sweep.to_dict(), "cells": cells}

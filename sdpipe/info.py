@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sdpipe.errors import SdpipeError
+from sdpipe.messages import marked
 from sdpipe.pixels import load_pixels, pixels_sha256
 from sdpipe.record import Record, read_record
 
@@ -53,6 +54,7 @@ class Info:
             "device": told["device"],
             "dtype": told["dtype"],
             "speed": told["speed"],
+            **({} if told["safety"] is None else {"safety": told["safety"]}),
             "pixels": {
                 "recorded_sha256": told["pixels_sha256"],
                 "sha256": self.found,
@@ -122,9 +124,11 @@ def _rows(record: Record) -> Iterator[tuple[str, str]]:
     if width is not None or height is not None:
         yield "size", _short(f"{width} x {height}")
     values.pop("n", None)
-    for name, usual in (("clip_skip", 1), ("rescale", 0)):
+    for name, usual in (("clip_skip", 1), ("rescale", 0), ("safety", "off")):
         if values.get(name) == usual:
             del values[name]
+    if record.safety is not None:
+        values["safety"] = marked(record.safety)
     if isinstance(g := values.get("g"), list):
         values["g"] = ":".join(map(_short, g))
     for name in ("seed", "steps", "g", "rescale", "interval", "scheduler", "lms_order", *values):

@@ -4,8 +4,8 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -84,6 +84,20 @@ def explain(error: Exception) -> int:
     hint = "" if _debug else " This is a bug, or a broken installation: --debug shows where."
     say(f"error: {kind}: {what.rstrip('.')}.{hint}")
     return FAILED
+
+
+def say_flagged(path: str, safety: Mapping[str, Any] | None) -> None:
+    """One line of a picture that the safety checker flagged; none of another."""
+    if safety is not None and safety["flagged"]:
+        say(f"{path}: {marked(safety)}")
+
+
+def marked(safety: Mapping[str, Any]) -> str:
+    """What a picture's mark says, in words."""
+    if not safety["flagged"]:
+        return "not flagged by the model's safety checker"
+    numbers = ", ".join(map(str, safety["concepts"]))
+    return f"flagged by the model's safety checker, for concept {numbers}; nothing was changed"
 
 
 def _guidance(settings: Settings) -> Iterator[str]:

@@ -253,6 +253,14 @@ NoMetadata = Annotated[
     bool, flag(OUTPUT, "Keep prompt and settings out of the files.", "--no-metadata")
 ]
 
+Safety = Annotated[
+    str,
+    option(
+        OUTPUT,
+        "off, or flag: the model's own safety checker marks what it finds, and changes nothing.",
+        metavar="NAME",
+    ),
+]
 Debug = Annotated[
     bool,
     flag(

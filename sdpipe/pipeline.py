@@ -7,10 +7,10 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from os import PathLike
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
@@ -23,7 +23,7 @@ from sdpipe.chunks import chunk_count
 from sdpipe.components import load
 from sdpipe.denoise import Step, denoise, first_step, join, noise_levels, variance_exploding
 from sdpipe.device import check_speed
-from sdpipe.errors import NotFiniteError, SdpipeWarning
+from sdpipe.errors import NotFiniteError, SdpipeWarning, UsageError
 from sdpipe.guidance import Guidance, shown
 from sdpipe.init import steps_taken
 from sdpipe.latents import (
@@ -45,6 +45,9 @@ from sdpipe.seamless import check_seamless, wrapped
 from sdpipe.settings import Settings
 from sdpipe.speed import fast
 
+if TYPE_CHECKING:
+    from sdpipe.safety import Checker, Mark
+
 DIVERGED = 12.0
 """No picture's latents reach this many standard deviations; a solver that diverges does."""
 
@@ -59,6 +62,7 @@ class Result:
     steps: with save_int, the steps of the whole call; their tensors hold all pictures.
     noise: with save_int, the latents that the first step began with, (B, C, h, w).
     hires_noise: with save_int and hires, those that the second pass began with.
+    safety: with safety="flag", what the safety checker says of each picture.
     """
 
     images: list[Image.Image]
@@ -68,6 +72,7 @@ class Result:
     steps: list[Step] = field(default_factory=list)
     noise: Tensor | None = None
     hires_noise: Tensor | None = None
+    safety: list["Mark"] = field(default_factory=list)
 
 
 class Pipeline:
@@ -135,9 +140,11 @@ class Pipeline:
         Raises:
             UsageError: a value breaks its rule, or the model's.
             TypeError: no setting has such a name.
+            ModelError: with safety="flag", the model has no safety checker, or it can't be had.
             NotFiniteError: a stage produced NaN or infinity.
         """
         run, canvas = self._plan(prompt, settings)
+        checker = self._checker if run[0].safety == "flag" else None
         texts = self._embed(run)
         pipe = self._wrapped(run[0].seamless)
         began: list[Tensor | None] = []
@@ -157,7 +164,8 @@ class Pipeline:
             images = [canvas.keep(image) for image in images]
         places = [(i, len(text)) for text in texts for i in range(len(text))]
         noise, hires_noise = [*began, None, None][:2]
-        return Result(images, _seeds(run), run, places, kept, noise, hires_noise)
+        marks = [] if checker is None else [checker.look(image) for image in images]
+        return Result(images, _seeds(run), run, places, kept, noise, hires_noise, marks)
 
     def stream(self, prompt: str | Sequence[str], **settings: Unpack[Asked]) -> Iterator[Step]:
         """Draws like `generate`, with the same arguments, and yields every `Step` as it is done.
@@ -167,11 +175,23 @@ class Pipeline:
         setting `seamless` they are for a VAE that is `wrapped` as well, see `sdpipe.seamless`.
 
         Raises:
-            UsageError: as `generate`, before the first step.
+            UsageError: as `generate`, before the first step; or safety, which looks at pictures.
         """
         run, canvas = self._plan(prompt, settings)
+        if run[0].safety != "off":
+            raise UsageError(
+                "safety looks at finished pictures, and stream yields latents; leave it out, or "
+                "take generate."
+            )
         texts = self._embed(run)
         return (step for _, step in self._wrapped(run[0].seamless)._passes(run, texts, canvas))
+
+    @cached_property
+    def _checker(self) -> "Checker":
+        """The model's safety checker, loaded when it is first asked for."""
+        from sdpipe.safety import load_checker
+
+        return load_checker(self.components)
 
     def _plan(
         self, prompt: str | Sequence[str], asked: Asked

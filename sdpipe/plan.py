@@ -41,6 +41,7 @@ class Asked(TypedDict, total=False):
     seamless: str | None
     clip_skip: int
     exact: bool
+    safety: str
     init: Source | None
     mask: Source | None
     strength: float | None

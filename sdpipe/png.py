@@ -67,6 +67,7 @@ def metadata(
     speed: str = "default",
     n: int = 1,
     index: int = 0,
+    safety: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a picture carries: {"parameters": text, "sdpipe": object}, as `read` gives it back.
 
@@ -77,6 +78,7 @@ def metadata(
         variation seeds, went up by one from picture to picture, and what the others showed has no
         influence on this one: so shape and place are enough to draw it under the same
         circumstances, and no picture tells the prompts of its neighbours.
+    safety: what the model's safety checker says, where it was asked.
     """
     own = {
         "settings": settings.to_dict(),
@@ -92,6 +94,8 @@ def metadata(
         "speed": speed,
         "pixels_sha256": pixels_sha256(image),
     }
+    if safety is not None:
+        own["safety"] = dict(safety)
     return {"parameters": parameters(settings, identity), "sdpipe": own}
 
 

@@ -44,6 +44,8 @@ class Record:
     others: what else it tells, under its own names.
     remarks: what drawing it again has to assume or to leave out, a sentence each.
     sweep: of which this is the grid; then there are no values.
+    safety: what the model's safety checker said, where it was asked: flagged, and by the numbers of
+        which concepts.
 
     Raises:
         RecordError: a value has another type than these, or is longer than any that is meant.
@@ -63,6 +65,7 @@ class Record:
     others: Mapping[str, Value] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     sweep: Sweep | None = None
+    safety: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_object("settings", self.values, texts_only=False)
@@ -106,6 +109,7 @@ class Record:
             speed=own.get("speed", "plain"),  # before there was another
             pixels_sha256=own.get("pixels_sha256"),
             sweep=_sweep(own),
+            safety=_safety(own),
         )
 
 
@@ -166,6 +170,17 @@ def _sweep(own: Mapping[str, Any]) -> Sweep | None:
         return Sweep.from_dict(values)
     except UsageError as error:
         raise RecordError(str(error)) from error
+
+
+def _safety(own: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the safety checker said."""
+    if (told := _object(own, "safety")) == {}:
+        return None
+    flagged, concepts = told.get("flagged"), told.get("concepts")
+    if not isinstance(flagged, bool) or not isinstance(concepts, list):
+        raise RecordError("safety does not say whether it is flagged, and by which concepts.")
+    _check_object("concepts", {f"concept {i + 1}": k for i, k in enumerate(concepts)}, False)
+    return {"flagged": flagged, "concepts": concepts}
 
 
 def _check_object(name: str, values: Mapping[str, Any], texts_only: bool) -> None:

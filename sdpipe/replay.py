@@ -25,7 +25,7 @@ from sdpipe.guidance import bounds, scale
 from sdpipe.info import plain, sweep_command
 from sdpipe.init import sides
 from sdpipe.loading.hub import is_hub_id
-from sdpipe.loading.locate import BUILT_IN, check_model, is_cached
+from sdpipe.loading.locate import BUILT_IN, check_model, is_cached, is_checker_cached
 from sdpipe.record import Record, RecordError, brief, read_record
 from sdpipe.settings import KARRAS_SCHEDULERS, MAX_SEED, Settings
 
@@ -164,6 +164,8 @@ def prepare(
     n, index = (settings.vary or settings.n, 0) if changes else _batch(record, settings, remarks)
     type_here = dtype or _dtype(record, remarks)
     name = model or _model(record, picture, type_here == "float32", remarks)
+    if model is None and "safety" not in (changes or {}):
+        settings = _without_fetching(settings, name, type_here == "float32", remarks)
     device = device or _device(record, remarks)
     slow = dtype is None and type_here == "float16" and record.device != "cpu"
     if slow and pick_device(device).type == "cpu":
@@ -220,6 +222,8 @@ def _converted(name: str, text: str) -> Any:
         )
     if name in ("g", "interval", "outpaint") and text:
         return {"g": scale, "interval": bounds, "outpaint": sides}[name](text)
+    if name == "safety":
+        return text
     if name in ("scheduler", "fit", "seamless") or not text:
         return text or None
     for number in (int, float):
@@ -347,6 +351,21 @@ def _model(
     if record.parts:
         remarks.append(_swapped(record))
     return hub_id
+
+
+def _without_fetching(
+    settings: Settings, name: str | None, full: bool, remarks: list[str]
+) -> Settings:
+    """The settings with the safety checker left out, where it would have to be fetched."""
+    if settings.safety == "off" or name is None or not is_hub_id(name):
+        return settings
+    if is_checker_cached(name, full=full):
+        return settings
+    remarks.append(
+        "the safety checker that looked at it is not here, and none is fetched on a picture's "
+        "word; to have it fetched, and drawn anew: --set safety=flag"
+    )
+    return dataclasses.replace(settings, dim=None, safety="off")
 
 
 def _swapped(record: Record) -> str:

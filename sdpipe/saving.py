@@ -32,7 +32,8 @@ def saved(
         settings = result.settings[k]
         notes = carried(pipe, result, k) if describe else None
         path = png.save(result.images[k], destination.path(place, settings.prompt), notes)
-        yield {"path": str(path), "seed": settings.seed, "settings": settings.to_dict()}
+        told = {"path": str(path), "seed": settings.seed, "settings": settings.to_dict()}
+        yield told | ({"safety": result.safety[k].to_dict()} if result.safety else {})
 
 
 def carried(pipe: "Pipeline", result: "Result", k: int) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def carried(pipe: "Pipeline", result: "Result", k: int) -> dict[str, Any]:
         speed=pipe.speed,
         n=n,
         index=index,
+        safety=result.safety[k].to_dict() if result.safety else None,
     )
 
 

@@ -28,6 +28,7 @@ from sdpipe.init import (
 from sdpipe.syntax import parse
 
 SCHEDULERS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun", "dpm++", "unipc")
+SAFETY = ("off", "flag")
 KARRAS_SCHEDULERS = ("lms", "euler", "heun", "dpm++", "unipc")
 # Their points run from the last training timestep to the first, or count up from the first: a
 # single one is the first, where there is hardly any noise.
@@ -84,6 +85,8 @@ class Settings:
     clip_skip: the text encoder's layer that is listened to, counted from the last, which is 1.
     exact: draw each picture by itself, so that it is the same bits in a batch of any size.
     save_int: keep what happens at every step.
+    safety: "flag" has the model's own safety checker look at the finished picture, and mark it
+        where it finds something; "off" does not.
     init: the picture to begin with, in place of noise alone; its pixels travel beside these.
     mask: a picture of the same size whose white is redrawn, while its black stays.
     strength: how much of the way back to noise init goes, above 0 to 1: of the steps, that many are
@@ -118,6 +121,7 @@ class Settings:
     clip_skip: int = 1
     exact: bool = False
     save_int: bool = False
+    safety: str = "off"
     init: PictureId | None = None
     mask: PictureId | None = None
     strength: float | None = None
@@ -168,6 +172,10 @@ class Settings:
         if self.seamless is not None and self.seamless not in SEAMLESS:
             raise UsageError(
                 f"seamless={self.seamless!r} is not known; the known are {', '.join(SEAMLESS)}."
+            )
+        if self.safety not in SAFETY:
+            raise UsageError(
+                f"safety={self.safety!r} is not known; the known are {', '.join(SAFETY)}."
             )
         self._check_init()
         self._check_scheduler()

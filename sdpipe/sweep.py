@@ -34,7 +34,7 @@ SWEPT = (
 )
 """The settings that may have several values; the prompts have theirs as parts {a|b}."""
 
-SINGLE = ("negative_prompt", "seamless", "exact", "init", "mask", "fit", "outpaint")
+SINGLE = ("negative_prompt", "seamless", "exact", "safety", "init", "mask", "fit", "outpaint")
 
 MAX_AXES = 3
 MAX_CELLS = 1000
@@ -172,7 +172,7 @@ class Sweep:
         if not different:
             raise UsageError(f"{name} is an empty list; give it a value, or leave it out.")
         if len(different) > 1 and name in SINGLE:
-            remedy = "give one" if name == "exact" else "its parts {a|b} take several"
+            remedy = "give one" if name in ("exact", "safety") else "its parts {a|b} take several"
             raise UsageError(f"{name} has {len(different)} values and takes one; {remedy}.")
         if len(different) < len(value):
             twice = next(each for each in different if value.count(each) > 1)
@@ -263,7 +263,7 @@ def label(name: str, value: Any) -> str:
             return f"from {value.name or 'a picture'}"
         case "mask":
             return f"where {value.name or 'a mask'} is white"
-        case "fit" | "outpaint" | "seamless":
+        case "safety" | "fit" | "outpaint" | "seamless":
             return f"{name} {_single(value)}"
         case _:
             return f"{name} {plain(value)}"

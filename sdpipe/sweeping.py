@@ -64,6 +64,7 @@ class SweepFolder:
     settings: of each cell, resolved, in the order of `sweep.cells`.
     paths: of the cells that are there, by their numbers.
     failed: why a cell has no picture, by its number.
+    safety: what the safety checker says of a cell, by its number, where it was asked.
     remarks: which files have a cell's name and are not that cell, a sentence each.
 
     Raises:
@@ -75,6 +76,7 @@ class SweepFolder:
         self._identity = pipe.components.identity()
         self.paths: dict[int, Path] = {}
         self.failed: dict[int, str] = {}
+        self.safety: dict[int, Mapping[str, Any]] = {}
         self.remarks: list[str] = []
         self._names = [cell.name for cell in sweep.cells]
         if "seed" not in sweep.values:
@@ -150,6 +152,8 @@ class SweepFolder:
             return
         for k, i in enumerate(numbers):
             notes = carried(self._pipe, result, k)
+            if result.safety:
+                self.safety[i] = result.safety[k].to_dict()
             self.paths[i] = png.save(result.images[k], self._path(self._names[i]), notes)
             yield i
 
@@ -202,6 +206,8 @@ class SweepFolder:
                 reason = self._against(path, record, values)
                 if reason is None:
                     self.paths[i] = path
+                    if record is not None and record.safety is not None:
+                        self.safety[i] = record.safety
                     break
                 if record is None or _key(record.values) not in wanted - {_key(values)}:
                     reasons.append(f"{path} {reason}")

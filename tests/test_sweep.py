@@ -525,6 +525,7 @@ WRONG = {
     "sweep x --interval 0.3,5": "nothing varies",
     "sweep x --interval 0.3,5;5": "interval=5 is not two noise levels",
     "sweep x --interval 0.3,5;": "interval='' is not two noise levels",
+    "sweep x --g 1,2 --safety on": "safety='on' is not known",
     "sweep x --rescale 0,2": "rescale=2.0 is out of range",
     "sweep x --g 1,nan": "g=nan is not a finite number",
     "sweep x --steps 1-5": "below sigma 0.05",

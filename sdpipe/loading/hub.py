@@ -15,6 +15,9 @@ from sdpipe.loading.layout import VARIANT, Selection, listing
 Select = Callable[[Collection[str]], Selection]
 """Chooses from the names that a repository or a folder has; see `layout.select_model`."""
 
+WITHOUT_CHECKER = "leave safety out, or take a model that has one, such as v1-4."
+"""What helps who asked a model for a safety checker that it does not have."""
+
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FIRST_ANSWER = 10.0  # seconds; a firewall that swallows packets must not hold a picture up
 
@@ -224,6 +227,8 @@ def _not_a_model(part: str, lacking: str, names: Collection[str]) -> str:
     if part == "model":
         return "it is not a model in the diffusers layout."
     stem = lacking.removesuffix(".safetensors")
+    if part == "safety_checker":
+        return f"it comes without a safety checker in safetensors; {WITHOUT_CHECKER}"
     if any(name.startswith(stem) and name.endswith(".bin") for name in names):
         return (
             f"its {part} is there only as a pickle, which could run any code; take a revision or "

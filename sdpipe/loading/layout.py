@@ -99,6 +99,25 @@ def select_part(names: Collection[str], part: str, *, full: bool = False) -> Sel
     return _select(names, roots, full, True)
 
 
+def select_checker(names: Collection[str], *, full: bool = False) -> Selection:
+    """The files of a model's safety checker, which is none of its parts and only asked for by name.
+
+    safety_checker/             config.json, model[.fp16].safetensors
+    feature_extractor/          preprocessor_config.json
+    """
+    part = "safety_checker"
+    files = (f"{part}/config.json", "feature_extractor/preprocessor_config.json")
+    found = _weights(names, f"{part}/model", full)
+    lacking = next((name for name in files if name not in names), found.lacking)
+    return Selection(
+        files=(*(name for name in files if name in names), *found.index),
+        roots={part: f"{part}/", "feature_extractor": "feature_extractor/"},
+        weights={part: found.files},
+        variants={part: found.variant},
+        missing={} if lacking is None else {part: lacking},
+    )
+
+
 def _select(names: Collection[str], roots: dict[str, str], full: bool, weights: bool) -> Selection:
     files: list[str] = []
     chosen: dict[str, tuple[str, ...]] = {}

@@ -13,8 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdpipe.errors import ModelError, SdpipeWarning
-from sdpipe.loading.hub import Select, cached, fetch, is_hub_id
-from sdpipe.loading.layout import PARTS, STEMS, Selection, listing, select_model, select_part
+from sdpipe.loading.hub import WITHOUT_CHECKER, Select, cached, fetch, is_hub_id
+from sdpipe.loading.layout import (
+    PARTS,
+    STEMS,
+    Selection,
+    listing,
+    select_checker,
+    select_model,
+    select_part,
+)
 
 BUILT_IN = ("emoji",)
 DEFAULT = "CompVis/stable-diffusion-v1-4"
@@ -131,6 +139,37 @@ def find_part(value: str | os.PathLike[str], part: str, *, full: bool = False) -
             "as a hub id, or as a loaded module."
         )
     return found
+
+
+def find_checker(name: str, path: Path | None, revision: str | None, *, full: bool) -> Location:
+    """Where the safety checker of a model is that was found before; fetched, where it has to be.
+
+    name, path, revision: those of the model's `Location`; without a path its parts were handed
+        over one by one.
+
+    Raises:
+        ModelError: the model has none, or it cannot be fetched.
+    """
+    label = f"model={name!r}"
+    if revision is not None:
+        hub_id = f"{name.partition('@')[0]}@{revision}"
+        snapshot = fetch(hub_id, _select_checker(full), full=full, label=label)
+        return Location(name, snapshot.folder, snapshot.files, snapshot.commit, label=label)
+    there = path is not None and path.is_dir()
+    files = _select_checker(full)(listing(path) if path is not None and there else ())
+    if path is None or files.missing:
+        lacking = f", for there is no {files.missing['safety_checker']} in {path}" * there
+        raise ModelError(f"{label} comes without a safety checker{lacking}; {WITHOUT_CHECKER}")
+    return Location(name, path, files, label=label)
+
+
+def is_checker_cached(hub_id: str, *, full: bool = False) -> bool:
+    """Whether `find_checker` asks nobody for the safety checker of a model of the hub."""
+    return cached(hub_id, _select_checker(full), full=full) is not None
+
+
+def _select_checker(full: bool) -> Select:
+    return lambda names: select_checker(set(names), full=full)
 
 
 def configurations(*, label: str) -> Location:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sdpipe.errors import ModelError
 from sdpipe.loading import single_file, weights
 from sdpipe.loading.layout import STEMS
+from sdpipe.loading.locate import Location
 from sdpipe.loading.sources import Sources
 
 if TYPE_CHECKING:
@@ -65,6 +66,45 @@ def _read(sources: Sources, device: "torch.device", dtype: "torch.dtype") -> dic
         torch.nn.Module.to(parts[part], device=device, dtype=dtype)
         parts[part].eval().requires_grad_(False)
     return parts
+
+
+def read_checker(place: Location, device: "torch.device", dtype: "torch.dtype") -> tuple[Any, Any]:
+    """A model's safety checker, and what prepares pictures for it.
+
+    Raises:
+        ModelError: it can't be read.
+    """
+    folder = place.path / "safety_checker"
+    with _one_at_a_time, _quiet():
+        # transformers' CLIPImageProcessor would ask for torchvision. This one computes the same.
+        from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+        from safetensors import SafetensorError
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        try:
+            network, told = StableDiffusionSafetyChecker.from_pretrained(
+                str(folder),
+                dtype=dtype,
+                device_map=device,
+                variant=place.files.variants["safety_checker"],
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+            prepare = CLIPImageProcessorPil.from_pretrained(
+                str(place.path / "feature_extractor"), local_files_only=True
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(
+                f"{place.label}: the safety checker in {folder} cannot be loaded: {reason}"
+            ) from error
+    if missing := sorted(told["missing_keys"]):
+        raise ModelError(
+            f"{place.label}: the safety checker in {folder} is incomplete: its weights lack "
+            f"{len(missing)} of its tensors, {missing[0]} first; copy or download them again."
+        )
+    return network.eval().requires_grad_(False), prepare
 
 
 def _tokenizer(sources: Sources) -> "CLIPTokenizer":
