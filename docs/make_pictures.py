@@ -1,10 +1,9 @@
 """Draws the pictures of the README and the model card: `python docs/make_pictures.py`.
 
 All of them come from the built-in model, and need matplotlib. Every `sdpipe show NAME ...` in
-the README is run as it stands there, and its drawing becomes NAME.png, and so is the command that
-draws without a seam, which becomes seamless.png, and the `sdpipe sweep` that stands with the line
-it prints, whose grid becomes sweep.png. With names, as in
-`make_pictures.py steps sheet`, it draws those alone.
+the README is run as it stands there, and its drawing becomes NAME.png. So is every `sdpipe sweep`
+that has a picture below it, which its grid becomes, and the command that draws without a seam, for
+seamless.png. With names, as in `make_pictures.py steps sheet`, it draws those alone.
 """
 
 import csv
@@ -27,7 +26,10 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 COMMAND = re.compile(r"^sdpipe (show (\w+) .+?)(?: +#.*)?$", re.MULTILINE)
 SEAMLESS = re.compile(r"^sdpipe (generate .+ --seamless \w+)$", re.MULTILINE)
-SWEEP = re.compile(r"^\$ sdpipe (sweep .+?)\n.+/grid\.png$", re.MULTILINE)
+SWEEP = re.compile(
+    r"^(?:\$ )?sdpipe (sweep .+)\n(?:.+/grid\.png\n)?```\n\n!\[[^]]*\]\(docs/(\w+)\.png\)",
+    re.MULTILINE,
+)
 LOSSES = Path(sdpipe.__file__).parent / "models" / "emoji" / "loss.csv"
 SHEET = [
     "red apple", "panda", "rocket", "octopus", "sunflower", "pizza", "guitar", "tiger face",
@@ -53,15 +55,12 @@ WIDEST = 1440  # pixels: a page is about 830 wide, on fine screens twice that
 def main() -> None:
     """Writes sheet.png, the drawings of the README's commands, and loss.png beside this file."""
     wanted, readme = set(sys.argv[1:]), README.read_text(encoding="utf-8")
-    for command, name in COMMAND.findall(readme):
+    for command, name in [*COMMAND.findall(readme), *SWEEP.findall(readme)]:
         if not wanted or name in wanted:
             draw(shlex.split(command), HERE / f"{name}.png")
     if not wanted or "seamless" in wanted:
         [command] = SEAMLESS.findall(readme)
         draw_tiles(shlex.split(command), HERE / "seamless.png")
-    if not wanted or "sweep" in wanted:
-        [command] = SWEEP.findall(readme)
-        draw(shlex.split(command), HERE / "sweep.png")
     if not wanted or "sheet" in wanted:
         draw_sheet(HERE / "sheet.png")
     if not wanted or "loss" in wanted:
