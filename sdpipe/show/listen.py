@@ -11,9 +11,13 @@ if TYPE_CHECKING:
 
 
 def with_unet(pipe: "Pipeline", unet: Any) -> "Pipeline":
-    """A pipeline of the same loaded parts that calls another U-Net; `pipe` does not change."""
+    """A pipeline of the same loaded parts that calls another U-Net; `pipe` does not change.
+
+    It is called as it is: what a GPU replays or a compiler made of it would say nothing.
+    """
     twin = copy.copy(pipe)
     twin.components = dataclasses.replace(pipe.components, unet=unet)
+    twin._unet = unet
     return twin
 
 
