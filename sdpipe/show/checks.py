@@ -90,10 +90,9 @@ def check_attention(prompt: str, g: Scale | None) -> None:
         raise UsageError("the prompt is empty, so no word acts anywhere; give it some words.")
     first, last = g if isinstance(g, tuple) else (g, g)
     if first is not None and last is not None and min(first, last) <= 0 <= max(first, last):
-        where = ", to which it comes on its way," if isinstance(g, tuple) else ""
+        what = f"g={shown(g)} comes to 0, which" if isinstance(g, tuple) else "g=0"
         raise UsageError(
-            f"g={shown(g or 0.0)}: 0{where} does not listen to the prompt; take 1 for the prompt "
-            "alone, or more."
+            f"{what} does not listen to the prompt; take 1 for the prompt alone, or more."
         )
 
 
