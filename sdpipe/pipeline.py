@@ -117,7 +117,7 @@ class Pipeline:
             unet=unet,
             tokenizer=tokenizer,
         )
-        self._unet = fast(self.components.unet, self.components.vae, self.speed)
+        self._faster = self._make_faster()
 
     def generate(
         self,
@@ -213,6 +213,16 @@ class Pipeline:
         check_seamless(run[0], vae_factor(parts.vae), len(parts.unet.config.block_out_channels))
         return run, lay(run[0], init, mask)
 
+    def _make_faster(self) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
+        """The U-Net, laid out for speed, and what the loop is to call in its place."""
+        unet = self.components.unet
+        return unet, fast(unet, self.components.vae, self.speed)
+
+    def _unet(self) -> UNet2DConditionModel:
+        """What the loop calls; a U-Net that took the place of the model's is called as it is."""
+        own, faster = self._faster
+        return faster if self.components.unet is own else self.components.unet
+
     def _wrapped(self, axes: str | None) -> "Pipeline":
         """A pipeline for pictures without a seam; it shares all weights with this one."""
         if axes is None:
@@ -220,7 +230,7 @@ class Pipeline:
         twin, parts = copy.copy(self), self.components
         unet, vae = wrapped(parts.unet, axes), wrapped(parts.vae, axes)
         twin.components = replace(parts, unet=unet, vae=vae)
-        twin._unet = fast(unet, vae, self.speed)
+        twin._faster = twin._make_faster()
         return twin
 
     def _embed(self, run: list[Settings]) -> list[Conditioning]:
@@ -319,7 +329,7 @@ class Pipeline:
             some = slice(begin, begin + len(text))
             own = None if keep is None else partial(keep, eps=eps[some])
             batch = (x_t[some], text.cond, text.uncond)
-            loops.append(denoise(self._unet, scheduler, *batch, guidance, generators[some], own))
+            loops.append(denoise(self._unet(), scheduler, *batch, guidance, generators[some], own))
             begin = some.stop
         if len(loops) == 1:
             return x_t, loops[0]

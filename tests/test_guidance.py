@@ -158,7 +158,7 @@ def test_compare_holds_pairs_and_rescale_against_diffusers(emoji):
 
 def test_show_guidance_takes_a_pair_that_always_needs_both_predictions(emoji):
     same = {"steps": 3, "seed": 2, "dim": 64}
-    data = guidance_data(emoji, "cat", g=(5, 2), **same)
+    data = guidance_data(emoji, "cat", g=(5, 2), at=range(3), **same)
     steps = emoji.generate("cat", g=(5, 2), save_int=True, **same).steps
     for guided_one, step in zip(data.pictures, steps, strict=True):
         (picture,) = latents_to_pil(emoji.components.vae, step.x0)

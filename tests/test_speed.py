@@ -56,7 +56,7 @@ def test_bfloat16_comes_as_near_to_float32_as_without(pipes):
     text = torch.randn(2, 48, pipes["float32"].components.unet.config.cross_attention_dim)
     outputs = {}
     for name, pipe in pipes.items():
-        unet = pipe._unet
+        unet = pipe._unet()
         with torch.no_grad():
             outputs[name] = unet(x.to(unet.dtype), t, text.to(unet.dtype)).sample.float()
     exact = outputs.pop("float32")

@@ -17,7 +17,6 @@ def with_unet(pipe: "Pipeline", unet: Any) -> "Pipeline":
     """
     twin = copy.copy(pipe)
     twin.components = dataclasses.replace(pipe.components, unet=unet)
-    twin._unet = unet
     return twin
 
 
