@@ -130,7 +130,7 @@ def test_shares_are_of_one_and_parts_are_all_tokens(emoji, attended):
     tokenizer = emoji.components.tokenizer
     told = attended.numbers()
     assert len(told["shares"]) == tokenizer.model_max_length
-    assert sum(told["shares"]) == pytest.approx(1, abs=5e-3)
+    assert sum(told["shares"]) == pytest.approx(1, abs=2e-2)
     assert sum(part["share"] for part in told["parts"].values()) == pytest.approx(
         sum(told["shares"])
     )
