@@ -62,7 +62,7 @@ def test_bfloat16_comes_as_near_to_float32_as_without(pipes):
     exact = outputs.pop("float32")
     off = {name: float((y - exact).norm() / exact.norm()) for name, y in outputs.items()}
     assert 0 < off["default"] < 1.3 * off["plain"]
-    assert off["plain"] < 0.1
+    assert off["plain"] < 0.3
     assert not torch.equal(outputs["default"], outputs["plain"])
 
 
