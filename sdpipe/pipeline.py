@@ -42,12 +42,14 @@ from sdpipe.plan import Asked, check_names, plan
 from sdpipe.prompt import Conditioning, condition, tell_late
 from sdpipe.schedule import make_scheduler
 from sdpipe.seamless import check_seamless, wrapped
-from sdpipe.settings import Settings
+from sdpipe.settings import MAX_IMAGES, Settings
 from sdpipe.speed import fast
 
 if TYPE_CHECKING:
     from sdpipe.safety import Checker, Mark
 
+BATCH_PIXELS = 2**22
+"""A CPU draws no faster with more at once: 16 pictures of 512 x 512, or 256 of 128 x 128."""
 DIVERGED = 12.0
 """No picture's latents reach this many standard deviations; a solver that diverges does."""
 
@@ -135,9 +137,11 @@ class Pipeline:
         `Settings`, which tells the meaning, unit and range of each; what is left out is the
         model's own. `init` and `mask` are files or PIL images; where the mask is black, the
         result has the pixels of `init`. `on_step` is called with every `Step` as soon as it is
-        done, as for a progress bar.
+        done, as for a progress bar. Where memory runs out the pictures are begun anew in smaller
+        batches, and a warning says so.
 
         Raises:
+            torch.OutOfMemoryError: one picture alone is too large for the device.
             UsageError: a value breaks its rule, or the model's.
             TypeError: no setting has such a name.
             ModelError: with safety="flag", the model has no safety checker, or it can't be had.
@@ -146,6 +150,22 @@ class Pipeline:
         run, canvas = self._plan(prompt, settings)
         checker = self._checker if run[0].safety == "flag" else None
         texts = self._embed(run)
+        while True:
+            try:
+                return self._draw(run, texts, canvas, checker, on_step)
+            except torch.OutOfMemoryError:
+                if max(map(len, texts)) == 1:
+                    raise
+            texts = smaller(texts)
+
+    def _draw(
+        self,
+        run: list[Settings],
+        texts: list[Conditioning],
+        canvas: Canvas | None,
+        checker: "Checker | None",
+        on_step: Callable[[Step], object] | None,
+    ) -> Result:
         pipe = self._wrapped(run[0].seamless)
         began: list[Tensor | None] = []
         kept = []
@@ -255,8 +275,14 @@ class Pipeline:
                 steps=steps,
                 clip_skip=first.clip_skip,
             )
-            batches += text.split() if first.exact else [text]
+            batches += text.split(1 if first.exact else self._at_once(first))
         return batches
+
+    def _at_once(self, settings: Settings) -> int:
+        """How many pictures a batch holds at most. A GPU tries them all, see `smaller`."""
+        width, height = settings.finished
+        on_gpu = self.components.device.type == "cuda"
+        return MAX_IMAGES if on_gpu else max(BATCH_PIXELS // (width * height), 1)
 
     def _passes(
         self, run: list[Settings], texts: list[Conditioning], canvas: Canvas | None
@@ -419,6 +445,20 @@ def _check_interval(guidance: Guidance, sigmas: list[float]) -> None:
             SdpipeWarning,
             stacklevel=5,
         )
+
+
+def smaller(texts: list[Conditioning]) -> list[Conditioning]:
+    """The batches of a run in halves, for a device whose memory was too small for them."""
+    largest = max(map(len, texts))
+    most = (largest + 1) // 2
+    warnings.warn(
+        f"out of memory for {largest} pictures at once; they are drawn {most} at a time.",
+        SdpipeWarning,
+        stacklevel=4,
+    )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return [part for text in texts for part in text.split(most)]
 
 
 def _seeds(run: list[Settings]) -> list[int]:

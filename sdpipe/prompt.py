@@ -41,10 +41,10 @@ class Conditioning:
         """What is said in the last so many steps of the run."""
         return Conditioning(self.cond[-steps:], self.uncond[-steps:])
 
-    def split(self) -> "list[Conditioning]":
-        """One for each picture."""
-        each = [slice(i, i + 1) for i in range(len(self))]
-        return [Conditioning([z[i] for z in self.cond], [z[i] for z in self.uncond]) for i in each]
+    def split(self, most: int) -> "list[Conditioning]":
+        """The same for `most` pictures at a time."""
+        parts = [slice(i, i + most) for i in range(0, len(self), most)]
+        return [Conditioning([z[i] for z in self.cond], [z[i] for z in self.uncond]) for i in parts]
 
 
 def condition(

@@ -7,6 +7,7 @@ import torch
 
 from sdpipe import NotFiniteError, Pipeline, SdpipeWarning, Settings, Step, UsageError
 from sdpipe.plan import Asked
+from sdpipe.show.listen import with_unet
 
 
 def pixels(image):
@@ -140,3 +141,45 @@ def test_a_setting_of_another_name_is_refused_with_the_nearest(emoji):
 def test_every_setting_can_be_asked_for():
     # and `prompt`, which has a place of its own
     assert {"prompt", *Asked.__annotations__} == {*inspect.signature(Settings).parameters}
+
+
+class Crowded:
+    """A U-Net on a device with memory for so many pictures with guidance."""
+
+    def __init__(self, unet, most):
+        self.unet, self.most, self.batches = unet, most, []
+        self.dtype, self.config = unet.dtype, unet.config
+
+    def __call__(self, x, t, text):
+        self.batches.append(len(x) // 2)
+        if len(x) > 2 * self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.unet(x, t, text)
+
+
+def test_out_of_memory_the_pictures_come_in_smaller_batches(emoji):
+    crowded = Crowded(emoji.components.unet, 2)
+    same = {"n": 5, "seed": 40, "steps": 2, "g": 3, "dim": 64}
+    with pytest.warns(SdpipeWarning) as told:
+        result = with_unet(emoji, crowded).generate("cat", **same)
+    assert [str(w.message) for w in told if w.category is SdpipeWarning] == [
+        "out of memory for 5 pictures at once; they are drawn 3 at a time.",
+        "out of memory for 3 pictures at once; they are drawn 2 at a time.",
+    ]
+    assert result.places == [(0, 2), (1, 2), (0, 1), (0, 2), (1, 2)]
+    assert result.seeds == [40, 41, 42, 43, 44]
+    expected = [emoji.generate("cat", **{**same, "n": 1, "seed": 40 + i}) for i in range(5)]
+    for image, alone in zip(result.images, expected, strict=True):
+        assert np.abs(pixels(image) - pixels(alone.images[0])).max() <= 1
+
+
+def test_one_picture_that_is_too_large_is_an_error(emoji):
+    crowded = with_unet(emoji, Crowded(emoji.components.unet, 0))
+    with pytest.raises(torch.OutOfMemoryError):
+        crowded.generate("cat", steps=2, dim=64, g=3)
+
+
+def test_a_cpu_draws_only_so_many_at_once(emoji, monkeypatch):
+    monkeypatch.setattr("sdpipe.pipeline.BATCH_PIXELS", 2 * 64 * 64)
+    result = emoji.generate(["cat", "dog", "owl"], seed=1, steps=2, dim=64)
+    assert result.places == [(0, 2), (1, 2), (0, 1)]

@@ -111,7 +111,7 @@ def test_a_text_is_embedded_the_same_bits_whatever_stands_beside_it(tiny):
     assert torch.equal(together.cond[0][1:2], alone.cond[0])
     assert torch.equal(together.cond[0][0], together.cond[0][2])
     assert torch.equal(together.uncond[0][1:2], alone.uncond[0])
-    assert torch.equal(together.split()[1].cond[0], alone.cond[0])
+    assert torch.equal(together.split(1)[1].cond[0], alone.cond[0])
 
 
 WEIGHTED = "a (red:1.5) cat on a [blue] (photo (of:2) apple:0.5)"
