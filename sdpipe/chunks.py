@@ -3,6 +3,7 @@
 L is that length, 77 for CLIP, two marks among them.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,13 +19,17 @@ NEAR = 20
 
 @dataclass(frozen=True)
 class Token:
-    """A number of the vocabulary, its weight, and the letters of `words` that it stands for."""
+    """A number of the vocabulary, its weight, and the letters of `words` that it stands for.
+
+    part: which of the tokens it is that a textual inversion has for a word; 0 for any other.
+    """
 
     id: int
     weight: float
     words: str
     start: int
     end: int
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def tokens_of(tokenizer: "CLIPTokenizer", text: Text) -> list[list[Token]]:
             break  # nothing comes after the last BREAK
         start = 0
         while True:
-            end = _end([token.id for token in tokens], start, room, comma)
+            end = _end(tokens, start, room, comma)
             found.append(tokens[start:end])
             if end == len(tokens):
                 break
@@ -74,17 +79,40 @@ def tokens_of(tokenizer: "CLIPTokenizer", text: Text) -> list[list[Token]]:
 def _tokens(tokenizer: "CLIPTokenizer", words: str, weight: float) -> list[Token]:
     cut = tokenizer(words, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     places = zip(cut.input_ids, cut.offset_mapping, strict=True)
-    return [Token(i, weight, words, *place) for i, place in places]
+    several = _several(tokenizer)
+    return [
+        Token(own, weight, words, start, end, part)
+        for i, (start, end) in places
+        for part, own in enumerate(several.get(i, (i,)))
+    ]
 
 
-def _end(ids: Sequence[int], start: int, room: int, comma: int) -> int:
-    """Where a chunk ends that begins at `start`."""
+def _several(tokenizer: "CLIPTokenizer") -> dict[int, tuple[int, ...]]:
+    """The tokens for which the first one of a textual inversion stands, by their names.
+
+    Those are word, word_1, word_2 and so on, as diffusers names them too.
+    """
+    added = tokenizer.added_tokens_encoder
+    found = {}
+    for word, first in added.items():
+        more = itertools.takewhile(
+            lambda i: i is not None, (added.get(f"{word}_{n}") for n in itertools.count(1))
+        )
+        found[first] = (first, *more)
+    return found
+
+
+def _end(tokens: Sequence[Token], start: int, room: int, comma: int) -> int:
+    """Where a chunk ends that begins at `start`; never among the tokens of a textual inversion."""
     end = start + room
-    if end >= len(ids):
-        return len(ids)
+    if end >= len(tokens):
+        return len(tokens)
     near = range(max(start, end - NEAR), end)
-    commas = [i for i in near if ids[i] == comma]
-    return commas[-1] + 1 if commas and ids[end] != comma else end
+    commas = [i for i in near if tokens[i].id == comma]
+    if commas and tokens[end].id != comma:
+        return commas[-1] + 1
+    whole = end - tokens[end].part
+    return whole if whole > start else end
 
 
 def _chunk(tokenizer: "CLIPTokenizer", tokens: Sequence[Token]) -> Chunk:

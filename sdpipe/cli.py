@@ -17,7 +17,6 @@ from sdpipe.errors import UsageError
 from sdpipe.guidance import bounds
 from sdpipe.init import sides
 from sdpipe.interrupt import interruptible
-from sdpipe.loading.locate import check_model
 from sdpipe.saving import saved, saved_steps
 from sdpipe.settings import Settings
 
@@ -86,6 +85,10 @@ def generate(
     outpaint: options.Outpaint = None,
     safety: options.Safety = "off",
     model: options.Model = None,
+    vae: options.Vae = None,
+    prediction: options.Prediction = None,
+    lora: options.LoraFiles = None,
+    embedding: options.EmbeddingFiles = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     no_speed: options.NoSpeed = False,
@@ -134,12 +137,12 @@ def generate(
     check_dtype(dtype)
     check_speed(not no_speed, compile)
     destination = files.Destination(out, pictures)
-    check_model(model)
+    weights = options.weights(model, vae, prediction, lora, embedding)
 
     with progress.status("loading the model ..."):
         from sdpipe.pipeline import Pipeline
 
-        pipe = Pipeline(model, device=device, dtype=dtype, speed=not no_speed, compile=compile)
+        pipe = Pipeline(**weights, device=device, dtype=dtype, speed=not no_speed, compile=compile)
     started = time.monotonic()
     with progress.step_bar(pictures) as on_step:
         result = pipe.generate(prompts, n=n, on_step=on_step, **inputs)

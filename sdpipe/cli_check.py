@@ -8,7 +8,6 @@ import typer
 from sdpipe import files, messages, options, progress
 from sdpipe.device import check_device, check_dtype
 from sdpipe.errors import UsageError
-from sdpipe.loading.locate import check_model
 from sdpipe.settings import Settings
 from sdpipe.show import style
 from sdpipe.show.output import DRAWINGS
@@ -61,6 +60,10 @@ def compare(
     lms_order: options.LmsOrder = None,
     karras: options.Karras = False,
     model: options.Model = None,
+    vae: options.Vae = None,
+    prediction: options.Prediction = None,
+    lora: options.LoraFiles = None,
+    embedding: options.EmbeddingFiles = None,
     device: options.Device = "auto",
     dtype: Dtype = "float32",
     tolerance: Tolerance = None,
@@ -97,12 +100,12 @@ def compare(
     check_device(device)
     check_dtype(dtype)
     drawing = None if out is None else _drawing(out)
-    check_model(model)
+    weights = options.weights(model, vae, prediction, lora, embedding)
 
     with progress.status("loading the model ..."):
         from sdpipe.pipeline import Pipeline
 
-        pipe = Pipeline(model, device=device, dtype=dtype)
+        pipe = Pipeline(**weights, device=device, dtype=dtype)
     with progress.bar("drawing twice") as on_step:
         found = hold_against_diffusers(pipe, prompt, tolerance=tolerance, on_step=on_step, **inputs)
     written = {}

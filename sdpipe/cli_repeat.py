@@ -51,6 +51,30 @@ Model = Annotated[
         metavar="NAME",
     ),
 ]
+Vae = Annotated[
+    str | None,
+    options.option(
+        options.MODEL, "The VAE that took the place of the model's own, or another.", metavar="NAME"
+    ),
+]
+LoraFiles = Annotated[
+    list[str] | None,
+    options.option(
+        options.MODEL,
+        "A LoRA that it was drawn with; it tells only which that was, and how much of it.",
+        "--lora",
+        metavar="FILE",
+    ),
+]
+EmbeddingFiles = Annotated[
+    list[str] | None,
+    options.option(
+        options.MODEL,
+        "A textual inversion that it was drawn with.",
+        "--embedding",
+        metavar="FILE",
+    ),
+]
 Device = Annotated[
     str | None,
     options.option(options.MODEL, "Left out: the picture's, if it is here.", metavar="NAME"),
@@ -95,6 +119,9 @@ def replay(
     init: Init = None,
     mask: Mask = None,
     model: Model = None,
+    vae: Vae = None,
+    lora: LoraFiles = None,
+    embedding: EmbeddingFiles = None,
     device: Device = None,
     dtype: Dtype = None,
     verify: Verify = False,
@@ -115,7 +142,16 @@ def replay(
             "--verify holds a picture against itself, and --set makes another of it; leave one out."
         )
     job = prepare(
-        picture, model=model, device=device, dtype=dtype, changes=new, init=init, mask=mask
+        picture,
+        model=model,
+        vae=vae,
+        device=device,
+        dtype=dtype,
+        changes=new,
+        init=init,
+        mask=mask,
+        loras=[options.text("--lora", file) for file in lora or ()],
+        embeddings=[options.text("--embedding", file) for file in embedding or ()],
     )
     destination = None
     if out is not None or not verify:

@@ -8,7 +8,7 @@ import typer
 from sdpipe import messages, options, progress
 from sdpipe.device import check_device, check_dtype
 from sdpipe.errors import UsageError
-from sdpipe.loading.locate import check_model
+from sdpipe.loading.embedding import Embedding
 from sdpipe.settings import SCHEDULERS, Settings
 from sdpipe.show import checks
 from sdpipe.show.output import PIXELS, Output
@@ -92,6 +92,7 @@ def _top(context: typer.Context) -> None:
 def tokens(
     prompt: Prompt,
     model: options.Model = None,
+    embedding: options.EmbeddingFiles = None,
     out: Out = None,
     as_json: Json = False,
     debug: options.Debug = False,
@@ -99,10 +100,11 @@ def tokens(
     """Draws how a prompt is cut into tokens, and what of it the text encoder never sees."""
     Settings(prompt=options.text("the prompt", prompt))
     output = Output("tokens", prompt, out=out, as_json=as_json)
+    embeddings = [Embedding.read(given) for given in options.words(embedding)]
     from sdpipe.show.parts import load_tokenizer
     from sdpipe.show.tokens import tokens_data, tokens_figure
 
-    data = tokens_data(load_tokenizer(model), prompt)
+    data = tokens_data(load_tokenizer(model, embeddings), prompt)
     messages.print_result(output.finish(data.numbers(), lambda: tokens_figure(data)))
 
 
@@ -152,6 +154,10 @@ def noise(
     seed: Seed = None,
     dim: options.Dim = None,
     model: options.Model = None,
+    vae: options.Vae = None,
+    prediction: options.Prediction = None,
+    lora: options.LoraFiles = None,
+    embedding: options.EmbeddingFiles = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     out: Out = None,
@@ -166,7 +172,7 @@ def noise(
     Settings(prompt="", seed=seed, dim=dim)
     image = read_picture(picture)
     output = Output("noise", Path(picture).stem, out=out, as_json=as_json)
-    pipe = _load(model, device, dtype)
+    pipe = _load(model, vae, prediction, lora, embedding, device, dtype)
     from sdpipe.show.noise import noise_data, noise_figure
 
     data = noise_data(pipe, image, times, seed=seed, dim=dim)
@@ -178,6 +184,10 @@ def latents(
     picture: Picture,
     dim: options.Dim = None,
     model: options.Model = None,
+    vae: options.Vae = None,
+    prediction: options.Prediction = None,
+    lora: options.LoraFiles = None,
+    embedding: options.EmbeddingFiles = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     out: Out = None,
@@ -190,7 +200,7 @@ def latents(
     Settings(prompt="", dim=dim)
     image = read_picture(picture)
     output = Output("latents", Path(picture).stem, out=out, as_json=as_json)
-    pipe = _load(model, device, dtype)
+    pipe = _load(model, vae, prediction, lora, embedding, device, dtype)
     from sdpipe.show.latents import latents_data, latents_figure
 
     data = latents_data(pipe, image, dim=dim)
@@ -212,6 +222,10 @@ def denoise(
     scheduler: options.Scheduler = None,
     lms_order: options.LmsOrder = None,
     model: options.Model = None,
+    vae: options.Vae = None,
+    prediction: options.Prediction = None,
+    lora: options.LoraFiles = None,
+    embedding: options.EmbeddingFiles = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     out: Out = None,
@@ -225,7 +239,7 @@ def denoise(
     inputs = _checked(prompt, seed, dim, g, steps, scheduler, lms_order)
     image = None if picture is None else read_picture(picture)
     output = Output("denoise", prompt, out=out, as_json=as_json)
-    pipe = _load(model, device, dtype)
+    pipe = _load(model, vae, prediction, lora, embedding, device, dtype)
     from sdpipe.show.denoise import denoise_data, denoise_figure
 
     with progress.step_bar(1) as on_step:
@@ -246,6 +260,10 @@ def steps(
     scheduler: options.Scheduler = None,
     lms_order: options.LmsOrder = None,
     model: options.Model = None,
+    vae: options.Vae = None,
+    prediction: options.Prediction = None,
+    lora: options.LoraFiles = None,
+    embedding: options.EmbeddingFiles = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     out: Annotated[
@@ -265,7 +283,7 @@ def steps(
     """Draws a filmstrip of x_t and of the picture that is predicted from it, or a film of all."""
     inputs = _checked(prompt, seed, dim, g, steps, scheduler, lms_order)
     output = Output("steps", prompt, out=out, as_json=as_json, gif=gif, mp4=mp4, formats=PIXELS)
-    pipe = _load(model, device, dtype)
+    pipe = _load(model, vae, prediction, lora, embedding, device, dtype)
     from sdpipe.show.course import steps_data
     from sdpipe.show.films import MOST, steps_film
 
@@ -295,6 +313,10 @@ def guidance(
     scheduler: options.Scheduler = None,
     lms_order: options.LmsOrder = None,
     model: options.Model = None,
+    vae: options.Vae = None,
+    prediction: options.Prediction = None,
+    lora: options.LoraFiles = None,
+    embedding: options.EmbeddingFiles = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     out: Out = None,
@@ -310,7 +332,7 @@ def guidance(
     checks.check_guidance(known.get("g"), known.get("steps"), known.get("scheduler"))
     checks.check_at(chosen, known.get("steps"), known.get("scheduler"))
     output = Output("guidance", prompt, out=out, as_json=as_json)
-    pipe = _load(model, device, dtype)
+    pipe = _load(model, vae, prediction, lora, embedding, device, dtype)
     from sdpipe.show.guidance import guidance_data, guidance_figure
 
     with progress.step_bar(1) as on_step:
@@ -328,6 +350,10 @@ def attention(
     scheduler: options.Scheduler = None,
     lms_order: options.LmsOrder = None,
     model: options.Model = None,
+    vae: options.Vae = None,
+    prediction: options.Prediction = None,
+    lora: options.LoraFiles = None,
+    embedding: options.EmbeddingFiles = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     out: Out = None,
@@ -338,7 +364,7 @@ def attention(
     inputs = _checked(prompt, seed, dim, g, steps, scheduler, lms_order)
     checks.check_attention(prompt, g)
     output = Output("attention", prompt, out=out, as_json=as_json)
-    pipe = _load(model, device, dtype)
+    pipe = _load(model, vae, prediction, lora, embedding, device, dtype)
     from sdpipe.show.attention import attention_data, attention_figure
 
     with progress.step_bar(1) as on_step:
@@ -371,6 +397,10 @@ def interpolate(
     scheduler: options.Scheduler = None,
     lms_order: options.LmsOrder = None,
     model: options.Model = None,
+    vae: options.Vae = None,
+    prediction: options.Prediction = None,
+    lora: options.LoraFiles = None,
+    embedding: options.EmbeddingFiles = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     out: Out = None,
@@ -390,7 +420,7 @@ def interpolate(
     options.text("the prompt", last)
     checks.check_way(frames, chosen, scheduler)
     output = Output("interpolate", f"{first} {last}", out=out, as_json=as_json, gif=gif, mp4=mp4)
-    pipe = _load(model, device, dtype)
+    pipe = _load(model, vae, prediction, lora, embedding, device, dtype)
     from sdpipe.show.films import way_film
     from sdpipe.show.interpolate import interpolate_data, interpolate_figure
 
@@ -426,11 +456,19 @@ def _checked(
     return inputs
 
 
-def _load(model: str | None, device: str, dtype: str) -> "Pipeline":
+def _load(
+    model: str | None,
+    vae: str | None,
+    prediction: str | None,
+    lora: list[str] | None,
+    embedding: list[str] | None,
+    device: str,
+    dtype: str,
+) -> "Pipeline":
     check_device(device)
     check_dtype(dtype)
-    check_model(model)
+    weights = options.weights(model, vae, prediction, lora, embedding)
     with progress.status("loading the model ..."):
         from sdpipe.pipeline import Pipeline
 
-        return Pipeline(model, device=device, dtype=dtype)
+        return Pipeline(**weights, device=device, dtype=dtype)

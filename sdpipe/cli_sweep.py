@@ -12,7 +12,6 @@ from sdpipe import files, messages, options, progress, ranges
 from sdpipe.device import check_device, check_dtype, check_speed
 from sdpipe.errors import SdpipeWarning, UsageError
 from sdpipe.init import sides
-from sdpipe.loading.locate import check_model
 from sdpipe.settings import SCHEDULERS
 from sdpipe.sweep import BATCH, SWEPT, Sweep
 
@@ -179,6 +178,10 @@ def sweep(
     fit: options.Fit = None,
     outpaint: options.Outpaint = None,
     model: options.Model = None,
+    vae: options.Vae = None,
+    prediction: options.Prediction = None,
+    lora: options.LoraFiles = None,
+    embedding: options.EmbeddingFiles = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     no_speed: options.NoSpeed = False,
@@ -201,7 +204,7 @@ def sweep(
     if batch < 1:
         raise UsageError(f"batch={batch} is out of range: 1 or more pictures are drawn at once.")
     folder = _folder(out, plan)
-    check_model(model)
+    weights = options.weights(model, vae, prediction, lora, embedding)
     for remark in plan.remarks:
         messages.say(remark)
 
@@ -211,7 +214,9 @@ def sweep(
             from sdpipe.pipeline import Pipeline
             from sdpipe.sweeping import SweepFolder
 
-            pipe = Pipeline(model, device=device, dtype=dtype, speed=not no_speed, compile=compile)
+            pipe = Pipeline(
+                **weights, device=device, dtype=dtype, speed=not no_speed, compile=compile
+            )
         with progress.status("looking what is there ..."):
             work = SweepFolder(folder, plan, pipe)
         return _drawn(work, batch, as_json)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from sdpipe.chunks import chunk_count
 from sdpipe.errors import UsageError
 from sdpipe.guidance import Guidance, Scale, shown
 from sdpipe.pixels import Difference, difference
@@ -184,7 +185,8 @@ def compare(
     if settings.get("interval") is not None:
         raise UsageError("diffusers' pipeline has no interval to compare with; leave it out.")
     for text in (prompt, settings.get("negative_prompt", "")):
-        _check_length(parts, plain_text(text))
+        plain_text(text)
+        _check_length(parts, text)
     dtype = str(parts.dtype).removeprefix("torch.")
     allowed = TOLERANCES[dtype]
     if tolerance is not None:
@@ -294,7 +296,7 @@ def plain_text(prompt: str) -> str:
 
 def _check_length(parts: "Components", text: str) -> None:
     room = parts.tokenizer.model_max_length
-    if len(parts.tokenizer(text, verbose=False).input_ids) > room:
+    if chunk_count(parts.tokenizer, text) > 1:
         raise UsageError(
             f"prompt={text!r} has more than {room - 2} tokens, of which diffusers' pipeline drops "
             "the rest: there is nothing to compare with; take a shorter one."

@@ -1,15 +1,20 @@
 """`Components`, the five parts of a model, and `load`, which gets them by name onto a device."""
 
-import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.device import check_device, check_dtype, pick_device, pick_dtype
+from sdpipe.loading import embedding, lora
+from sdpipe.loading.embedding import Embedding
+from sdpipe.loading.lora import Lora
 from sdpipe.loading.networks import build
+from sdpipe.loading.single_file import check_prediction
 from sdpipe.loading.sources import Sources
+from sdpipe.loading.weight_files import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +34,10 @@ class Components:
     fallback: nothing was asked for, and this is the built-in model because v1-4 can't be had.
     variant: "fp16" where the UNet's weights are those of that variant.
     parts: what took the place of one of the model's own parts.
-    weights: the files of the UNet's weights, where no commit on the hub tells what they are.
+    weights: the files of the UNet's weights, and of those of `parts`, where no commit on the hub
+        tells what they are.
+    prediction: what the U-Net predicts, "epsilon" or "v", where a person said it.
+    loras, embeddings: what was added to the weights, and to the words.
     """
 
     tokenizer: "CLIPTokenizer"
@@ -46,33 +54,37 @@ class Components:
     fallback: bool = False
     variant: str | None = None
     parts: dict[str, str] = field(default_factory=dict)
-    weights: tuple[Path, ...] = ()
+    weights: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    prediction: str | None = None
+    loras: tuple[Lora, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
 
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> dict[str, Any]:
         """What tells this model from others, for a picture's metadata; plain JSON types.
 
         revision is the commit of a model from the hub; sha256, of the file of the UNet's weights,
-        is for a UNet that is from elsewhere, and read at the first call. parts names those that
-        were swapped.
+        is for a UNet that is from elsewhere, and read at the first call. parts are those that
+        were swapped: hub id@commit, or name@sha256:hash. loras and embeddings are told by the
+        names and hashes of their files.
         """
         return {
             "name": self.name,
             "revision": self.revision,
             "variant": self.variant,
-            "sha256": self._sha256,
-            "parts": dict(self.parts),
+            "sha256": self._sha256.get("unet"),
+            "prediction": self.prediction,
+            "parts": {part: self._named(part, name) for part, name in self.parts.items()},
+            "loras": [lora.identity() for lora in self.loras],
+            "embeddings": [each.identity() for each in self.embeddings],
         }
 
     @cached_property
-    def _sha256(self) -> str | None:
-        if not self.weights:
-            return None
-        total = hashlib.sha256()
-        for path in self.weights:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    total.update(block)
-        return total.hexdigest()
+    def _sha256(self) -> dict[str, str]:
+        return {part: sha256(*files) for part, files in self.weights.items()}
+
+    def _named(self, part: str, name: str) -> str:
+        """A part that was swapped: whose folder it was in is nobody's business."""
+        return f"{Path(name).name}@sha256:{self._sha256[part]}" if part in self.weights else name
 
 
 def load(
@@ -84,18 +96,28 @@ def load(
     text_encoder: "CLIPTextModel | str | os.PathLike[str] | None" = None,
     unet: "UNet2DConditionModel | str | os.PathLike[str] | None" = None,
     tokenizer: "CLIPTokenizer | str | os.PathLike[str] | None" = None,
+    prediction: str | None = None,
+    loras: Sequence[lora.Given] = (),
+    embeddings: Sequence[embedding.Given] = (),
 ) -> Components:
     """Loads a model, fetching it first where it has to be.
 
     model: a built-in model, a folder, a .safetensors file or a hub id; see `locate.find_model`.
     vae, text_encoder, unet, tokenizer: instead of the model's own; each a loaded module, which is
-        moved to `device` and `dtype`, a folder (of that part or of a model) or a hub id. A
-        tokenizer comes along with a text encoder from a folder or the hub, where it has one.
+        moved to `device` and `dtype`, a folder (of that part or of a model) or a hub id, a VAE
+        also a file. A tokenizer comes along with a text encoder from a folder or the hub, where
+        it has one.
+    prediction: what the U-Net predicts, "epsilon" or "v", where the model does not tell.
+    loras: files that are added to the weights, each alone or with its weight, 1 where none is told.
+    embeddings: files of textual inversions, each alone or with the word that stands for it; left
+        out, that is the one in the file, else the file's name. A part that was handed over stays
+        as it was, and a copy of it is changed.
 
     What can be told from names, headers and configurations is told before torch is imported.
 
     Raises:
-        UsageError: an unknown or unavailable device or dtype.
+        UsageError: an unknown or unavailable device, dtype or prediction, a LoRA's weight is no
+            number, or an embedding's word is none.
         ModelError: the model or a part cannot be found, fetched or read, or they do not fit.
     """
     if isinstance(dtype, str):
@@ -104,17 +126,27 @@ def load(
         check_device(device)
     else:
         device = pick_device(device)  # refused before gigabytes are fetched for it
+    if prediction is not None:
+        check_prediction(prediction)
+    added = tuple(Lora.read(given) for given in loras)
+    words = tuple(Embedding.read(given) for given in embeddings)
     full = str(dtype).removeprefix("torch.") == "float32"
     given = {"tokenizer": tokenizer, "text_encoder": text_encoder, "unet": unet, "vae": vae}
-    sources = Sources.find(model, {k: v for k, v in given.items() if v is not None}, full=full)
+    sources = Sources.find(
+        model, {k: v for k, v in given.items() if v is not None}, full=full, prediction=prediction
+    )
     sources.check_fit()
+    sources.check_loras(added)
+    sources.check_embeddings(words)
     defaults, scheduler = sources.defaults(), sources.scheduler()
 
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
-    parts = build(sources, device, dtype)
+    parts = build(sources, device, dtype, added, words)
     base, unet_from = sources.model, sources.places.get("unet")
-    from_hub = unet_from is not None and unet_from.revision is not None
+    local = {"unet", *sources.swapped} & {
+        part for part, place in sources.places.items() if place.revision is None
+    }
     return Components(
         **parts,
         scheduler_config=scheduler,
@@ -127,5 +159,8 @@ def load(
         fallback=base is not None and base.fallback,
         variant=None if unet_from is None else unet_from.files.variants.get("unet"),
         parts=sources.swapped,
-        weights=() if from_hub else sources.weights("unet"),
+        weights={part: files for part in sorted(local) if (files := sources.weights(part))},
+        prediction=prediction,
+        loras=added,
+        embeddings=words,
     )

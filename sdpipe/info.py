@@ -48,7 +48,12 @@ class Info:
             "source": told["source"],
             "settings": told["values"],
             **drawn,
-            "model": {**told["model"], "parts": told["parts"]},
+            "model": {
+                **told["model"],
+                "parts": told["parts"],
+                "loras": list(told["loras"]),
+                "embeddings": list(told["embeddings"]),
+            },
             "batch": {"n": told["n"], "index": told["index"]},
             "versions": told["versions"],
             "device": told["device"],
@@ -138,7 +143,13 @@ def _rows(record: Record) -> Iterator[tuple[str, str]]:
     if record.model:
         yield "model", _short(_model(record.model))
     for part, name in record.parts.items():
-        yield part, f"{_short(name)} in place of the model's own"
+        name, at, mark = name.partition("@")
+        more = f", {mark.replace(':', ' ')[:19]}," if at else ""
+        yield part, f"{_short(name)}{more} in place of the model's own"
+    for lora in record.loras:
+        yield "lora", f"{_short(lora['weight'])} of {_file(lora)}"
+    for each in record.embeddings:
+        yield "embedding", f"{_short(each['word'])}, of {_file(each)}"
     if record.n > 1:
         yield "batch", f"number {record.index + 1} of {record.n} that were drawn at once"
     yield "written by", WRITERS[record.source]
@@ -158,10 +169,18 @@ def _rows(record: Record) -> Iterator[tuple[str, str]]:
 def sweep_command(record: Record) -> str:
     """What draws the sweep again whose grid this is; nothing of it is run."""
     assert record.sweep is not None
-    options = {}
+    options: dict[str, str | list[str]] = {}
     if name := record.model.get("name"):
         revision = record.model.get("revision")
         options["model"] = name if "@" in name or revision is None else f"{name}@{revision}"
+    if prediction := record.model.get("prediction"):
+        options["prediction"] = prediction
+    if vae := record.parts.get("vae"):
+        options["vae"] = vae.partition("@sha256:")[0]
+    if record.loras:
+        options["lora"] = [f"{lora['name']}:{lora['weight']:g}" for lora in record.loras]
+    if record.embeddings:
+        options["embedding"] = [f"{each['name']}:{each['word']}" for each in record.embeddings]
     if record.dtype is not None:
         options["dtype"] = record.dtype
     return record.sweep.command(**options)
@@ -171,6 +190,11 @@ def _model(model: Mapping[str, str]) -> str:
     """A model in a line; of its long hashes, the beginnings."""
     more = [f"{key} {value[:12]}" for key, value in model.items() if key != "name"]
     return ", ".join([model.get("name", "without a name"), *more])
+
+
+def _file(file: Mapping[str, Any]) -> str:
+    """A file that was added to a model, in a line."""
+    return f"{_short(file['name'])}, sha256 {file['sha256'][:12]}"
 
 
 def _short(value: object) -> str:

@@ -87,12 +87,19 @@ class Pipeline:
     dtype: "auto" (float16 on cuda and mps; on a CPU bfloat16 where it multiplies it natively,
         else float32), "float32", "float16", "bfloat16".
     vae, text_encoder, unet, tokenizer: take the place of the model's own; each a loaded module, a
-        folder or a hub id.
+        folder or a hub id, a VAE also a .safetensors file.
+    prediction: what the U-Net predicts, "epsilon" (the noise) or "v", where the model does not
+        tell: a single file of Stable Diffusion 2.
+    loras: files that are added to the weights: "pencil.safetensors", or with a weight
+        ("pencil.safetensors", 0.8).
+    embeddings: files of textual inversions: "my-cat.safetensors", which prompts then call my-cat,
+        or with another word ("my-cat.safetensors", "tom").
     speed: lay the networks out for speed; False runs them as diffusers loads them. See `speed`.
     compile: compile the U-Net too, with torch.compile: it takes minutes once, and is kept.
 
     Raises:
-        UsageError: an unknown or unavailable device or dtype.
+        UsageError: an unknown or unavailable device, dtype or prediction, a LoRA's weight is no
+            number, or an embedding's word is none.
         ModelError: the model cannot be found, fetched or read, or its parts do not fit.
     """
 
@@ -106,6 +113,9 @@ class Pipeline:
         text_encoder: CLIPTextModel | str | PathLike[str] | None = None,
         unet: UNet2DConditionModel | str | PathLike[str] | None = None,
         tokenizer: CLIPTokenizer | str | PathLike[str] | None = None,
+        prediction: str | None = None,
+        loras: Sequence[str | PathLike[str] | tuple[str | PathLike[str], float]] = (),
+        embeddings: Sequence[str | PathLike[str] | tuple[str | PathLike[str], str]] = (),
         speed: bool = True,
         compile: bool = False,
     ) -> None:
@@ -118,6 +128,9 @@ class Pipeline:
             text_encoder=text_encoder,
             unet=unet,
             tokenizer=tokenizer,
+            prediction=prediction,
+            loras=loras,
+            embeddings=embeddings,
         )
         self._faster = self._make_faster()
 

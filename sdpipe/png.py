@@ -118,6 +118,8 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
         "Model hash": digest[:10] if isinstance(digest, str) else None,
         # A1111 names a checkpoint by its file: no owner, no folder, no suffix.
         "Model": str(identity["name"]).rpartition("/")[2].removesuffix(".safetensors"),
+        "Lora": ", ".join(f"{f['name']}: {f['weight']:g}" for f in identity.get("loras", ()))
+        or None,
         "Clip skip": settings.clip_skip if settings.clip_skip > 1 else None,
         "RNG": "CPU",
         "Tiling": "True" if settings.seamless == "xy" else None,

@@ -20,6 +20,9 @@ MAX_VALUES = 200  # entries of an object
 MAX_NUMBER = 2**64  # no seed is larger
 LISTS = ("g", "interval", "outpaint")  # settings that may be several numbers
 
+NOT_ITSELF = ("parts", "loras", "embeddings")
+"""What stands beside a model's name and hash in our metadata, with fields of their own here."""
+
 Value = str | int | float | bool | None
 
 
@@ -37,6 +40,8 @@ class Record:
         Those of init and mask are objects of texts; those of `LISTS` may be lists of numbers.
     model: name, and, where they are told, revision, variant, sha256, or hash, another program's.
     parts: what took the place of one of the model's own parts.
+    loras, embeddings: what was added to it: of each the file's name and sha256, and the weight of
+        a LoRA, the word of an embedding.
     n, index: the picture was number `index`, from 0, of `n` drawn in one batch.
     versions: of what drew it.
     device, dtype, speed: where, in which number type, and how; see `device.SPEEDS`.
@@ -55,6 +60,8 @@ class Record:
     values: Mapping[str, Any]
     model: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)
+    loras: tuple[Mapping[str, Any], ...] = ()
+    embeddings: tuple[Mapping[str, Any], ...] = ()
     n: int = 1
     index: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -72,6 +79,8 @@ class Record:
         _check_object("others", self.others, texts_only=False)
         for name in ("model", "parts", "versions"):
             _check_object(name, getattr(self, name), texts_only=True)
+        _check_files("loras", self.loras, "weight", int | float)
+        _check_files("embeddings", self.embeddings, "word", str)
         for name in ("device", "dtype", "speed", "pixels_sha256"):
             _check_value(name, getattr(self, name), MAX_VALUE)
         _check_count("n", self.n, 1, MAX_IMAGES)
@@ -99,8 +108,10 @@ class Record:
         return cls(
             source="sdpipe",
             values=_object(own, "settings"),
-            model={k: v for k, v in model.items() if k != "parts" and v is not None},
+            model={k: v for k, v in model.items() if k not in NOT_ITSELF and v is not None},
             parts=_object(model, "parts"),
+            loras=_list(model, "loras"),
+            embeddings=_list(model, "embeddings"),
             n=batch.get("n", 1),
             index=batch.get("index", 0),
             versions=_object(own, "versions"),
@@ -160,6 +171,16 @@ def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found
 
 
+def _list(values: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    """The list under a name; empty where there is none."""
+    found = values.get(name)
+    if found is None:
+        return ()
+    if not isinstance(found, list):
+        raise RecordError(f"{name} is {brief(found)}, not a list.")
+    return tuple(found)
+
+
 def _sweep(own: Mapping[str, Any]) -> Sweep | None:
     """The sweep of which the picture is the grid."""
     if (values := _object(own, "sweep")) == {}:
@@ -199,6 +220,22 @@ def _check_object(name: str, values: Mapping[str, Any], texts_only: bool) -> Non
             continue
         longest = MAX_PROMPT if name == "others" or "prompt" in key else MAX_VALUE
         _check_value(key, value, longest)
+
+
+def _check_files(name: str, files: tuple[Any, ...], key: str, kind: Any) -> None:
+    """Holds files that were added to a model against what tells them apart, and one value more."""
+    if len(files) > MAX_VALUES:
+        raise RecordError(f"{name} has {len(files)} entries; up to {MAX_VALUES} are read.")
+    for file in files:
+        if not isinstance(file, Mapping) or set(file) != {"name", "sha256", key}:
+            raise RecordError(f"{name} has an entry that is not name, sha256 and {key}.")
+        _check_object(name, file, texts_only=False)
+        if isinstance(file[key], bool) or not isinstance(file[key], kind):
+            raise RecordError(f"{key} of {name} is {brief(file[key])}.")
+        if not isinstance(file["name"], str) or not re.fullmatch(
+            "[0-9a-f]{64}", str(file["sha256"])
+        ):
+            raise RecordError(f"{name} has an entry without a name and a SHA-256.")
 
 
 def _check_value(name: str, value: object, longest: int) -> None:

@@ -14,7 +14,7 @@ neighbours showed changes nothing: in their places the same prompt is drawn from
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,16 @@ from sdpipe.guidance import bounds, scale
 from sdpipe.info import plain, sweep_command
 from sdpipe.init import sides
 from sdpipe.loading.hub import is_hub_id
-from sdpipe.loading.locate import BUILT_IN, check_model, is_cached, is_checker_cached
+from sdpipe.loading.locate import (
+    BUILT_IN,
+    check_model,
+    check_part,
+    is_cached,
+    is_checker_cached,
+    is_part_cached,
+)
+from sdpipe.loading.single_file import check_prediction
+from sdpipe.loading.weight_files import find_file, sha256
 from sdpipe.record import Record, RecordError, brief, read_record
 from sdpipe.settings import KARRAS_SCHEDULERS, MAX_SEED, Settings
 
@@ -48,6 +57,9 @@ class Job:
     device, dtype, speed: likewise; speed is one of `device.SPEEDS`.
     changed: it is not the picture that is drawn, but a new one.
     init, mask: the pictures that it was drawn from, where it was.
+    vae: in place of the model's own, where it was; a name for `Pipeline`.
+    prediction: what the U-Net predicts, where the person who drew it said so.
+    loras, embeddings: the files that were added to the model, with their weights and words.
     remarks: what was assumed or left out, a sentence each.
     """
 
@@ -63,6 +75,10 @@ class Job:
     remarks: tuple[str, ...]
     init: Picture | None = None
     mask: Picture | None = None
+    vae: str | None = None
+    prediction: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+    embeddings: tuple[tuple[str, str], ...] = ()
 
     @property
     def wanted(self) -> range:
@@ -81,6 +97,10 @@ class Job:
             self.model,
             device=self.device,
             dtype=self.dtype,
+            vae=self.vae,
+            prediction=self.prediction,
+            loras=self.loras,
+            embeddings=self.embeddings,
             speed=self.speed != "plain",
             compile=self.speed == "compiled",
         )
@@ -88,12 +108,16 @@ class Job:
     def check(self, pipe: "Pipeline") -> list[str]:
         """What there is to say of a loaded model: where its weights are others than recorded."""
         model, now = self.record.model, pipe.components.identity()
-        return [
+        remarks = [
             f"the model's weights are others than those that drew it: {name} {then[:12]} then, "
             f"{str(now[name])[:12]} now."
             for name in ("sha256", "revision")
             if (then := model.get(name)) and now[name] and then != now[name]
         ]
+        before, after = self.record.parts.get("vae"), now["parts"].get("vae")
+        if self.vae is not None and _told_apart(before) != _told_apart(after):
+            remarks.append(f"its VAE is another: {_short(before)} then, {_short(after)} now.")
+        return remarks
 
     def draw(
         self,
@@ -125,21 +149,26 @@ def prepare(
     picture: str | os.PathLike[str],
     *,
     model: str | None = None,
+    vae: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     changes: Mapping[str, Any] | None = None,
     init: Source | None = None,
     mask: Source | None = None,
+    loras: Sequence[str] = (),
+    embeddings: Sequence[str] = (),
 ) -> Job:
     """Reads a picture and decides what is to be drawn for it.
 
-    model, device, dtype: in place of those that the picture names; as for `Pipeline`.
+    model, vae, device, dtype: in place of those that the picture names; as for `Pipeline`.
     changes: settings by name, in place of the picture's; the result is a new picture.
-    init, mask: the pictures that it was drawn from. It tells of them no more than name and hash.
+    init, mask: the pictures that it was drawn from.
+    loras, embeddings: the files that were added to the model, in any order. Of all these the
+        picture tells no more than name and hash, a LoRA's weight, and an embedding's word.
 
     Raises:
         UsageError: an unknown setting, device or dtype, a value that breaks its rule, or not the
-            pictures that it was drawn from.
+            pictures and files that it was drawn from.
         ModelError: the picture's model is none that may be loaded on its word.
         SdpipeError: the picture can't be read, or does not tell enough.
     """
@@ -148,6 +177,7 @@ def prepare(
     if dtype is not None:
         check_dtype(dtype)
     check_model(model)
+    check_part(vae, "vae")
     record = read_record(picture)
     if record.sweep is not None:
         raise SdpipeError(
@@ -160,12 +190,23 @@ def prepare(
     except RecordError as error:
         raise SdpipeError(f"{picture} cannot be drawn again: {error}") from error
     pictures = _pictures(settings, picture, init, mask)
+    files = [
+        _files(kind, known, picture, given)
+        for kind, known, given in (
+            ("lora", record.loras, loras),
+            ("embedding", record.embeddings, embeddings),
+        )
+    ]
     remarks = [*record.remarks, *remarks]
     n, index = (settings.vary or settings.n, 0) if changes else _batch(record, settings, remarks)
     type_here = dtype or _dtype(record, remarks)
     name = model or _model(record, picture, type_here == "float32", remarks)
     if model is None and "safety" not in (changes or {}):
         settings = _without_fetching(settings, name, type_here == "float32", remarks)
+    vae = vae or _vae(record, picture, type_here == "float32")
+    if others := {k: v for k, v in record.parts.items() if k != "vae" or vae is None}:
+        told = ", ".join(f"{brief(part)[1:-1]} ({_short(name)})" for part, name in others.items())
+        remarks.append(f"in its model other parts stood in: {told}; the model's own draw.")
     device = device or _device(record, remarks)
     slow = dtype is None and type_here == "float16" and record.device != "cpu"
     if slow and pick_device(device).type == "cpu":
@@ -183,6 +224,10 @@ def prepare(
         bool(changes),
         tuple(remarks),
         *pictures,
+        vae=vae,
+        prediction=_prediction(record),
+        loras=tuple((file, told["weight"]) for file, told in files[0]),
+        embeddings=tuple((file, told["word"]) for file, told in files[1]),
     )
 
 
@@ -286,6 +331,29 @@ def _pictures(
     return taken
 
 
+def _files(
+    kind: str,
+    recorded: Iterable[Mapping[str, Any]],
+    picture: str | os.PathLike[str],
+    given: Iterable[str],
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """The files that were added to its model; a person hands them over, and they are the same."""
+    by_hash = {sha256(find_file(file, f"{kind}={file!r}")): file for file in given}
+    found = []
+    for told in recorded:
+        if told["sha256"] not in by_hash:
+            others = [brief(file) for file in by_hash.values()]
+            raise UsageError(
+                f"{picture} was drawn with the {kind} {brief(told['name'])}, which it does not "
+                f"hold; give that file, whose SHA-256 is {told['sha256'][:12]}...: --{kind} FILE"
+                + (f" ({', '.join(others)} is another)." if others else ".")
+            )
+        found.append((by_hash[told["sha256"]], told))
+    for file in set(by_hash.values()) - {file for file, _ in found}:
+        raise UsageError(f"{picture} was drawn without {brief(file)}; leave --{kind} {file} out.")
+    return found
+
+
 def _check_size(settings: Settings, changes: Mapping[str, Any]) -> None:
     """A large picture is drawn on a person's word, and not on that of a picture."""
     (width, height), own = settings.finished, (settings.width, settings.height)
@@ -330,8 +398,6 @@ def _model(
     name, revision = record.model.get("name", ""), record.model.get("revision", "")
     program = record.versions.get("program", "")
     if name in BUILT_IN and (record.source == "sdpipe" or program.startswith("sdpipe ")):
-        if record.parts:
-            remarks.append(_swapped(record))
         return name
     if record.source != "sdpipe":
         told = f"which model {brief(name)} is, is not told" if name else "it tells no model"
@@ -348,8 +414,6 @@ def _model(
             f"{picture} was drawn by a model that is not here, and none is fetched on a picture's "
             f"word; to have it fetched, give it yourself: --model {hub_id}"
         )
-    if record.parts:
-        remarks.append(_swapped(record))
     return hub_id
 
 
@@ -368,9 +432,49 @@ def _without_fetching(
     return dataclasses.replace(settings, dim=None, safety="off")
 
 
-def _swapped(record: Record) -> str:
-    parts = ", ".join(f"{brief(part)[1:-1]} ({brief(name)})" for part, name in record.parts.items())
-    return f"in its model other parts stood in: {parts}; the model's own draw."
+def _vae(record: Record, picture: str | os.PathLike[str], full: bool) -> str | None:
+    """The VAE that took the place of the model's own: one of the hub that is here, or none.
+
+    One that was handed over as a module has no name to find it by; None then too.
+    """
+    told = record.parts.get("vae", "")
+    name, _, mark = told.partition("@")
+    if not re.fullmatch("[0-9a-f]{40}|sha256:[0-9a-f]{64}", mark):
+        return None
+    if mark.startswith("sha256:") or not is_hub_id(told):
+        raise ModelError(
+            f"{picture} was drawn with the VAE {brief(name)}, a path on the machine that drew it, "
+            f"whose SHA-256 is {mark.removeprefix('sha256:')[:12]}..., and no path is opened on a "
+            "picture's word; give that VAE yourself: --vae NAME."
+        )
+    if not is_part_cached(told, "vae", full=full):
+        raise ModelError(
+            f"{picture} was drawn with a VAE that is not here, and none is fetched on a picture's "
+            f"word; to have it fetched, give it yourself: --vae {told}"
+        )
+    return told
+
+
+def _prediction(record: Record) -> str | None:
+    told = record.model.get("prediction") if record.source == "sdpipe" else None
+    if told is not None:
+        try:
+            check_prediction(told)
+        except UsageError as error:
+            raise SdpipeError(f"it cannot be drawn again: {error}") from error
+    return told
+
+
+def _told_apart(part: str | None) -> str:
+    """The hash or the commit of a part that was swapped."""
+    return (part or "").rpartition("@")[2]
+
+
+def _short(part: str | None) -> str:
+    """A part that was swapped, in a few words; of its hash, the beginning."""
+    name, at, mark = (part or "the model's own").partition("@")
+    start = 19 if mark.startswith("sha256:") else 12
+    return brief(name) + (f" @{mark[:start]}" if at else "")
 
 
 def _device(record: Record, remarks: list[str]) -> str:

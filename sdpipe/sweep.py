@@ -136,12 +136,13 @@ class Sweep:
         """The same sweep with other or more values."""
         return Sweep(self.prompt, **{**self.values, **values})
 
-    def command(self, **options: str) -> str:
+    def command(self, **options: str | list[str]) -> str:
         """What draws this on the command line; `options` are more of them, such as model."""
-        words = []
-        for name, text in {**self.texts(), **options}.items():
+        words: list[str] = []
+        for name, given in {**self.texts(), **options}.items():
             option = "--negative" if name == "negative_prompt" else f"--{name.replace('_', '-')}"
-            words += [option] if name == "exact" else [option, text]
+            for text in [given] if isinstance(given, str) else given:
+                words += [option] if name == "exact" else [option, text]
         own = [*words, "--", self.prompt] if self.prompt.startswith("-") else [self.prompt, *words]
         return shlex.join(["sdpipe", "sweep", *own])
 

@@ -44,6 +44,9 @@ FILLED = (
     *("hires", "hires_strength", "width", "height"),
 )
 
+MARKS = ("revision", "variant", "sha256", "prediction")
+"""What tells one model from another, besides its parts and what was added."""
+
 # axis: what A1111 calls it in the metadata of its own grids
 A1111_AXES = {
     "g": "CFG Scale",
@@ -236,10 +239,14 @@ class SweepFolder:
             return "is no picture of sdpipe's"
         if _key(record.values) != _key(values):
             return "was drawn from other settings"
-        then = {name: record.model.get(name) for name in ("revision", "variant", "sha256")}
+        then = {name: record.model.get(name) for name in MARKS}
         now = {name: self._identity[name] for name in then}
         if then != now or dict(record.parts) != self._identity["parts"]:
             return f"was drawn by other weights ({_weights(then)}, not {_weights(now)})"
+        if list(map(dict, record.loras)) != self._identity["loras"]:
+            return "was drawn with other LoRAs"
+        if list(map(dict, record.embeddings)) != self._identity["embeddings"]:
+            return "was drawn with other embeddings"
         parts = self._pipe.components
         here = (str(parts.dtype).removeprefix("torch."), parts.device.type)
         if (record.dtype, (record.device or "").partition(":")[0]) != here:

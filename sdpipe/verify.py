@@ -1,7 +1,7 @@
 """Whether a picture that was drawn again came out the same, and if not, by how much and why."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +132,12 @@ def _changed(record: Record, now: Mapping[str, Any]) -> dict[str, tuple[str, str
             "dtype": (record.dtype, now["dtype"]),
             "speed": (record.speed, now["speed"]),
             **{name: (record.versions.get(name), v) for name, v in now["versions"].items()},
-            **{part: (name, model["parts"].get(part)) for part, name in record.parts.items()},
+            **{
+                part: (record.parts.get(part), model["parts"].get(part))
+                for part in (*record.parts, *model["parts"])
+            },
+            "loras": (_files(record.loras, "weight"), _files(model["loras"], "weight")),
+            "embeddings": (_files(record.embeddings, "word"), _files(model["embeddings"], "word")),
         }
     else:
         pairs["program"] = (record.versions.get("program") or record.source, "sdpipe")
@@ -141,6 +146,11 @@ def _changed(record: Record, now: Mapping[str, Any]) -> dict[str, tuple[str, str
         for name, (before, after) in pairs.items()
         if before != after
     }
+
+
+def _files(files: Iterable[Mapping[str, Any]], key: str) -> str | None:
+    """What was added to a model, in a line."""
+    return ", ".join(f"{file['name']}:{file[key]}" for file in files) or None
 
 
 def _told(value: object) -> str:

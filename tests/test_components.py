@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -230,7 +231,9 @@ def test_a_part_from_another_folder(folder, tmp_path):
     swapped = load(folder, vae=other, dtype="float32")
     assert same(swapped.vae, load(other, dtype="float32").vae)
     assert same(swapped.unet, load(folder, dtype="float32").unet)
-    assert swapped.parts == swapped.identity()["parts"] == {"vae": str(other)}
+    digest = hashlib.sha256((other / "vae/diffusion_pytorch_model.safetensors").read_bytes())
+    assert swapped.parts == {"vae": str(other)}
+    assert swapped.identity()["parts"] == {"vae": f"other@sha256:{digest.hexdigest()}"}
     assert same(load(folder, vae=other / "vae", dtype="float32").vae, swapped.vae)
 
 
@@ -295,15 +298,16 @@ def test_all_parts_handed_over_need_no_model(hub, tmp_path):
 
 
 def test_identity(folder, tmp_path, hub):
-    import hashlib
-
     local = load(folder).identity()
     assert local == {
         "name": str(folder),
         "revision": None,
         "variant": None,
         "sha256": hashlib.sha256((folder / UNET).read_bytes()).hexdigest(),
+        "prediction": None,
         "parts": {},
+        "loras": [],
+        "embeddings": [],
     }
     json.dumps(local)
     repo = hub.add("owner/name", folder)

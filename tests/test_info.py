@@ -131,7 +131,13 @@ def test_it_reads_as_json(tell, tmp_path):
     assert status == 0
     assert told["path"] == str(path)
     assert Settings.from_dict(told["settings"]).prompt == "é 日本"
-    assert told["model"] == {"name": "emoji", "sha256": "ab" * 32, "parts": {}}
+    assert told["model"] == {
+        "name": "emoji",
+        "sha256": "ab" * 32,
+        "parts": {},
+        "loras": [],
+        "embeddings": [],
+    }
     assert told["batch"] == {"n": 4, "index": 2}
     assert (told["source"], told["device"], told["dtype"]) == ("sdpipe", "cpu", "float32")
     assert told["pixels"]["same"] is True

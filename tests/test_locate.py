@@ -226,9 +226,10 @@ def test_a_part_from_a_folder_and_from_a_model():
 
 
 def test_a_part_that_is_a_file():
-    Path("vae.safetensors").touch()
-    with pytest.raises(ModelError, match=r"^vae='vae.safetensors' is a file; a part is given as"):
-        find_part("vae.safetensors", "vae")
+    Path("x.safetensors").touch()
+    with pytest.raises(ModelError, match=r"^unet='x.safetensors' is a file; a part is given as"):
+        find_part("x.safetensors", "unet")
+    assert find_part("x.safetensors", "vae").is_file
 
 
 def test_configurations_are_fetched_without_weights(hub, tmp_path):

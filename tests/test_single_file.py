@@ -202,7 +202,6 @@ def test_a_file_that_lacks_one_tensor(hub, file, tensors):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cond_stage_model.model.ln_final.weight", "is a Stable Diffusion 2 model"),
         ("conditioner.embedders.0.transformer.weight", "is a Stable Diffusion XL model"),
         ("lora_unet_down_blocks_0.alpha", "is a LoRA"),
         ("down_blocks.0.resnets.0.conv1.weight", "is a UNet alone"),

@@ -37,6 +37,7 @@ def is_hub_id(text: str) -> bool:
         _ID.fullmatch(repo)
         and "--" not in repo
         and ".." not in text
+        and not repo.endswith(".safetensors")  # a file in a folder, misspelt
         and all(len(half) <= 96 and half[-1] not in ".-" for half in repo.split("/"))
         and (not at or re.fullmatch(r"\w[\w./+-]*", revision))
     )

@@ -6,7 +6,6 @@ A name is, in this order: a built-in model, a folder in the diffusers layout, a 
 
 import difflib
 import os
-import shlex
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,19 +22,11 @@ from sdpipe.loading.layout import (
     select_model,
     select_part,
 )
+from sdpipe.loading.weight_files import PICKLES, refuse_pickle
 
 BUILT_IN = ("emoji",)
 DEFAULT = "CompVis/stable-diffusion-v1-4"
 BUILT_IN_FOLDER = Path(__file__).parents[1] / "models"
-
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-_CONVERT = (
-    "import sys, torch; from safetensors.torch import save_file; "
-    "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
-    "d = d.get('state_dict', d); "
-    "save_file({k: v.clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, "
-    "sys.argv[2])"
-)
 
 
 @dataclass(frozen=True)
@@ -124,16 +115,14 @@ def check_model(model: str | os.PathLike[str] | None) -> None:
 def find_part(value: str | os.PathLike[str], part: str, *, full: bool = False) -> Location:
     """Where one part is: in a folder of its own, in a model's folder, or either on the hub.
 
+    A VAE may also be a single file.
+
     Raises:
         ModelError: it is not there, or cannot be fetched.
     """
-
-    def select(names: Iterable[str]) -> Selection:
-        return select_part(set(names), part, full=full)
-
     label = f"{part}={str(value)!r}"
-    found = _find(value, select, label, full)
-    if found.is_file:
+    found = _find(value, _selecting(part, full), label, full)
+    if found.is_file and part != "vae":
         raise ModelError(
             f"{label} is a file; a part is given as a folder with its configuration and weights, "
             "as a hub id, or as a loaded module."
@@ -170,6 +159,25 @@ def is_checker_cached(hub_id: str, *, full: bool = False) -> bool:
 
 def _select_checker(full: bool) -> Select:
     return lambda names: select_checker(set(names), full=full)
+
+
+def is_part_cached(hub_id: str, part: str, *, full: bool = False) -> bool:
+    """Whether a part from the hub is here, whole: `find_part` then asks nobody for it."""
+    return cached(hub_id, _selecting(part, full), full=full) is not None
+
+
+def check_part(value: str | os.PathLike[str] | None, part: str) -> None:
+    """As `check_model`, for one part.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    if value is not None and not (isinstance(value, str) and is_hub_id(value)):
+        find_part(value, part)
+
+
+def _selecting(part: str, full: bool) -> Select:
+    return lambda names: select_part(set(names), part, full=full)
 
 
 def configurations(*, label: str) -> Location:
@@ -223,7 +231,7 @@ def _offered(folder: Path, select: Select, label: str) -> Selection:
         if part in STEMS and Path(pickle).exists():
             raise ModelError(
                 f"{label}: the part {part} is there only as {Path(pickle).name}. "
-                + _refuse_pickle(Path(pickle), folder / lacking)
+                + refuse_pickle(Path(pickle), folder / lacking)
             )
     raise ModelError(
         f"{label}: the part {part} is missing, for there is no {lacking} in {folder}; "
@@ -250,22 +258,12 @@ def _no_model(names: Iterable[str]) -> str:
 
 
 def _check_file(path: Path, label: str) -> None:
-    if path.suffix in _PICKLES:
-        raise ModelError(f"{label} is a pickle. " + _refuse_pickle(path, None))
+    if path.suffix in PICKLES:
+        raise ModelError(f"{label} is a pickle. " + refuse_pickle(path, None))
     if path.suffix != ".safetensors":
         raise ModelError(
             f"{label} is neither a folder nor a .safetensors file; those are the two that are read."
         )
-
-
-def _refuse_pickle(path: Path, target: Path | None) -> str:
-    """Why no pickle is read, and the command that makes a safetensors file of one."""
-    target = target or path.with_suffix(".safetensors")
-    files = f"{shlex.quote(str(path))} {shlex.quote(str(target))}"
-    return (
-        "Pickles can run any code when they are read, so only safetensors are. This command makes "
-        f'one of it, reading nothing but tensors: python -c "{_CONVERT}" {files}'
-    )
 
 
 def _what_it_is_not(name: str, by_name: bool) -> str:
@@ -277,7 +275,7 @@ def _what_it_is_not(name: str, by_name: bool) -> str:
     if (
         not by_name
         or (path_like and "/" in name)
-        or Path(name).suffix in (".safetensors", *_PICKLES)
+        or Path(name).suffix in (".safetensors", *PICKLES)
     ):
         return f"does not exist: there is no such folder or file; {_nearest_folder(name)}"
     close = difflib.get_close_matches(name, BUILT_IN, n=1)

@@ -1,16 +1,20 @@
 """Reading the networks of a model, straight onto a device, and all of every one of them."""
 
 import contextlib
+import copy
 import itertools
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import ModelError
-from sdpipe.loading import single_file, weights
+from sdpipe.loading import embedding, lora, single_file, weights
+from sdpipe.loading.embedding import Embedding
 from sdpipe.loading.layout import STEMS
 from sdpipe.loading.locate import Location
+from sdpipe.loading.lora import Lora
 from sdpipe.loading.sources import Sources
 
 if TYPE_CHECKING:
@@ -20,24 +24,48 @@ if TYPE_CHECKING:
 _one_at_a_time = threading.Lock()  # the libraries' log levels are one for the whole process
 
 
-def build(sources: Sources, device: "torch.device", dtype: "torch.dtype") -> dict[str, Any]:
+def build(
+    sources: Sources,
+    device: "torch.device",
+    dtype: "torch.dtype",
+    loras: Sequence[Lora] = (),
+    embeddings: Sequence[Embedding] = (),
+) -> dict[str, Any]:
     """The tokenizer and the three networks by name, on the device, for inference.
+
+    loras, embeddings: are added. A part that was handed over stays as it was: a copy is changed.
 
     Raises:
         ModelError: what a part lacks, or why it cannot be read.
     """
     with _one_at_a_time, _quiet():
-        parts = _read(sources, device, dtype)
+        parts = _read(sources, device, dtype, embeddings)
     _check_tokens(parts["tokenizer"], parts["text_encoder"])
+    changed = {part for each in loras for part in each.parts}
+    changed |= {"tokenizer", "text_encoder"} if embeddings else set()
+    for part in changed & set(sources.modules):
+        parts[part] = copy.deepcopy(parts[part])
+    for part in changed & {"text_encoder", "unet"}:
+        lora.add(part, parts[part], loras, sources.who(part))
+    if embeddings:
+        embedding.add_tokens(parts["tokenizer"], embeddings)
+        embedding.add_vectors(parts["tokenizer"], parts["text_encoder"], embeddings)
     return parts
 
 
-def _read(sources: Sources, device: "torch.device", dtype: "torch.dtype") -> dict[str, Any]:
+def _read(
+    sources: Sources,
+    device: "torch.device",
+    dtype: "torch.dtype",
+    embeddings: Sequence[Embedding],
+) -> dict[str, Any]:
     import torch
 
     parts = dict(sources.modules)
-    tensors: dict[str, torch.Tensor] = {}
+    files: dict[Path, dict[str, torch.Tensor]] = {}
     for part in ("tokenizer", *STEMS):
+        if part == "text_encoder":  # before what takes its time
+            embedding.check_tokens(parts["tokenizer"], embeddings)
         if part in parts:
             continue
         place = sources.places[part]
@@ -45,8 +73,10 @@ def _read(sources: Sources, device: "torch.device", dtype: "torch.dtype") -> dic
             if part == "tokenizer":
                 parts[part] = _tokenizer(sources)
             elif place.is_file:
-                tensors = tensors or single_file.read(place.path)
-                parts[part] = single_file.build(part, tensors, sources.folder(part), device, dtype)
+                if place.path not in files:
+                    files[place.path] = single_file.read(place.path)
+                tensors, config = files[place.path], sources.config(part)
+                parts[part] = single_file.build(part, tensors, config, device, dtype)
             else:
                 parts[part] = _network(part, sources, device, dtype)
         except torch.OutOfMemoryError as error:
@@ -110,7 +140,9 @@ def read_checker(place: Location, device: "torch.device", dtype: "torch.dtype") 
 def _tokenizer(sources: Sources) -> "CLIPTokenizer":
     from transformers import CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(sources.folder("tokenizer"), local_files_only=True)
+    tokenizer = CLIPTokenizer.from_pretrained(
+        sources.folder("tokenizer"), local_files_only=True, **sources.tokenizer_options()
+    )
     # Without a tokenizer_config.json there is no limit but the text encoder's.
     room = sources.config("text_encoder")["max_position_embeddings"]
     tokenizer.model_max_length = min(tokenizer.model_max_length, room)

@@ -5,15 +5,19 @@ It is read from configurations and from the headers of the weights' files, witho
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from sdpipe.errors import ModelError, UsageError
 from sdpipe.loading import single_file
+from sdpipe.loading.embedding import Embedding
 from sdpipe.loading.layout import PARTS, STEMS
 from sdpipe.loading.locate import Location, configurations, find_model, find_part
+from sdpipe.loading.lora import Lora
+from sdpipe.loading.single_file import Kind
+from sdpipe.loading.weight_files import shapes
 from sdpipe.settings import MODEL_DEFAULTS, Settings
 
 V1_4_SCHEDULER: Mapping[str, Any] = {
@@ -52,7 +56,10 @@ class Sources:
     modules: parts that were handed over loaded.
     places: where every other part is found.
     swapped: how the parts that are not the model's own are called.
-    template: for a single file, the folder with the configurations that it lacks.
+    template: for a single file, a folder with the configurations that it lacks; for a VAE in one
+        the model's own does, where it has one.
+    kind: what a single file tells of the model in it.
+    prediction: what the U-Net predicts, where a person said it.
     """
 
     model: Location | None
@@ -60,6 +67,8 @@ class Sources:
     places: dict[str, Location]
     swapped: dict[str, str] = field(default_factory=dict)
     template: Location | None = None
+    kind: Kind | None = None
+    prediction: str | None = None
 
     @classmethod
     def find(
@@ -68,6 +77,7 @@ class Sources:
         given: Mapping[str, Any],
         *,
         full: bool,
+        prediction: str | None = None,
     ) -> Self:
         """Finds the parts that are not handed over, fetching what has to be fetched.
 
@@ -83,7 +93,8 @@ class Sources:
                 swapped[part] = f"a {type(value).__name__} handed over"
                 continue
             found = places[part] = find_part(value, part, full=full)
-            swapped[part] = f"{found.name}@{found.revision}" if found.revision else found.name
+            hub_id = found.name.partition("@")[0]
+            swapped[part] = f"{hub_id}@{found.revision}" if found.revision else found.name
         # A text encoder speaks the language of the tokenizer that it was trained with.
         encoder = places.get("text_encoder")
         if encoder and "tokenizer" in encoder.files.roots and "tokenizer" not in given:
@@ -93,13 +104,54 @@ class Sources:
         if model is not None or rest != ["scheduler"]:
             base = find_model(model, parts=rest, full=full)
             places.update(dict.fromkeys(rest, base))
+        described = base is not None and (base.path / "vae" / "config.json").is_file()
         if base is not None and base.is_file:
             template = configurations(label=base.label)
-        sources = cls(base, modules, places, swapped, template)
+        elif "vae" in places and places["vae"].is_file and not described:
+            template = configurations(label=places["vae"].label)
+        sources = cls(base, modules, places, swapped, template, prediction=prediction)
         sources._check_headers()
         if base is not None and base.is_file:
-            single_file.check(base.path, tuple(rest), base.label)
+            kind = single_file.look(base.path, base.label, prediction)
+            single_file.check(base.path, tuple(rest), kind, base.label)
+            sources = replace(sources, kind=kind)
+        if "vae" in given and "vae" in places and places["vae"].is_file:
+            single_file.check_vae(places["vae"].path, sources.config("vae"), places["vae"].label)
         return sources
+
+    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        """The shapes of a part's tensors as its class names them; {} for a single file's."""
+        if part in self.modules:
+            tensors = self.modules[part].state_dict()
+            return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        place = self.places[part]
+        if place.is_file:
+            return {}
+        found = shapes(self.weights(part), place.label)
+        return {name.removeprefix("text_model."): shape for name, shape in found.items()}
+
+    def check_loras(self, loras: Sequence[Lora]) -> None:
+        """Refuses a LoRA that changes layers that the model does not have.
+
+        A single file names its layers in another way, so there it is seen when they are changed.
+
+        Raises:
+            ModelError: the first such layer.
+        """
+        for part in ("unet", "text_encoder"):
+            if loras and (known := self.shapes(part)):
+                for lora in loras:
+                    lora.find(part, known, self.who(part))
+
+    def check_embeddings(self, embeddings: Sequence[Embedding]) -> None:
+        """Refuses an embedding that the text encoder does not take.
+
+        Raises:
+            ModelError: why.
+        """
+        config, whose = self.config("text_encoder"), self.who("text_encoder")
+        for each in embeddings:
+            each.check_fit(config["hidden_size"], config["max_position_embeddings"], whose)
 
     def _check_headers(self) -> None:
         """Opens every file of weights: a header tells how long its file has to be."""
@@ -131,10 +183,19 @@ class Sources:
     def folder(self, part: str) -> Path:
         """The folder with a part's configuration."""
         place = self.places[part]
-        if place.is_file:
-            assert self.template is not None
-            place = self.template
-        return place.path / place.files.roots[part]
+        if not place.is_file:
+            return place.path / place.files.roots[part]
+        if (own := self._own(part)) is not None:
+            return own
+        assert self.template is not None
+        return self.template.path / self.template.files.roots[part]
+
+    def _own(self, part: str) -> Path | None:
+        """The folder that a model has for a part, also where another part stands in."""
+        if self.model is None or self.model.is_file:
+            return None
+        folder = self.model.path / part
+        return folder if (folder / "config.json").is_file() else None
 
     def config(self, part: str) -> dict[str, Any]:
         """What a part says of itself, with its class's defaults.
@@ -150,11 +211,21 @@ class Sources:
             name = "scheduler_config.json" if part == "scheduler" else "config.json"
             values = read_json(self.folder(part) / name, self.places[part].label)
             values = values.get("text_config", values)  # of a whole CLIP only the text half counts
+            if self.kind is not None and self.places[part] is self.model:
+                values = single_file.configured(part, values, self.kind)
         return {**_CLASS_DEFAULTS.get(part, {}), **values}
 
     def scheduler(self) -> dict[str, Any]:
         """The scheduler's configuration: v1-4's where no model comes with one."""
-        return self.config("scheduler") or dict(V1_4_SCHEDULER)
+        own = self.config("scheduler") or dict(V1_4_SCHEDULER)
+        if self.prediction is not None:
+            own["prediction_type"] = single_file.PREDICTIONS[self.prediction]
+        return own
+
+    def tokenizer_options(self) -> dict[str, str]:
+        """What the tokenizer has other than its files say: Stable Diffusion 2 pads with a "!"."""
+        version_2 = self.kind is not None and self.kind.version == 2
+        return {"pad_token": "!"} if version_2 and self.places["tokenizer"] is self.model else {}
 
     def check_fit(self) -> None:
         """Refuses parts that do not fit each other, or that ask for more than a text.
@@ -164,7 +235,7 @@ class Sources:
         """
         unet, vae, encoder = (self.config(part) for part in ("unet", "vae", "text_encoder"))
         takes, gives = unet["in_channels"], vae["latent_channels"]
-        who = self._who("unet")
+        who = self.who("unet")
         if takes != gives and takes in _INPUTS:
             raise ModelError(
                 f"{who} has in_channels={takes}: it is {_INPUTS[takes]}. Take a model with "
@@ -172,9 +243,10 @@ class Sources:
             )
         if takes != gives:
             raise ModelError(
-                f"{who} takes {takes} latent channels, but {self._who('vae')} gives {gives}; take "
+                f"{who} takes {takes} latent channels, but {self.who('vae')} gives {gives}; take "
                 "a UNet and a VAE that were made for each other."
             )
+        self._check_factor(vae)
         if unet["out_channels"] != takes:
             raise ModelError(
                 f"{who} has out_channels={unet['out_channels']} for in_channels={takes}: it does "
@@ -191,12 +263,28 @@ class Sources:
         if wide != {encoder["hidden_size"]}:
             raise ModelError(
                 f"{who} attends to a text {' or '.join(map(str, sorted(wide)))} wide "
-                f"(cross_attention_dim), but {self._who('text_encoder')} gives "
+                f"(cross_attention_dim), but {self.who('text_encoder')} gives "
                 f"{encoder['hidden_size']} (hidden_size); take a UNet and a text encoder that "
                 "were made for each other."
             )
 
-    def _who(self, part: str) -> str:
+    def _check_factor(self, vae: Mapping[str, Any]) -> None:
+        """Refuses a VAE whose latents are of another size than those that a model learned."""
+        if "vae" not in self.swapped or (folder := self._own("vae")) is None:
+            return
+        own = {
+            **_CLASS_DEFAULTS["vae"],
+            **read_json(folder / "config.json", self.model.label if self.model else ""),
+        }
+        gives, learned = (2 ** (len(v["block_out_channels"]) - 1) for v in (vae, own))
+        if gives != learned:
+            raise ModelError(
+                f"{self.who('vae')} has one latent for {gives} x {gives} pixels, and the model's "
+                f"own has one for {learned} x {learned}; take a VAE that was made like it."
+            )
+
+    def who(self, part: str) -> str:
+        """How messages name a part."""
         if part in self.swapped:
             return f"the {part} ({self.swapped[part]})"
         return f"the {part} of {self.places[part].label}"

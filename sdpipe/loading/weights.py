@@ -35,7 +35,7 @@ def fill(
 
     places = {name for name, _ in network.named_parameters()}
     with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if _new_name(name) in places]  # noqa: SIM118
+        names = [name for name in file.keys() if new_name(name) in places]  # noqa: SIM118
     while names:
         read = 0
         with safe_open(path, framework="pt") as file:
@@ -44,11 +44,12 @@ def fill(
                 tensor = file.get_tensor(name)
                 read += tensor.nbytes
                 value = tensor.to(dtype, copy=True)
-                put(network, _new_name(name), device, value, dtype, clear_cache=False)
+                put(network, new_name(name), device, value, dtype, clear_cache=False)
         del tensor  # it is a part of the file
 
 
-def _new_name(name: str) -> str:
+def new_name(name: str) -> str:
+    """What diffusers calls a tensor by now."""
     for old, new in _OLD_NAMES.items():
         name = name.replace(old, new)
     return name

@@ -1,11 +1,14 @@
 """Single parts of a model, for what needs no network: found and read without the rest."""
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import ModelError
+from sdpipe.loading.embedding import Embedding, add_tokens, check_tokens
 from sdpipe.loading.hub import is_hub_id
 from sdpipe.loading.locate import configurations, find_model
+from sdpipe.loading.single_file import look
 from sdpipe.loading.sources import Sources, own_settings, read_json
 
 if TYPE_CHECKING:
@@ -14,18 +17,24 @@ if TYPE_CHECKING:
 CLIP_LENGTH = 77
 
 
-def load_tokenizer(model: str | os.PathLike[str] | None = None) -> "CLIPTokenizer":
+def load_tokenizer(
+    model: str | os.PathLike[str] | None = None, embeddings: Sequence[Embedding] = ()
+) -> "CLIPTokenizer":
     """A model's tokenizer, without torch; `model_max_length` is what the text encoder takes.
 
+    embeddings: whose words it is taught.
+
     Raises:
-        ModelError: there is no such model, or its tokenizer cannot be read.
+        ModelError: there is no such model, its tokenizer cannot be read, or has such a word.
     """
     sources = _find(model, "tokenizer")
     folder = sources.folder("tokenizer")
     from transformers import CLIPTokenizer
 
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(
+            folder, local_files_only=True, **sources.tokenizer_options()
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         label = sources.places["tokenizer"].label
         raise ModelError(
@@ -35,6 +44,8 @@ def load_tokenizer(model: str | os.PathLike[str] | None = None) -> "CLIPTokenize
     config = read_json(beside, str(beside)) if beside.is_file() else {}
     room = config.get("text_config", config).get("max_position_embeddings", CLIP_LENGTH)
     tokenizer.model_max_length = min(tokenizer.model_max_length, room)
+    check_tokens(tokenizer, embeddings)
+    add_tokens(tokenizer, embeddings)
     return tokenizer
 
 
@@ -66,4 +77,6 @@ def _find(model: str | os.PathLike[str] | None, part: str) -> Sources:
         return Sources(place, {}, {part: place})
     if part == "scheduler":  # a single file has none: what v1-4 was trained with holds
         return Sources(place, {}, {})
-    return Sources(place, {}, {part: place}, template=configurations(label=place.label))
+    kind = look(place.path, place.label)
+    template = configurations(label=place.label)
+    return Sources(place, {}, {part: place}, template=template, kind=kind)

@@ -40,8 +40,9 @@ def split(tokenizer: "CLIPTokenizer", text: Text) -> list[Word]:
         tokens = tokenizer.convert_ids_to_tokens([token.id for token in chunk])
         begun = 0
         for i, token in enumerate(tokens):
+            last = i + 1 == len(tokens)
             whole = token.endswith(WORD_END) or chunk[i].id in tokenizer.added_tokens_decoder
-            if whole or i + 1 == len(tokens):
+            if last or (whole and chunk[i + 1].part == 0):
                 own = chunk[begun : i + 1]
                 words.append(
                     Word(
