@@ -321,7 +321,7 @@ EmbeddingFiles = Annotated[
     list[str] | None,
     option(
         MODEL,
-        "A textual inversion, and the word for it, left out its own, else the file's name; can be "
+        "A textual inversion and the word for it; left out, the file's own, else its name; can be "
         "given many times.",
         "--embedding",
         metavar="FILE[:WORD]",

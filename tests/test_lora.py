@@ -122,13 +122,13 @@ def test_pictures_are_those_of_diffusers(tiny, tmp_path, model):
         (kohya(folder, tmp_path / "kohya.safetensors"), 0.8),
         (diffusers(folder, tmp_path / "diffusers.safetensors", **patterns), -0.5),
     ]
-    run = {"seed": 7, "g": 3.0, "steps": 4}
+    run = {"seed": 7, "g": 3.0, "steps": 3}
     plain = Pipeline(name, device="cpu", dtype="float32").generate("a red cat", **run)
-    for some in (loras[:1], loras[1:], loras):
+    for some in (loras[:1], loras[1:], loras) if model == "tiny" else (loras,):
         theirs, their_images = drawn_by_diffusers(name, some, **run)
         pipe = Pipeline(name, device="cpu", dtype="float32", loras=some)
         ours = pipe.generate("a red cat", **run, scheduler="lms", lms_order=4, save_int=True)
-        assert len(ours.steps) == len(theirs) == 4
+        assert len(ours.steps) == len(theirs) == 3
         for step, latents in zip(ours.steps, theirs, strict=True):
             assert (step.latents - latents).abs().max() < 1e-4 * latents.abs().max()
         ours_8bit, theirs_8bit = (np.asarray(i[0], int) for i in (ours.images, their_images))
