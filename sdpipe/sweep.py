@@ -163,9 +163,9 @@ class Sweep:
             return list(value)
         if isinstance(value, str) or not isinstance(value, Sequence) or _is_interval(name, value):
             value = (value,)
-        value = tuple(_pair_as_text(name, each) for each in value)
         if len(value) > MAX_CELLS:
             raise _too_large([len(value)])
+        value = tuple(_pair_as_text(name, each) for each in value)
         for each in value:
             if not isinstance(each, str | int | float | None) or (each is None and len(value) > 1):
                 raise UsageError(f"{name}={each!r} is neither a number nor a text.")
