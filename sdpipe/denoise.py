@@ -77,7 +77,8 @@ def denoise(
         noise["generator"] = list(generators) or None
 
     guidance = g if isinstance(g, Guidance) else Guidance(g)
-    conds, unconds = (spread(text, len(timesteps)) for text in (cond, uncond))
+    dtype = unet.dtype  # asked once: diffusers looks through all weights for it
+    conds, unconds = (spread(text, len(timesteps), dtype) for text in (cond, uncond))
     for i, t in enumerate(timesteps):
         x_in = scheduler.scale_model_input(x_t, t)  # (B, C, h, w)
         g_t = guidance.at(i, len(timesteps), sigmas[i])
@@ -89,13 +90,13 @@ def denoise(
         yield Step(i, len(timesteps), float(times[i]), sigmas[i], sigmas[i + 1], x_t, x0, exploding)
 
 
-def spread(text: Tensor | Sequence[Tensor], total: int) -> list[Tensor]:
-    """One embedding for each of `total` calls of the U-Net.
+def spread(text: Tensor | Sequence[Tensor], total: int, dtype: torch.dtype) -> list[Tensor]:
+    """One embedding for each of `total` calls of the U-Net, in its type.
 
     Where there is one for each step of a scheduler that calls it more often, as Heun's, the calls
     of a step have the same.
     """
-    each = [text] if isinstance(text, Tensor) else text
+    each = [y.to(dtype) for y in ([text] if isinstance(text, Tensor) else text)]
     return [each[i * len(each) // total] for i in range(total)]
 
 
@@ -136,8 +137,11 @@ def rescaled(output: Tensor, out_cond: Tensor, rescale: float) -> Tensor:
 
 
 def predict(unet: UNet2DConditionModel, x_in: Tensor, t: Tensor, text: Tensor) -> Tensor:
-    """One call of the U-Net in its own type. The result is float32: the steps need the digits."""
-    return unet(x_in.to(unet.dtype), t, text.to(unet.dtype)).sample.float()
+    """One call of the U-Net, in its own type, which `text` (B, L, D) has.
+
+    The result is float32: the steps need the digits.
+    """
+    return unet(x_in.to(text.dtype), t, text).sample.float()
 
 
 def clean_latents(x_in: Tensor, output: Tensor, sigma: float, prediction_type: str) -> Tensor:

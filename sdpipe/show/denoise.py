@@ -115,7 +115,7 @@ def denoise_data(
 
     clip = (parts.tokenizer, parts.text_encoder)
     said = condition(*clip, [prompt], [""], steps=own.steps, clip_skip=own.clip_skip).cond
-    text = said[(LAST_TIMESTEP - t) * len(said) // (LAST_TIMESTEP + 1)]  # (1, L, D)
+    text = said[(LAST_TIMESTEP - t) * len(said) // (LAST_TIMESTEP + 1)].to(parts.unet.dtype)
     with torch.no_grad():
         output = predict(parts.unet, x_t, torch.tensor(t, device=x_t.device), text)
     if not torch.isfinite(output).all():
