@@ -10,6 +10,8 @@ The names below are loaded when first used (PEP 562): `import sdpipe` imports no
 import importlib
 from typing import TYPE_CHECKING
 
+from sdpipe.imports import uncollected
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -49,8 +51,9 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'sdpipe' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"sdpipe.{_HOMES[name]}"), name)
-    globals()[name] = value
+    with uncollected():
+        value = getattr(importlib.import_module(f"sdpipe.{_HOMES[name]}"), name)
+        globals()[name] = value
     return value
 
 

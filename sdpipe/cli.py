@@ -140,7 +140,7 @@ def generate(
     weights = options.weights(model, vae, prediction, lora, embedding)
 
     with progress.status("loading the model ..."):
-        from sdpipe.pipeline import Pipeline
+        from sdpipe import Pipeline
 
         pipe = Pipeline(**weights, device=device, dtype=dtype, speed=not no_speed, compile=compile)
     started = time.monotonic()

@@ -103,7 +103,7 @@ def compare(
     weights = options.weights(model, vae, prediction, lora, embedding)
 
     with progress.status("loading the model ..."):
-        from sdpipe.pipeline import Pipeline
+        from sdpipe import Pipeline
 
         pipe = Pipeline(**weights, device=device, dtype=dtype)
     with progress.bar("drawing twice") as on_step:

@@ -469,6 +469,6 @@ def _load(
     check_dtype(dtype)
     weights = options.weights(model, vae, prediction, lora, embedding)
     with progress.status("loading the model ..."):
-        from sdpipe.pipeline import Pipeline
+        from sdpipe import Pipeline
 
         return Pipeline(**weights, device=device, dtype=dtype)

@@ -211,7 +211,7 @@ def sweep(
     with warnings.catch_warnings():
         warnings.simplefilter("once", SdpipeWarning)  # what is true of every cell is said once
         with progress.status("loading the model ..."):
-            from sdpipe.pipeline import Pipeline
+            from sdpipe import Pipeline
             from sdpipe.sweeping import SweepFolder
 
             pipe = Pipeline(

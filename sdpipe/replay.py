@@ -91,7 +91,7 @@ class Job:
         Raises:
             ModelError: as `Pipeline`.
         """
-        from sdpipe.pipeline import Pipeline
+        from sdpipe import Pipeline
 
         return Pipeline(
             self.model,

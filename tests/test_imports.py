@@ -41,6 +41,16 @@ def test_type_checkers_see_the_same_names():
     assert typed == {name: f"sdpipe.{home}" for name, home in sdpipe._HOMES.items()}
 
 
+@pytest.mark.parametrize("before", ["enable", "disable"])
+def test_the_garbage_collector_waits_while_torch_and_diffusers_are_imported(before):
+    code = (
+        f"import gc, sys, sdpipe; gc.{before}(); done = lambda: 'Pipeline' in vars(sdpipe);"
+        "seen = []; gc.callbacks.append(lambda *_: seen.append(done()));"
+        "sdpipe.Pipeline; print('torch' in sys.modules, seen.count(False), gc.isenabled())"
+    )
+    assert python(code).split() == ["True", "0", str(before == "enable")]
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'sdpipe' has no attribute 'pipeline_of'"):
         _ = sdpipe.pipeline_of
