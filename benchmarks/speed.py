@@ -169,6 +169,13 @@ ROWS = {
         figure="share",
         needs="cuda",
     ),
+    "gpu-low-memory": Row(
+        "the same with --low-memory, in GB",
+        gpu("low_memory"),
+        target=2.2,
+        figure="alone",
+        needs="cuda",
+    ),
     **{
         f"gpu-batch-{n}": Row(
             f"pictures a second, {n} in one call, beside diffusers",

@@ -1,6 +1,7 @@
 """The rows of `speed.py` that need a GPU; with --quick they run on the CPU."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -136,7 +137,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from speed_gpu import picture, their_picture
+from speed_gpu import low_memory_pipeline, picture, their_picture
 from speed_setup import Bench, diffusers_pipeline, sdpipe_pipeline
 bench = Bench(quick=bool(int(sys.argv[3])), scratch=Path(sys.argv[2]))
 pipe = {make}(bench.v1_4(), **bench.gpu)
@@ -150,26 +151,48 @@ else:
 """
 
 
-def picture_memory(bench: Bench) -> Measured:
-    """The memory that torch takes from the GPU, loading included, each in a fresh process."""
-    bench.v1_4()  # before the processes, which find it there
-    allocated = {}
+def peak(bench: Bench, make: str, draw: str = "picture") -> tuple[float, float]:
+    """The memory that torch takes from the GPU in a fresh process, loading included, in MB.
 
-    def peak(make: str, draw: str) -> float:
-        code = PEAK.format(make=make, draw=draw)
-        said = process("-c", code, HERE, bench.scratch, int(bench.quick))
-        reserved, allocated[make] = map(int, said.rpartition("FOUND ")[2].split())
-        return reserved / 1e6
+    And how much of that is in tensors.
+    """
+    bench.v1_4()  # before the process, which finds it there
+    code = PEAK.format(make=make, draw=draw)
+    said = process("-c", code, HERE, bench.scratch, int(bench.quick))
+    reserved, allocated = map(int, said.rpartition("FOUND ")[2].split())
+    return reserved / 1e6, allocated / 1e6
+
+
+def picture_memory(bench: Bench) -> Measured:
+    """The most memory taken for a picture."""
+    used = {}
+
+    def taken(make: str, draw: str) -> float:
+        most, used[make] = peak(bench, make, draw)
+        return most
 
     found = interleave(
-        lambda: peak("sdpipe_pipeline", "picture"),
-        lambda: peak("diffusers_pipeline", "their_picture"),
+        lambda: taken("sdpipe_pipeline", "picture"),
+        lambda: taken("diffusers_pipeline", "their_picture"),
         bench.pairs(2),
         warm_up=0,
     )
-    used = [allocated[name] / 1e6 for name in ("sdpipe_pipeline", "diffusers_pipeline")]
-    note = "in tensors {:.0f} MB, diffusers' {:.0f}".format(*used)
+    note = "in tensors {:.0f} MB, diffusers' {:.0f}".format(*used.values())
     return Measured("MB", *found, dtype=bench.gpu["dtype"], note=note)
+
+
+def low_memory_pipeline(folder: Path, **options: Any) -> Pipeline:
+    """sdpipe's with low_memory=True, where there is a GPU."""
+    return sdpipe_pipeline(folder, low_memory=options["device"] == "cuda", **options)
+
+
+def low_memory(bench: Bench) -> Measured:
+    """The same with low_memory=True, in GB."""
+    most, used = zip(
+        *(peak(bench, "low_memory_pipeline") for _ in range(bench.pairs(2))), strict=True
+    )
+    note = f"in tensors {max(used) / 1e3:.2f} GB"
+    return Measured("GB", [mb / 1e3 for mb in most], dtype=bench.gpu["dtype"], note=note)
 
 
 def batch(bench: Bench, n: int) -> Measured:

@@ -93,6 +93,7 @@ def generate(
     dtype: options.Dtype = "auto",
     no_speed: options.NoSpeed = False,
     compile: options.Compile = False,
+    low_memory: options.LowMemory = False,
     out: options.Out = "outputs",
     save_int: options.SaveInt = False,
     as_json: options.Json = False,
@@ -135,14 +136,21 @@ def generate(
     Settings(prompt=prompts[0], n=n * len(prompts), **inputs)  # the last one's seed is a seed too
     check_device(device)
     check_dtype(dtype)
-    check_speed(not no_speed, compile)
+    check_speed(not no_speed, compile, low_memory)
     destination = files.Destination(out, pictures)
     weights = options.weights(model, vae, prediction, lora, embedding)
 
     with progress.status("loading the model ..."):
         from sdpipe import Pipeline
 
-        pipe = Pipeline(**weights, device=device, dtype=dtype, speed=not no_speed, compile=compile)
+        pipe = Pipeline(
+            **weights,
+            device=device,
+            dtype=dtype,
+            speed=not no_speed,
+            compile=compile,
+            low_memory=low_memory,
+        )
     started = time.monotonic()
     with progress.step_bar(pictures) as on_step:
         result = pipe.generate(prompts, n=n, on_step=on_step, **inputs)

@@ -124,6 +124,7 @@ def replay(
     embedding: EmbeddingFiles = None,
     device: Device = None,
     dtype: Dtype = None,
+    low_memory: options.LowMemory = False,
     verify: Verify = False,
     out: Out = None,
     as_json: Json = False,
@@ -159,7 +160,7 @@ def replay(
     remarks = list(job.remarks)
     _say(picture, remarks)
     with progress.status("loading the model ..."):
-        pipe = job.load()
+        pipe = job.load(low_memory=low_memory)
     _say(picture, found := job.check(pipe))
     remarks += found
     started = time.monotonic()

@@ -186,6 +186,7 @@ def sweep(
     dtype: options.Dtype = "auto",
     no_speed: options.NoSpeed = False,
     compile: options.Compile = False,
+    low_memory: options.LowMemory = False,
     batch: Batch = BATCH,
     out: Out = None,
     as_json: Json = False,
@@ -200,7 +201,7 @@ def sweep(
     plan = _planned(context.params)
     check_device(device)
     check_dtype(dtype)
-    check_speed(not no_speed, compile)
+    check_speed(not no_speed, compile, low_memory)
     if batch < 1:
         raise UsageError(f"batch={batch} is out of range: 1 or more pictures are drawn at once.")
     folder = _folder(out, plan)
@@ -215,7 +216,12 @@ def sweep(
             from sdpipe.sweeping import SweepFolder
 
             pipe = Pipeline(
-                **weights, device=device, dtype=dtype, speed=not no_speed, compile=compile
+                **weights,
+                device=device,
+                dtype=dtype,
+                speed=not no_speed,
+                compile=compile,
+                low_memory=low_memory,
             )
         with progress.status("looking what is there ..."):
             work = SweepFolder(folder, plan, pipe)

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.device import check_device, check_dtype, pick_device, pick_dtype
+from sdpipe.device import check_device, check_dtype, check_low_memory, pick_device, pick_dtype
 from sdpipe.loading import embedding, lora
 from sdpipe.loading.embedding import Embedding
 from sdpipe.loading.lora import Lora
@@ -38,6 +38,7 @@ class Components:
         tells what they are.
     prediction: what the U-Net predicts, "epsilon" or "v", where a person said it.
     loras, embeddings: what was added to the weights, and to the words.
+    low_memory: the networks are on the device only while they work, see `offload.at_work`.
     """
 
     tokenizer: "CLIPTokenizer"
@@ -58,6 +59,7 @@ class Components:
     prediction: str | None = None
     loras: tuple[Lora, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
+    low_memory: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What tells this model from others, for a picture's metadata; plain JSON types.
@@ -99,6 +101,7 @@ def load(
     prediction: str | None = None,
     loras: Sequence[lora.Given] = (),
     embeddings: Sequence[embedding.Given] = (),
+    low_memory: bool = False,
 ) -> Components:
     """Loads a model, fetching it first where it has to be.
 
@@ -112,12 +115,13 @@ def load(
     embeddings: files of textual inversions, each alone or with the word that stands for it; left
         out, that is the one in the file, else the file's name. A part that was handed over stays
         as it was, and a copy of it is changed.
+    low_memory: keep the networks in the computer's own memory; `device` is where they will work.
 
     What can be told from names, headers and configurations is told before torch is imported.
 
     Raises:
         UsageError: an unknown or unavailable device, dtype or prediction, a LoRA's weight is no
-            number, or an embedding's word is none.
+            number, an embedding's word is none, or low_memory and no GPU.
         ModelError: the model or a part cannot be found, fetched or read, or they do not fit.
     """
     if isinstance(dtype, str):
@@ -126,6 +130,8 @@ def load(
         check_device(device)
     else:
         device = pick_device(device)  # refused before gigabytes are fetched for it
+    if low_memory:
+        device = check_low_memory(device)
     if prediction is not None:
         check_prediction(prediction)
     added = tuple(Lora.read(given) for given in loras)
@@ -142,7 +148,7 @@ def load(
 
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
-    parts = build(sources, device, dtype, added, words)
+    parts = build(sources, pick_device("cpu") if low_memory else device, dtype, added, words)
     base, unet_from = sources.model, sources.places.get("unet")
     local = {"unet", *sources.swapped} & {
         part for part, place in sources.places.items() if place.revision is None
@@ -163,4 +169,5 @@ def load(
         prediction=prediction,
         loras=added,
         embeddings=words,
+        low_memory=low_memory,
     )

@@ -38,12 +38,17 @@ def check_dtype(name: str) -> None:
         raise UsageError(f"dtype={name!r} is not known; the known ones are {', '.join(DTYPES)}.")
 
 
-def check_speed(speed: bool, compile: bool) -> str:
+def check_speed(speed: bool, compile: bool, low_memory: bool = False) -> str:
     """Which of `SPEEDS` was asked for.
 
     Raises:
-        UsageError: to compile, but plainly.
+        UsageError: to compile, but plainly, or what is not to stay on the device.
     """
+    if compile and low_memory:
+        raise UsageError(
+            "compile=True keeps the U-Net on the GPU, and low_memory=True takes it away from there "
+            "between two pictures; leave one of the two out."
+        )
     if compile and not speed:
         raise UsageError(
             "compile=True is for speed, and speed=False is without; leave one of the two out."
@@ -76,6 +81,21 @@ def pick_device(name: "str | torch.device" = "auto") -> "torch.device":
         raise UsageError(
             f"device={str(name)!r} needs a Mac with Apple's Metal and macOS 14 or newer; "
             f"take {others}, or auto."
+        )
+    return device
+
+
+def check_low_memory(name: "str | torch.device") -> "torch.device":
+    """The device of that name, whose memory is another than the computer's own.
+
+    Raises:
+        UsageError: it is the same.
+    """
+    device = pick_device(name)
+    if device.type != "cuda":
+        raise UsageError(
+            "low_memory=True keeps the model out of a GPU's memory while it does not work, and "
+            f"device {device} has none of its own; leave it out, or take device cuda."
         )
     return device
 

@@ -334,6 +334,9 @@ NoSpeed = Annotated[
     bool, flag(MODEL, "Run the networks plainly, as diffusers loads them.", "--no-speed")
 ]
 Compile = Annotated[bool, flag(MODEL, "Compile the U-Net: minutes once, then faster.", "--compile")]
+LowMemory = Annotated[
+    bool, flag(MODEL, "On a GPU: only what works is in its memory.", "--low-memory")
+]
 
 Out = Annotated[
     str,

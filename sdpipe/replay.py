@@ -85,11 +85,11 @@ class Job:
         """The numbers of the wanted pictures in the result."""
         return range(self.n) if self.changed else range(self.index, self.index + 1)
 
-    def load(self) -> "Pipeline":
-        """Loads the model.
+    def load(self, *, low_memory: bool = False) -> "Pipeline":
+        """Loads the model; `low_memory` as for `Pipeline`.
 
         Raises:
-            ModelError: as `Pipeline`.
+            UsageError, ModelError: as `Pipeline`.
         """
         from sdpipe import Pipeline
 
@@ -103,6 +103,7 @@ class Job:
             embeddings=self.embeddings,
             speed=self.speed != "plain",
             compile=self.speed == "compiled",
+            low_memory=low_memory,
         )
 
     def check(self, pipe: "Pipeline") -> list[str]:

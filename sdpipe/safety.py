@@ -22,6 +22,7 @@ from torch.nn.functional import cosine_similarity
 
 from sdpipe.loading.locate import find_checker
 from sdpipe.loading.networks import read_checker
+from sdpipe.offload import at_work
 
 if TYPE_CHECKING:
     from sdpipe.components import Components
@@ -53,21 +54,23 @@ class Checker:
 
     network: diffusers' StableDiffusionSafetyChecker.
     prepare: brings pictures to the size and the numbers that it was trained on.
+    device: where it works.
     """
 
-    def __init__(self, network: Any, prepare: Any) -> None:
-        self._network, self._prepare = network, prepare
+    def __init__(self, network: Any, prepare: Any, device: torch.device) -> None:
+        self._network, self._prepare, self._device = network, prepare, device
 
     @torch.no_grad()
     def look(self, image: Image.Image) -> Mark:
         """Looks at one picture."""
         net = self._network
-        pixels = self._prepare(image, return_tensors="pt").pixel_values  # (1, 3, H, W)
-        seen = net.vision_model(pixels.to(net.device, net.dtype))[1]
-        z = net.visual_projection(seen)  # (1, D)
-        care = _beyond(z, net.special_care_embeds, net.special_care_embeds_weights, 0)
-        stricter = STRICTER if care else 0
-        return Mark(_beyond(z, net.concept_embeds, net.concept_embeds_weights, stricter))
+        with at_work(net, self._device):
+            pixels = self._prepare(image, return_tensors="pt").pixel_values  # (1, 3, H, W)
+            seen = net.vision_model(pixels.to(net.device, net.dtype))[1]
+            z = net.visual_projection(seen)  # (1, D)
+            care = _beyond(z, net.special_care_embeds, net.special_care_embeds_weights, 0)
+            stricter = STRICTER if care else 0
+            return Mark(_beyond(z, net.concept_embeds, net.concept_embeds_weights, stricter))
 
 
 def load_checker(parts: "Components") -> Checker:
@@ -82,7 +85,8 @@ def load_checker(parts: "Components") -> Checker:
     dtype = torch.float16 if parts.dtype == torch.float16 else torch.float32
     full = dtype == torch.float32
     place = find_checker(parts.name, parts.folder, parts.revision, full=full)
-    return Checker(*read_checker(place, parts.device, dtype))
+    home = torch.device("cpu") if parts.low_memory else parts.device
+    return Checker(*read_checker(place, home, dtype), parts.device)
 
 
 def _beyond(z: Tensor, concepts: Tensor, thresholds: Tensor, stricter: float) -> tuple[int, ...]:

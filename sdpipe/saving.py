@@ -63,9 +63,11 @@ def saved_steps(
     Raises:
         SdpipeError: the folder is there already, or cannot be written.
     """
+    from sdpipe.offload import at_work
     from sdpipe.show.steps import save_steps
 
     folder = files.steps_folder(Path(path))
-    with progress.bar(f"writing {folder.name}") as move:
-        save_steps(pipe.components.vae, result, k, folder, describe=describe, on_decoded=move)
+    vae, device = pipe.components.vae, pipe.components.device
+    with progress.bar(f"writing {folder.name}") as move, at_work(vae, device):
+        save_steps(vae, result, k, folder, describe=describe, on_decoded=move)
     return str(folder)

@@ -25,26 +25,35 @@ WIDE = 8
 """Channels of a group from which a CPU's GroupNorm is as fast with channels last."""
 
 
-def fast(unet: UNet2DConditionModel, vae: AutoencoderKL, speed: str) -> UNet2DConditionModel:
+def fast(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    speed: str,
+    device: torch.device,
+    *,
+    stays: bool = True,
+) -> UNet2DConditionModel:
     """What the loop is to call in place of `unet`; `speed` is one of `device.SPEEDS`.
 
-    The networks' weights are laid out anew, in place, unless `speed` is "plain".
+    The networks' weights are laid out anew, in place, unless `speed` is "plain". What is recorded
+    on a GPU finds its weights where they were, so a U-Net that does not stay there is not.
     """
     if speed == "plain":
         return unet
-    lay_out(unet, vae)
+    lay_out(unet, vae, device)
     if speed == "compiled":
         return compiled(unet)
-    return cast(UNet2DConditionModel, Graphed(unet)) if unet.device.type == "cuda" else unet
+    graphed = device.type == "cuda" and stays
+    return cast(UNet2DConditionModel, Graphed(unet)) if graphed else unet
 
 
-def lay_out(unet: UNet2DConditionModel, vae: AutoencoderKL) -> None:
-    """Lays out the weights for the device that they are on, in place.
+def lay_out(unet: UNet2DConditionModel, vae: AutoencoderKL, device: torch.device) -> None:
+    """Lays out the weights for the device that they will work on, in place.
 
     In half precision convolutions are fastest where the channels of a pixel lie side by side, on a
     GPU's matrix units as on a CPU's. A CPU attends in tiles, see `tiled_attention`.
     """
-    on_cpu = unet.device.type == "cpu"
+    on_cpu = device.type == "cpu"
     if unet.dtype not in HALF:
         return
     for network in (unet, vae):

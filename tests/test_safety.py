@@ -147,7 +147,9 @@ def test_verdicts_are_those_of_diffusers_on_both_sides_of_a_threshold(pictures, 
         folder.mkdir()
         add_checker(folder, thresholds=thresholds, care=care)
         place = find_checker("tiny", folder, None, full=True)
-        ours = Checker(*read_checker(place, torch.device("cpu"), torch.float32))
+        ours = Checker(
+            *read_checker(place, torch.device("cpu"), torch.float32), torch.device("cpu")
+        )
         stricter = 0.01 if care < 0 else 0
         said = [ours.look(picture) for picture in pictures]
         theirs = StableDiffusionSafetyChecker.from_pretrained(folder / "safety_checker").eval()

@@ -100,7 +100,7 @@ def test_channels_last_where_groups_are_wide(pipes):
         return layer
 
     wide, narrow = network(64, 8), network(64, 16)
-    speed.lay_out(wide, narrow)
+    speed.lay_out(wide, narrow, torch.device("cpu"))
     assert wide.weight.is_contiguous(memory_format=torch.channels_last)
     assert narrow.weight.is_contiguous()
 
