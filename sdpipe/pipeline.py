@@ -6,7 +6,7 @@ Settings -> prompt -> latents -> denoise -> latents -> picture
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby
@@ -224,8 +224,21 @@ class Pipeline:
                 "safety looks at finished pictures, and stream yields latents; leave it out, or "
                 "take generate."
             )
-        texts = self._embed(run)
-        return (step for _, step in self._wrapped(run[0].seamless)._passes(run, texts, canvas))
+        return self._wrapped(run[0].seamless)._streamed(run, self._embed(run), canvas)
+
+    def _streamed(
+        self, run: list[Settings], texts: list[Conditioning], canvas: Canvas | None
+    ) -> Iterator[Step]:
+        """The steps of a run, in smaller batches where memory is out at the first of them."""
+        step = None
+        while step is None:
+            try:
+                for _, step in self._passes(run, texts, canvas):
+                    yield step
+            except torch.OutOfMemoryError:
+                if step is not None or max(map(len, texts)) == 1:
+                    raise
+                texts = smaller(texts)
 
     @cached_property
     def _checker(self) -> "Checker":
@@ -392,7 +405,8 @@ class Pipeline:
             yield from loop
 
     def _at_work(self, network: torch.nn.Module) -> AbstractContextManager[None]:
-        return at_work(network, self.components.device)
+        parts = self.components
+        return at_work(network, parts.device) if parts.low_memory else nullcontext()
 
     def _begin_with(
         self, canvas: Canvas, x_t: Tensor, eps: Tensor, scheduler: SchedulerMixin, all_steps: bool

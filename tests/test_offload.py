@@ -1,4 +1,5 @@
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ def visits(monkeypatch):
 def poor(visits):
     """A pipeline whose networks have their weights only where they were brought to a device."""
     pipe = Pipeline("emoji", device="cpu", dtype="float32")
+    pipe.components = replace(pipe.components, low_memory=True)
     for name in NETWORKS:
         send_home(getattr(pipe.components, name), name, visits)
     return pipe

@@ -173,8 +173,23 @@ def test_out_of_memory_the_pictures_come_in_smaller_batches(emoji):
         assert np.abs(pixels(image) - pixels(alone.images[0])).max() <= 1
 
 
+def test_out_of_memory_a_stream_begins_anew_in_smaller_batches(emoji):
+    same = {"n": 3, "seed": 40, "steps": 3, "g": 3, "dim": 64}
+    steps = with_unet(emoji, Crowded(emoji.components.unet, 2)).stream("cat", **same)
+    with pytest.warns(
+        SdpipeWarning, match="out of memory for 3 pictures at once; they are drawn 2"
+    ):
+        found = list(steps)
+    expected = list(emoji.stream("cat", **same))
+    assert [step.index for step in found] == [0, 1, 2]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one.latents, other.latents, atol=1e-4)
+
+
 def test_one_picture_that_is_too_large_is_an_error(emoji):
     crowded = with_unet(emoji, Crowded(emoji.components.unet, 0))
+    with pytest.raises(torch.OutOfMemoryError):
+        list(crowded.stream("cat", steps=2, dim=64, g=3))
     with pytest.raises(torch.OutOfMemoryError):
         crowded.generate("cat", steps=2, dim=64, g=3)
 
