@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 DEVICES = "auto, cpu, mps, cuda, cuda:N"
 SPEEDS = ("plain", "default", "compiled")
-"""How the networks run: as diffusers loads them, as `speed.prepare` lays them out, compiled too."""
+"""How the networks run: as diffusers loads them, as `speed.lay_out` lays them out, compiled too."""
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 _DEVICE = re.compile(r"auto|(cpu|mps)(:0)?|cuda(:\d+)?")
 
