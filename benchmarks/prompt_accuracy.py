@@ -31,6 +31,7 @@ from PIL import Image
 
 from sdpipe import Pipeline
 from sdpipe.components import load
+from sdpipe.device import dtype_name
 from sdpipe.latents import latents_to_pil, pil_to_latents
 from sdpipe.settings import FALLBACKS
 from sdpipe.training import glyphs
@@ -391,7 +392,7 @@ def main() -> None:
         "model": model.identity(),
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.dtype),
         "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
         "steps": STEPS,
         "judge": {},

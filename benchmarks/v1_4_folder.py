@@ -106,6 +106,7 @@ def measure(folder: Path, steps: int, device: str, dtype: str) -> dict[str, obje
     import transformers
 
     from sdpipe import Pipeline, SdpipeWarning, __version__
+    from sdpipe.device import dtype_name
 
     # The classes themselves are imported at their first use.
     _ = diffusers.UNet2DConditionModel, diffusers.AutoencoderKL, transformers.CLIPTextModel
@@ -144,7 +145,7 @@ def measure(folder: Path, steps: int, device: str, dtype: str) -> dict[str, obje
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "device": str(parts.device),
-        "dtype": str(parts.dtype).removeprefix("torch."),
+        "dtype": dtype_name(parts.dtype),
         "variant": parts.variant,
         "import_s": round(imported, 2),
         "load_s": round(loaded, 2),

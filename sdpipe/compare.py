@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from sdpipe.chunks import chunk_count
+from sdpipe.device import dtype_name
 from sdpipe.errors import UsageError
 from sdpipe.guidance import Guidance, Scale, shown
 from sdpipe.pixels import Difference, difference
@@ -187,7 +188,7 @@ def compare(
     for text in (prompt, settings.get("negative_prompt", "")):
         plain_text(text)
         _check_length(parts, text)
-    dtype = str(parts.dtype).removeprefix("torch.")
+    dtype = dtype_name(parts.dtype)
     allowed = TOLERANCES[dtype]
     if tolerance is not None:
         allowed = Tolerance(tolerance, allowed.levels)
@@ -352,7 +353,7 @@ def draw_with_diffusers(
     prompt, negative, g = _guidance(run, notes)
     g_at = functools.partial(Guidance(g).at, sigma=0.0)
     if parts.dtype != torch.float32:
-        dtype = str(parts.dtype).removeprefix("torch.")
+        dtype = dtype_name(parts.dtype)
         notes.append(
             f"diffusers' pipeline rounds the latents to {dtype} after every step, so only large "
             "faults are seen; float32 shows small ones"

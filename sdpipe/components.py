@@ -7,7 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.device import check_device, check_dtype, check_low_memory, pick_device, pick_dtype
+from sdpipe.device import (
+    check_device,
+    check_dtype,
+    check_low_memory,
+    dtype_name,
+    pick_device,
+    pick_dtype,
+)
 from sdpipe.loading import embedding, lora
 from sdpipe.loading.embedding import Embedding
 from sdpipe.loading.lora import Lora
@@ -136,7 +143,7 @@ def load(
         check_prediction(prediction)
     added = tuple(Lora.read(given) for given in loras)
     words = tuple(Embedding.read(given) for given in embeddings)
-    full = str(dtype).removeprefix("torch.") == "float32"
+    full = dtype_name(dtype) == "float32"
     given = {"tokenizer": tokenizer, "text_encoder": text_encoder, "unet": unet, "vae": vae}
     sources = Sources.find(
         model, {k: v for k, v in given.items() if v is not None}, full=full, prediction=prediction

@@ -115,7 +115,7 @@ def pick_dtype(name: "str | torch.dtype", device: "torch.device") -> "torch.dtyp
     Raises:
         UsageError: the name is unknown.
     """
-    text = name if isinstance(name, str) else str(name).removeprefix("torch.")
+    text = dtype_name(name)
     check_dtype(text)
     import torch
 
@@ -128,6 +128,11 @@ def pick_dtype(name: "str | torch.dtype", device: "torch.device") -> "torch.dtyp
     if device.type in ("cuda", "mps"):
         return torch.float16
     return torch.bfloat16 if _multiplies_bfloat16() else torch.float32
+
+
+def dtype_name(dtype: "str | torch.dtype") -> str:
+    """The name of a number type as `pick_dtype` reads it: float16; that of a name is itself."""
+    return dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
 
 
 def _multiplies_bfloat16() -> bool:

@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
+from sdpipe.device import dtype_name
 from sdpipe.errors import NotFiniteError, SdpipeWarning
 
 SMALLEST_TILE = 16
@@ -241,7 +242,7 @@ def _in_float32(vae: AutoencoderKL) -> AutoencoderKL:
 
 def _tell_overflow(vae: AutoencoderKL, does: str) -> None:
     warnings.warn(
-        f"the VAE overflowed in {str(vae.dtype).removeprefix('torch.')} and {does} again in "
+        f"the VAE overflowed in {dtype_name(vae.dtype)} and {does} again in "
         "float32; dtype float32 avoids this from the start.",
         SdpipeWarning,
         stacklevel=3,

@@ -23,7 +23,7 @@ from sdpipe.canvas import Canvas, lay, take
 from sdpipe.chunks import chunk_count
 from sdpipe.components import load
 from sdpipe.denoise import Step, denoise, first_step, join, noise_levels, variance_exploding
-from sdpipe.device import check_speed
+from sdpipe.device import check_speed, dtype_name
 from sdpipe.errors import NotFiniteError, SdpipeWarning, UsageError
 from sdpipe.guidance import Guidance, shown
 from sdpipe.init import steps_taken
@@ -451,7 +451,7 @@ class Pipeline:
         if not largest < float("inf"):
             embedded = (z for text in texts for z in (*text.cond, *text.uncond))
             fine = all(torch.isfinite(z).all() for z in embedded)
-            dtype = str(self.components.dtype).removeprefix("torch.")
+            dtype = dtype_name(self.components.dtype)
             raise NotFiniteError(
                 f"the {'U-Net' if fine else 'text encoder'} produced NaN or infinity in {dtype}; "
                 f"take another dtype (float32 has the widest range), or a g below {below}."

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpipe import files, progress
+from sdpipe.device import dtype_name
 
 if TYPE_CHECKING:
     from sdpipe.pipeline import Pipeline, Result
@@ -47,7 +48,7 @@ def carried(pipe: "Pipeline", result: "Result", k: int) -> dict[str, Any]:
         parts.identity(),
         image=result.images[k],
         device=str(parts.device),
-        dtype=str(parts.dtype).removeprefix("torch."),
+        dtype=dtype_name(parts.dtype),
         speed=pipe.speed,
         n=n,
         index=index,

@@ -26,6 +26,7 @@ from typing import Any
 from PIL import Image
 
 from sdpipe import png
+from sdpipe.device import dtype_name
 from sdpipe.errors import NotFiniteError, SdpipeError, UsageError
 from sdpipe.grid import Place, grid
 from sdpipe.guidance import shown
@@ -248,7 +249,7 @@ class SweepFolder:
         if list(map(dict, record.embeddings)) != self._identity["embeddings"]:
             return "was drawn with other embeddings"
         parts = self._pipe.components
-        here = (str(parts.dtype).removeprefix("torch."), parts.device.type)
+        here = (dtype_name(parts.dtype), parts.device.type)
         if (record.dtype, (record.device or "").partition(":")[0]) != here:
             return f"was drawn on {record.device} in {record.dtype}, not on {here[1]} in {here[0]}"
         if record.speed != self._pipe.speed:
@@ -287,7 +288,7 @@ class SweepFolder:
             self._identity,
             image=drawn,
             device=str(parts.device),
-            dtype=str(parts.dtype).removeprefix("torch."),
+            dtype=dtype_name(parts.dtype),
             speed=self._pipe.speed,
         )
         own = {k: v for k, v in notes["sdpipe"].items() if k not in ("settings", "batch")}

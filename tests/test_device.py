@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from sdpipe.device import check_device, check_dtype, pick_device, pick_dtype
+from sdpipe.device import check_device, check_dtype, dtype_name, pick_device, pick_dtype
 from sdpipe.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -115,6 +115,7 @@ def test_auto_without_torchs_private_tests_is_float32(monkeypatch):
 def test_dtypes_by_name_and_as_objects(name):
     assert pick_dtype(name, CPU) is getattr(torch, name)
     assert pick_dtype(getattr(torch, name), CPU) is getattr(torch, name)
+    assert dtype_name(getattr(torch, name)) == dtype_name(name) == name
 
 
 def test_a_dtype_that_no_model_runs_in():

@@ -239,7 +239,7 @@ def _scheduler() -> dict[str, Any]:
 def _device() -> dict[str, Any]:
     import torch
 
-    from sdpipe.device import pick_device, pick_dtype
+    from sdpipe.device import dtype_name, pick_device, pick_dtype
 
     device = pick_device("auto")
     dtype = pick_dtype("auto", device)
@@ -249,7 +249,7 @@ def _device() -> dict[str, Any]:
         why = "this CPU multiplies matrices of bfloat16 natively (AMX or AVX512-BF16)"
     else:
         why = "this CPU has neither AMX nor AVX512-BF16, so bfloat16 would not be faster"
-    return {"device": str(device), "dtype": str(dtype).removeprefix("torch."), "why": why}
+    return {"device": str(device), "dtype": dtype_name(dtype), "why": why}
 
 
 def _draw(device: str) -> dict[str, Any]:
