@@ -105,6 +105,7 @@ def read_checker(place: Location, device: "torch.device", dtype: "torch.dtype") 
         ModelError: it can't be read.
     """
     folder = place.path / "safety_checker"
+    who = f"{place.label}: the safety checker in {folder}"
     with _one_at_a_time, _quiet():
         # transformers' CLIPImageProcessor would ask for torchvision. This one computes the same.
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
@@ -112,28 +113,14 @@ def read_checker(place: Location, device: "torch.device", dtype: "torch.dtype") 
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
         try:
-            network, told = StableDiffusionSafetyChecker.from_pretrained(
-                str(folder),
-                dtype=dtype,
-                device_map=device,
-                variant=place.files.variants["safety_checker"],
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            kind, variant = StableDiffusionSafetyChecker, place.files.variants["safety_checker"]
+            network = _of_transformers(kind, folder, variant, device, dtype, who)
             prepare = CLIPImageProcessorPil.from_pretrained(
                 str(place.path / "feature_extractor"), local_files_only=True
             )
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             reason = " ".join(str(error).split())
-            raise ModelError(
-                f"{place.label}: the safety checker in {folder} cannot be loaded: {reason}"
-            ) from error
-    if missing := sorted(told["missing_keys"]):
-        raise ModelError(
-            f"{place.label}: the safety checker in {folder} is incomplete: its weights lack "
-            f"{len(missing)} of its tensors, {missing[0]} first; copy or download them again."
-        )
+            raise ModelError(f"{who} cannot be loaded: {reason}") from error
     return network.eval().requires_grad_(False), prepare
 
 
@@ -153,18 +140,34 @@ def _network(part: str, sources: Sources, device: "torch.device", dtype: "torch.
     """One network from a folder, read straight onto the device."""
     if part != "text_encoder":
         return _of_diffusers(part, sources, device, dtype)
-    network, told = _kinds()[part].from_pretrained(
-        str(sources.folder(part)),
+    place, folder = sources.places[part], sources.folder(part)
+    who = f"{place.label}: the {part}"
+    return _of_transformers(_kinds()[part], folder, place.files.variants[part], device, dtype, who)
+
+
+def _of_transformers(
+    kind: Any,
+    folder: Path,
+    variant: str | None,
+    device: "torch.device",
+    dtype: "torch.dtype",
+    who: str,
+) -> Any:
+    """A network of a class that transformers reads; `who` is how a message names it.
+
+    transformers fills what is missing at random.
+    """
+    network, told = kind.from_pretrained(
+        str(folder),
         dtype=dtype,
         device_map=device,
-        variant=sources.places[part].files.variants[part],
+        variant=variant,
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
     )
-    # transformers fills what is missing at random.
     if missing := sorted(told["missing_keys"]):
-        raise ModelError(_lacks(sources, part, missing))
+        raise ModelError(_lacks(who, missing))
     return network
 
 
@@ -230,14 +233,15 @@ def _check_complete(network: "torch.nn.Module", part: str, sources: Sources) -> 
     """Refuses a network with tensors that no file has filled."""
     named = itertools.chain(network.named_parameters(), network.named_buffers())
     if empty := [name for name, tensor in named if tensor.is_meta]:
-        raise ModelError(_lacks(sources, part, empty))
+        place = sources.places.get(part)
+        where = sources.swapped[part] if place is None else place.label
+        raise ModelError(_lacks(f"{where}: the {part}", empty))
 
 
-def _lacks(sources: Sources, part: str, names: list[str]) -> str:
-    where = sources.places[part].label if part in sources.places else sources.swapped[part]
+def _lacks(who: str, names: list[str]) -> str:
     return (
-        f"{where}: the {part} is incomplete: its weights lack {len(names)} of its tensors, "
-        f"{names[0]} first; copy or download them again."
+        f"{who} is incomplete: its weights lack {len(names)} of its tensors, {names[0]} first; "
+        "copy or download them again."
     )
 
 
