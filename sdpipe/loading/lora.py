@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sdpipe.errors import ModelError, UsageError
-from sdpipe.loading.weight_files import find_file, opened, sha256, shapes
+from sdpipe.loading.weight_files import find_file, header, opened, sha256
 
 if TYPE_CHECKING:
     import torch
@@ -120,10 +120,9 @@ class Lora:
         file, weight = given if isinstance(given, tuple) else (given, 1.0)
         label = f"lora={os.fspath(file)!r}"
         path = find_file(file, label)
-        with opened(path, label) as header:
-            notes = header.metadata() or {}
+        notes, tensors = header(path, label)
         made_for = notes.get("ss_base_model_version") or notes.get("modelspec.architecture") or ""
-        layers = _layers(shapes([path], label), _Alphas.of(notes, label), label)
+        layers = _layers(tensors, _Alphas.of(notes, label), label)
         return cls(path, check_weight(weight, label), layers, made_for, label)
 
     @property

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import ModelError, UsageError
-from sdpipe.loading.weight_files import opened, shapes
 from sdpipe.loading.weights import new_name
 
 if TYPE_CHECKING:
@@ -33,10 +32,10 @@ _OTHERS = (
     ("down_blocks.", "a UNet alone"),
     ("decoder.", "a VAE alone"),
 )
-
-
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
 """What a U-Net may predict, as a person says it: as a scheduler's configuration does."""
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shape of every tensor of a file, by its name."""
 _HEARD = 23  # of OpenCLIP's 24 layers Stable Diffusion 2 listens to the last but one
 
 
@@ -62,18 +61,15 @@ def check_prediction(name: str) -> None:
         )
 
 
-def look(path: Path, label: str, prediction: str | None = None) -> Kind:
+def look(notes: Mapping[str, str], tensors: Shapes, prediction: str | None = None) -> Kind:
     """What a file's header tells, and what a person says of its prediction.
+
+    notes, tensors: as `weight_files.header` reads them.
 
     The header names the prediction where its writer keeps to Stability AI's modelspec, and some
     models that predict v have a tensor called v_pred. Any other of v1 predicts the noise.
-
-    Raises:
-        ModelError: the file is damaged.
     """
-    with opened(path, label) as file:
-        told = (file.metadata() or {}).get("modelspec.prediction_type")
-    tensors = shapes([path], label)
+    told = notes.get("modelspec.prediction_type")
     if prediction is None:
         prediction = {"epsilon": "epsilon", "v": "v", "v_prediction": "v"}.get(told or "")
     if prediction is None and "v_pred" in tensors:
@@ -112,15 +108,14 @@ def configured(part: str, config: Mapping[str, Any], kind: Kind) -> dict[str, An
     return changed
 
 
-def check(path: Path, parts: tuple[str, ...], kind: Kind, label: str) -> None:
-    """Refuses a file that is no model of Stable Diffusion 1 or 2, by the names in its header.
+def check(tensors: Shapes, parts: tuple[str, ...], kind: Kind, label: str) -> None:
+    """Refuses a file that is no model of Stable Diffusion 1 or 2, by the names of its tensors.
 
     parts: those that are wanted of it.
 
     Raises:
         ModelError: it is another kind of model, lacks a part, or does not tell what it predicts.
     """
-    tensors = shapes([path], label)
     takes = tensors[_UNET][1] if _UNET in tensors else 4
     for start, other in _OTHERS:
         if any(name.startswith((start, f"model.{start}")) for name in tensors):
@@ -148,17 +143,16 @@ def check(path: Path, parts: tuple[str, ...], kind: Kind, label: str) -> None:
         )
 
 
-def check_vae(path: Path, config: Mapping[str, Any], label: str) -> None:
+def check_vae(tensors: Shapes, config: Mapping[str, Any], label: str) -> None:
     """Refuses a file that is not a VAE of the kind that a configuration describes.
 
     Raises:
         ModelError: it holds none, or one whose latents differ.
     """
-    names = shapes([path], label)
-    found = {name.removeprefix(_VAE_START): shape for name, shape in names.items()}
+    found = {name.removeprefix(_VAE_START): shape for name, shape in tensors.items()}
     if (first := found.get("decoder.conv_in.weight")) is None:
         raise ModelError(
-            f"{label} holds no VAE: none of its {len(names)} tensors is called "
+            f"{label} holds no VAE: none of its {len(tensors)} tensors is called "
             "decoder.conv_in.weight. Take the file of a VAE, or the folder of one."
         )
     levels = {m[1] for name in found if (m := re.match(r"decoder\.up(?:_blocks)?\.(\d+)\.", name))}

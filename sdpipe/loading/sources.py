@@ -17,7 +17,7 @@ from sdpipe.loading.layout import PARTS, STEMS
 from sdpipe.loading.locate import Location, configurations, find_model, find_part
 from sdpipe.loading.lora import Lora
 from sdpipe.loading.single_file import Kind
-from sdpipe.loading.weight_files import shapes
+from sdpipe.loading.weight_files import header, shapes
 from sdpipe.settings import MODEL_DEFAULTS, Settings
 
 V1_4_SCHEDULER: Mapping[str, Any] = {
@@ -112,11 +112,13 @@ class Sources:
         sources = cls(base, modules, places, swapped, template, prediction=prediction)
         sources._check_headers()
         if base is not None and base.is_file:
-            kind = single_file.look(base.path, base.label, prediction)
-            single_file.check(base.path, tuple(rest), kind, base.label)
+            notes, tensors = header(base.path, base.label)
+            kind = single_file.look(notes, tensors, prediction)
+            single_file.check(tensors, tuple(rest), kind, base.label)
             sources = replace(sources, kind=kind)
         if "vae" in given and "vae" in places and places["vae"].is_file:
-            single_file.check_vae(places["vae"].path, sources.config("vae"), places["vae"].label)
+            _, tensors = header(places["vae"].path, places["vae"].label)
+            single_file.check_vae(tensors, sources.config("vae"), places["vae"].label)
         return sources
 
     def shapes(self, part: str) -> dict[str, tuple[int, ...]]:

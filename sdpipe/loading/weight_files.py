@@ -72,18 +72,25 @@ def opened(path: Path, label: str, framework: str = "np") -> Iterator[Any]:
         ) from error
 
 
+def header(path: Path, label: str) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """What a file's header holds: its writer's notes, and the shape of every tensor, by its name.
+
+    Raises:
+        ModelError: as `opened`.
+    """
+    with opened(path, label) as file:
+        names = file.keys()
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        return file.metadata() or {}, found
+
+
 def shapes(paths: Iterable[Path], label: str) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor in some files, by its name, from their headers.
 
     Raises:
         ModelError: as `opened`.
     """
-    found = {}
-    for path in paths:
-        with opened(path, label) as file:
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
-                found[name] = tuple(file.get_slice(name).get_shape())
-    return found
+    return {name: shape for path in paths for name, shape in header(path, label)[1].items()}
 
 
 def sha256(*paths: Path) -> str:

@@ -10,6 +10,7 @@ from sdpipe.loading.hub import is_hub_id
 from sdpipe.loading.locate import configurations, find_model
 from sdpipe.loading.single_file import look
 from sdpipe.loading.sources import Sources, own_settings, read_json
+from sdpipe.loading.weight_files import header
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -77,6 +78,6 @@ def _find(model: str | os.PathLike[str] | None, part: str) -> Sources:
         return Sources(place, {}, {part: place})
     if part == "scheduler":  # a single file has none: what v1-4 was trained with holds
         return Sources(place, {}, {})
-    kind = look(place.path, place.label)
+    kind = look(*header(place.path, place.label))
     template = configurations(label=place.label)
     return Sources(place, {}, {part: place}, template=template, kind=kind)
