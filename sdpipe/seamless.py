@@ -10,17 +10,13 @@ bottom ("y"), or both ("xy"), and a picture that is moved round the corner is dr
 that is not. Known from A1111, which calls it tiling.
 """
 
-import copy
-from typing import TypeVar
-
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from sdpipe.errors import UsageError
 from sdpipe.settings import Settings
-
-Module = TypeVar("Module", bound=nn.Module)
+from sdpipe.twin import Module, twin
 
 
 class WrappedConv2d(nn.Conv2d):
@@ -37,20 +33,18 @@ class WrappedConv2d(nn.Conv2d):
 
 
 def wrapped(network: Module, axes: str) -> Module:
-    """A network that shares all weights of another and knows no edges along `axes`.
+    """A `twin` of a network that knows no edges along `axes`.
 
-    The other one stays as it is, whoever else is drawing with it, whatever goes wrong. Of a VAE it
-    is the decoder that knows none: a picture that is encoded has its own.
+    Of a VAE it is the decoder that knows none: a picture that is encoded has its own.
     """
-    shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
-    twin = copy.deepcopy(network, dict(shared))
-    part = twin.decoder if isinstance(twin, AutoencoderKL) else twin
+    own = twin(network)
+    part = own.decoder if isinstance(own, AutoencoderKL) else own
     for module in part.modules():
         if type(module) is nn.Conv2d:
             module.__class__ = WrappedConv2d
             assert isinstance(module, WrappedConv2d)
             module.axes = axes
-    return twin
+    return own
 
 
 def check_seamless(settings: Settings, factor: int, levels: int) -> None:

@@ -3,7 +3,6 @@
 Tang et al. (2023), "What the DAAM: interpreting Stable Diffusion using cross attention".
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from sdpipe.show.stages import sampling, settle
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
 from sdpipe.show.words import Word, split
 from sdpipe.syntax import parse
+from sdpipe.twin import twin
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -75,16 +75,10 @@ def shape_of(places: int, height: int, width: int) -> tuple[int, int]:
 
 
 def recording(unet: "UNet2DConditionModel", maps: Maps) -> "UNet2DConditionModel":
-    """A U-Net that shares all weights of another and adds its cross-attention to `maps`.
-
-    It computes what the other computes, bit for bit. The other one stays as it is: its own
-    attention processors are not touched, whoever else is drawing with it, whatever goes wrong.
-    """
-    shared = {id(t): t for t in (*unet.parameters(), *unet.buffers())}
-    twin = copy.deepcopy(unet, dict(shared))
-    processors = {name: _Recorder(p, maps) for name, p in twin.attn_processors.items()}
-    twin.set_attn_processor(processors)
-    return twin
+    """A `twin` of a U-Net, the same to the bit, that adds its cross-attention to `maps`."""
+    own = twin(unet)
+    own.set_attn_processor({name: _Recorder(p, maps) for name, p in own.attn_processors.items()})
+    return own
 
 
 class _Recorder:
