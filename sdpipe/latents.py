@@ -9,7 +9,7 @@ import copy
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -128,11 +128,7 @@ def pil_to_latents(vae: AutoencoderKL, images: Image.Image | Sequence[Image.Imag
     """
     pictures = [images] if isinstance(images, Image.Image) else list(images)
     x = torch.stack([to_tensor(p) for p in pictures])  # (B, 3, H, W)
-    z = encode(vae, x)
-    if not torch.isfinite(z).all() and vae.dtype != torch.float32:
-        _tell_overflow(vae, "encodes")
-        z = encode(_in_float32(vae), x)
-    return z
+    return _finite(encode, vae, x, "encodes")
 
 
 @torch.no_grad()
@@ -146,10 +142,7 @@ def latents_to_pil(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
     """
     if not torch.isfinite(latents).all():
         raise NotFiniteError("the latents to decode hold NaN or infinity; nothing can be drawn.")
-    x = decode(vae, latents)
-    if not torch.isfinite(x).all() and vae.dtype != torch.float32:
-        _tell_overflow(vae, "decodes")
-        x = decode(_in_float32(vae), latents)
+    x = _finite(decode, vae, latents, "decodes")
     if not torch.isfinite(x).all():
         raise NotFiniteError(
             "the VAE decodes these latents to NaN or infinity, in float32 too; its weights may "
@@ -191,7 +184,7 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
         f"{z.shape[2] * vae_factor(vae)} pixels; it decodes in tiles, which costs time and the "
         "last digits.",
         SdpipeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     return in_tiles(vae, z, max(max(z.shape[2:]) // 2, SMALLEST_TILE))
 
@@ -235,18 +228,20 @@ def _starts(length: int, side: int) -> list[int]:
     return sorted({*range(0, max(length - side, 1), side // 2), max(length - side, 0)})
 
 
-def _in_float32(vae: AutoencoderKL) -> AutoencoderKL:
-    """A float32 copy, made for this one time: `vae` is shared."""
-    return copy.deepcopy(vae).float()
-
-
-def _tell_overflow(vae: AutoencoderKL, does: str) -> None:
+def _finite(
+    code: Callable[[AutoencoderKL, Tensor], Tensor], vae: AutoencoderKL, x: Tensor, does: str
+) -> Tensor:
+    """`encode` or `decode` of x, done again in float32 where half precision overflows."""
+    coded = code(vae, x)
+    if torch.isfinite(coded).all() or vae.dtype == torch.float32:
+        return coded
     warnings.warn(
         f"the VAE overflowed in {dtype_name(vae.dtype)} and {does} again in "
         "float32; dtype float32 avoids this from the start.",
         SdpipeWarning,
         stacklevel=3,
     )
+    return code(copy.deepcopy(vae).float(), x)  # a copy for this one time: `vae` is shared
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
