@@ -186,7 +186,7 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
         SdpipeWarning,
         stacklevel=4,
     )
-    return in_tiles(vae, z, max(max(z.shape[2:]) // 2, SMALLEST_TILE))
+    return in_tiles(vae, z, max(z.shape[2:]) // 2)
 
 
 @torch.no_grad()
@@ -196,17 +196,21 @@ def in_tiles(vae: AutoencoderKL, z: Tensor, side: int) -> Tensor:
     The squares overlap by half, and each counts less towards its edges, so none can be seen. One
     that does not fit into the memory either is cut into smaller ones.
     """
+    try:
+        return _blended(vae, z, side)
+    except torch.OutOfMemoryError:
+        if side < 2 * SMALLEST_TILE:
+            raise
+    return in_tiles(vae, z, side // 2)
+
+
+def _blended(vae: AutoencoderKL, z: Tensor, side: int) -> Tensor:
     factor = vae_factor(vae)
     height, width = (n * factor for n in z.shape[2:])
     total = torch.zeros(len(z), 3, height, width, device=z.device)
     weights = torch.zeros(height, width, device=z.device)
     for top, left in itertools.product(*(_starts(n, side) for n in z.shape[2:])):
-        try:
-            tile = vae.decode(z[..., top : top + side, left : left + side]).sample.float()
-        except torch.OutOfMemoryError:
-            if side // 2 < SMALLEST_TILE:
-                raise
-            break
+        tile = vae.decode(z[..., top : top + side, left : left + side]).sample.float()
         down, across = (
             torch.arange(0.5, n, device=z.device).minimum(torch.arange(n - 0.5, 0, -1).to(z.device))
             for n in tile.shape[2:]
@@ -218,9 +222,7 @@ def in_tiles(vae: AutoencoderKL, z: Tensor, side: int) -> Tensor:
         )
         total[(..., *at)] += weight * tile
         weights[at] += weight
-    else:
-        return total / weights
-    return in_tiles(vae, z, side // 2)
+    return total / weights
 
 
 def _starts(length: int, side: int) -> list[int]:
