@@ -10,7 +10,7 @@ from sdpipe.canvas import Picture, Source
 from sdpipe.errors import SdpipeWarning, UsageError
 from sdpipe.guidance import Scale
 from sdpipe.init import size_for
-from sdpipe.settings import Settings
+from sdpipe.settings import Settings, neighbours
 
 
 class Asked(TypedDict, total=False):
@@ -144,9 +144,7 @@ def _in_proportion(
 
 def _check_side(name: str, side: int, factor: int) -> None:
     if side % factor:
-        below = side - side % factor
-        near = " or ".join(str(s) for s in (below, below + factor) if s)
         raise UsageError(
             f"{name}={side} is not a multiple of {factor}, the factor of this model's VAE; take "
-            f"{near}."
+            f"{neighbours(side, factor)}."
         )

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from sdpipe.errors import UsageError
-from sdpipe.settings import Settings
+from sdpipe.settings import Settings, neighbours
 from sdpipe.twin import Module, twin
 
 
@@ -63,9 +63,8 @@ def check_seamless(settings: Settings, factor: int, levels: int) -> None:
     for size, with_hires in ((first, ""), (settings.finished, " with hires")):
         for axis, name, side in zip("xy", ("width", "height"), size, strict=True):
             if axis in settings.seamless and side % coarsest:
-                below = side - side % coarsest
-                near = " or ".join(str(s) for s in (below, below + coarsest) if s)
                 raise UsageError(
                     f"{name}{with_hires}={side} is not a multiple of {coarsest}, so that the "
-                    f"edges would not meet in this model's U-Net; take {near}."
+                    "edges would not meet in this model's U-Net; take "
+                    f"{neighbours(side, coarsest)}."
                 )

@@ -369,6 +369,12 @@ def _side(name: str, value: object) -> int:
     return side
 
 
+def neighbours(side: int, factor: int) -> str:
+    """The multiples of `factor` next to a number that is none, but for 0: "496 or 504"."""
+    below = side - side % factor
+    return " or ".join(str(s) for s in (below, below + factor) if s)
+
+
 def _hires(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UsageError(f"hires={value!r} is not a number; it is above 1 and at most {MAX_HIRES}.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpipe.errors import UsageError
+from sdpipe.settings import neighbours
 
 EMOJI = Path(__file__).with_name("emoji.toml")
 IMAGEFOLDER = Path(__file__).with_name("imagefolder.toml")
@@ -245,11 +246,9 @@ def _check(recipe: Recipe, *, anew: bool) -> None:
         if last in ("ema", "merge_dropout") and not 0 <= value < 1:
             raise UsageError(f"{name} = {value} is out of range; it is from 0 to below 1.")
     if anew and (recipe.size < recipe.side or recipe.size % recipe.side):
-        below = recipe.size - recipe.size % recipe.side
-        near = " or ".join(str(s) for s in (below, below + recipe.side) if s)
         raise UsageError(
             f"dim={recipe.size} is not a multiple of {recipe.side}, which the networks of this "
-            f"recipe ask for; take {near}."
+            f"recipe ask for; take {neighbours(recipe.size, recipe.side)}."
         )
     if anew and recipe.tokenizer.length < recipe.text.grid**2 + 2:
         raise UsageError(
