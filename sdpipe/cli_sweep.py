@@ -18,8 +18,13 @@ from sdpipe.sweep import BATCH, SWEPT, Sweep
 if TYPE_CHECKING:
     from sdpipe.sweeping import SweepFolder
 
-VALUES = "VALUES"
 YES_NO = {"yes": True, "true": True, "no": False, "false": False}
+
+
+def several(panel: str, help: str, *names: str) -> Any:
+    """An option that takes one value or more."""
+    return options.option(panel, help, *names, metavar="VALUES")
+
 
 Prompt = Annotated[
     str,
@@ -38,97 +43,52 @@ Negative = Annotated[
 ]
 Seed = Annotated[
     str | None,
-    options.option(
-        options.PICTURE,
-        "As in 1-4; a single one is for all pictures. Drawn if left out.",
-        metavar=VALUES,
-    ),
+    several(options.PICTURE, "As in 1-4; a single one is for all pictures. Drawn if left out."),
 ]
 Variation = Annotated[
-    str | None,
-    options.option(
-        options.PICTURE, "How far to go over to another seed's noise, 0 to 1.", metavar=VALUES
-    ),
+    str | None, several(options.PICTURE, "How far to go over to another seed's noise, 0 to 1.")
 ]
-VariationSeed = Annotated[
-    str | None,
-    options.option(options.PICTURE, "That other seed, as in 1-4.", metavar=VALUES),
-]
-Dim = Annotated[
-    str | None,
-    options.option(options.PICTURE, "Width and height, multiples of 8.", metavar=VALUES),
-]
-Width = Annotated[
-    str | None, options.option(options.PICTURE, "Width alone, in place of --dim.", metavar=VALUES)
-]
-Height = Annotated[str | None, options.option(options.PICTURE, "Height alone.", metavar=VALUES)]
+VariationSeed = Annotated[str | None, several(options.PICTURE, "That other seed, as in 1-4.")]
+Dim = Annotated[str | None, several(options.PICTURE, "Width and height, multiples of 8.")]
+Width = Annotated[str | None, several(options.PICTURE, "Width alone, in place of --dim.")]
+Height = Annotated[str | None, several(options.PICTURE, "Height alone.")]
 Guidance = Annotated[
     str | None,
-    options.option(
-        options.SAMPLING,
-        "How strictly to follow the prompt, as in 1,3,7.5,12:4.",
-        "--g",
-        metavar=VALUES,
-    ),
+    several(options.SAMPLING, "How strictly to follow the prompt, as in 1,3,7.5,12:4.", "--g"),
 ]
 Rescale = Annotated[
     str | None,
-    options.option(
-        options.SAMPLING,
-        "How much of its spread the guided output gets back, as in 0,0.4,0.7.",
-        metavar=VALUES,
+    several(
+        options.SAMPLING, "How much of its spread the guided output gets back, as in 0,0.4,0.7."
     ),
 ]
 Interval = Annotated[
     str | None,
-    options.option(
+    several(
         options.SAMPLING,
         "Noise levels to guide between, as in '0,15; 0.3,5': pairs, with semicolons.",
-        metavar=VALUES,
     ),
 ]
-Steps = Annotated[
-    str | None,
-    options.option(options.SAMPLING, "Denoising steps, as in '10-50 [5]'.", metavar=VALUES),
-]
-Scheduler = Annotated[
-    str | None, options.option(options.SAMPLING, f"{', '.join(SCHEDULERS)}.", metavar=VALUES)
-]
+Steps = Annotated[str | None, several(options.SAMPLING, "Denoising steps, as in '10-50 [5]'.")]
+Scheduler = Annotated[str | None, several(options.SAMPLING, f"{', '.join(SCHEDULERS)}.")]
 LmsOrder = Annotated[
-    str | None,
-    options.option(
-        options.SAMPLING, "Predictions that a step of lms combines, as in 1-4.", metavar=VALUES
-    ),
+    str | None, several(options.SAMPLING, "Predictions that a step of lms combines, as in 1-4.")
 ]
 Karras = Annotated[
-    str | None,
-    options.option(
-        options.SAMPLING, "Noise levels as Karras et al. space them: yes, no.", metavar=VALUES
-    ),
+    str | None, several(options.SAMPLING, "Noise levels as Karras et al. space them: yes, no.")
 ]
 ClipSkip = Annotated[
     str | None,
-    options.option(
-        options.SAMPLING,
-        "Layer of the text encoder to listen to, from the last, 1.",
-        metavar=VALUES,
-    ),
+    several(options.SAMPLING, "Layer of the text encoder to listen to, from the last, 1."),
 ]
 Hires = Annotated[
-    str | None,
-    options.option(
-        options.HIRES, "Factors of a second pass that draws over, as in 1.5,2.", metavar=VALUES
-    ),
+    str | None, several(options.HIRES, "Factors of a second pass that draws over, as in 1.5,2.")
 ]
 HiresStrength = Annotated[
-    str | None,
-    options.option(options.HIRES, "How far back to noise for that, as in 0.3,0.5.", metavar=VALUES),
+    str | None, several(options.HIRES, "How far back to noise for that, as in 0.3,0.5.")
 ]
 Strength = Annotated[
-    str | None,
-    options.option(
-        options.BEGINNING, "How far back to noise, as in '0.3-0.9 (+0.2)'.", metavar=VALUES
-    ),
+    str | None, several(options.BEGINNING, "How far back to noise, as in '0.3-0.9 (+0.2)'.")
 ]
 Batch = Annotated[
     int,
