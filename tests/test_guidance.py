@@ -1,8 +1,6 @@
 """Guidance in all its forms: against closed forms, diffusers' pipeline, and as it is typed."""
 
-import functools
 import json
-import warnings
 
 import pytest
 import torch
@@ -10,9 +8,7 @@ from test_denoise import TARGET, run
 from test_info import INVOKEAI
 from test_parity import PROMPT, REFERENCE, assert_equal, diffusers_pipeline, diffusers_run
 
-import sdpipe.pipeline
 from sdpipe import SdpipeWarning, UsageError, foreign, png
-from sdpipe.cli import main
 from sdpipe.compare import compare
 from sdpipe.denoise import guided, rescaled
 from sdpipe.guidance import Guidance, bounds, scale, shown
@@ -220,21 +216,13 @@ def test_a_sweep_takes_pairs_among_the_values_of_g_and_several_intervals():
 
 
 @pytest.fixture
-def command(monkeypatch, tmp_path, capsys, emoji):
-    """Runs a command in an empty folder with the built-in model: status, stdout, stderr."""
-    monkeypatch.setattr(sdpipe.pipeline, "load", functools.cache(lambda *_, **__: emoji.components))
-    monkeypatch.chdir(tmp_path)
-
-    def command(*arguments):
-        with warnings.catch_warnings():
-            status = main([*arguments])
-        return status, *capsys.readouterr()
-
-    return command
+def load_once(emoji):
+    """Whatever is asked for, the built-in model in float32."""
+    return lambda *_, **__: emoji.components
 
 
-def test_it_is_drawn_told_and_drawn_again(command):
-    status, out, err = command(
+def test_it_is_drawn_told_and_drawn_again(run):
+    status, out, err = run(
         *("generate", "red apple", "--model", "emoji", "--seed", "7", "--steps", "4", "--dim"),
         *("64", "--g", "6:2", "--rescale", "0.5", "--interval", "0.1,8", "--out", "x.png"),
     )
@@ -245,29 +233,29 @@ def test_it_is_drawn_told_and_drawn_again(command):
     assert (settings["g"], settings["rescale"], settings["interval"]) == ([6, 2], 0.5, [0.1, 8])
     assert 'Sampler: LMS, CFG scale: "6:2", Seed: 7' in told["parameters"]
     assert foreign.a1111(told["parameters"]).settings().g == (6, 2)
-    _, out, _ = command("info", "x.png")
+    _, out, _ = run("info", "x.png")
     shown = {line.split()[0]: line.split(maxsplit=1)[1:] for line in out.splitlines() if line}
     assert (shown["g"], shown["rescale"], shown["interval"]) == (["6:2"], ["0.5"], ["0.1,8"])
-    assert command("replay", "x.png", "--verify")[:2] == (0, "identical\n")
+    assert run("replay", "x.png", "--verify")[:2] == (0, "identical\n")
     changes = ["--set", "g=5:3", "--set", "interval=0.2,9", "--set", "rescale=0"]
-    status, _, err = command("replay", "x.png", *changes, "--out", "y.png")
+    status, _, err = run("replay", "x.png", *changes, "--out", "y.png")
     assert status == 0, err
     settings = png.read("y.png")["sdpipe"]["settings"]
     assert (settings["g"], settings["rescale"], settings["interval"]) == ([5, 3], 0, [0.2, 9])
-    _, out, _ = command("info", "y.png")
+    _, out, _ = run("info", "y.png")
     assert "rescale" not in out
-    status, _, err = command("replay", "x.png", "--set", "g=5:")
+    status, _, err = run("replay", "x.png", "--set", "g=5:")
     assert status == 2
     assert "g='5:' is not a number" in err
 
 
-def test_a_sweep_over_pairs_is_known_again(command):
+def test_a_sweep_over_pairs_is_known_again(run):
     same = ["sweep", "cat", "--model", "emoji", "--seed", "1", "--steps", "2", "--dim", "64"]
-    status, out, err = command(*same, "--g", "1,6:2", "--interval", "0,15; 0.1,8", "--out", "o")
+    status, out, err = run(*same, "--g", "1,6:2", "--interval", "0,15; 0.1,8", "--out", "o")
     assert (status, out) == (0, "o/grid.png\n"), err
-    status, _, err = command(*same, "--g", "1,6:2", "--interval", "0,15;0.1,8", "--out", "o")
+    status, _, err = run(*same, "--g", "1,6:2", "--interval", "0,15;0.1,8", "--out", "o")
     assert err == "sdpipe: 4 pictures: 4 there before\n"
-    assert command("replay", "o/g=6to2-interval=0.1to8.png", "--verify")[:2] == (0, "identical\n")
-    _, out, _ = command("info", "o/grid.png")
+    assert run("replay", "o/g=6to2-interval=0.1to8.png", "--verify")[:2] == (0, "identical\n")
+    _, out, _ = run("info", "o/grid.png")
     assert "1,6:2" in out
     assert "0,15; 0.1,8" in out

@@ -12,9 +12,8 @@ from test_init import PROMPTS, Img2Img, reference
 from test_init import diffusers_run as draw_over
 from test_parity import assert_equal
 from test_parity import diffusers_run as draw
-from tiny import tiny_model
 
-from sdpipe import Pipeline, latents, latents_to_pil
+from sdpipe import latents, latents_to_pil
 from sdpipe.cli import main
 from sdpipe.errors import UsageError
 from sdpipe.foreign import a1111
@@ -29,16 +28,6 @@ from sdpipe.verify import verify
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
 
 V1_4 = {"width": 512, "height": 512}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_model(tmp_path_factory.mktemp("tiny"), size=64)
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return Pipeline(folder, device="cpu", dtype="float32")
 
 
 @pytest.mark.parametrize("scheduler", ["lms", "euler_a"])

@@ -1,9 +1,7 @@
-import functools
 import io
 import json
 import os
 import sys
-import warnings
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from tiny import tiny_model
 
 import sdpipe.pipeline
 from sdpipe import UsageError, png
-from sdpipe.cli import main
 from sdpipe.errors import ModelError, SdpipeError
 from sdpipe.pixels import difference
 from sdpipe.replay import parse_changes, prepare
@@ -23,24 +20,8 @@ from sdpipe.settings import Settings
 FAST = ["--device", "cpu", "--dtype", "float32", "--steps", "4"]
 EMOJI = ["--model", "emoji", *FAST]
 
-load = functools.cache(sdpipe.pipeline.load)
-
-
-@pytest.fixture(autouse=True)
-def loaded_once(monkeypatch, tmp_path):
-    """Every command loads its model; here, all of them together once."""
-    monkeypatch.setattr(sdpipe.pipeline, "load", load)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        with warnings.catch_warnings():
-            status = main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return run
+# In an empty folder, and with each model loaded once.
+pytestmark = pytest.mark.usefixtures("run")
 
 
 @pytest.fixture

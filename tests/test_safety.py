@@ -1,12 +1,10 @@
 """The safety checker: tiny, of random weights, in v1-4's folders, and held against diffusers."""
 
-import functools
 import json
 import logging
 import re
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
@@ -19,9 +17,7 @@ from tiny import tiny_model
 from transformers import CLIPConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-import sdpipe.pipeline
 from sdpipe import ModelError, Pipeline, UsageError, png
-from sdpipe.cli import main
 from sdpipe.errors import SdpipeError
 from sdpipe.loading.layout import select_checker
 from sdpipe.record import read_record
@@ -84,24 +80,6 @@ def folders(tmp_path_factory):
     add_checker(flags, thresholds={3: -2.0, 11: -2.0})
     add_checker(passes, thresholds={})
     return {"bare": bare, "flags": flags, "passes": passes}
-
-
-load = functools.cache(sdpipe.pipeline.load)
-
-
-@pytest.fixture
-def command(monkeypatch, tmp_path, capsys):
-    """Runs a command in an empty folder: status, stdout, stderr."""
-    monkeypatch.setattr(sdpipe.pipeline, "load", load)
-    monkeypatch.chdir(tmp_path)
-
-    def command(*arguments):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="the latents grew")
-            status = main([*map(str, arguments)])
-        return status, *capsys.readouterr()
-
-    return command
 
 
 @pytest.fixture(scope="module")
@@ -237,9 +215,9 @@ def test_a_damaged_one_is_told(folders, tmp_path):
             pipe.generate("cat", safety="flag", **FAST)
 
 
-def test_the_mark_is_told_and_travels(command, folders):
+def test_the_mark_is_told_and_travels(run, folders):
     draw = ["generate", "cat", *DRAW, "--scheduler", "ddim", "--safety", "flag"]
-    status, out, err = command(*draw, "--model", folders["flags"], "--out", "x.png")
+    status, out, err = run(*draw, "--model", folders["flags"], "--out", "x.png")
     assert (status, out) == (0, "x.png\n"), err
     assert (
         "sdpipe: x.png: flagged by the model's safety checker, for concept 3, 11; nothing was "
@@ -248,36 +226,36 @@ def test_the_mark_is_told_and_travels(command, folders):
     told = png.read("x.png")["sdpipe"]
     assert told["safety"] == {"flagged": True, "concepts": [3, 11]}
     assert told["settings"]["safety"] == "flag"
-    _, out, _ = command("info", "x.png")
+    _, out, _ = run("info", "x.png")
     assert re.search(r"\n  safety +flagged by the model's safety checker, for concept 3, 11;", out)
-    _, out, _ = command("info", "x.png", "--json")
+    _, out, _ = run("info", "x.png", "--json")
     assert json.loads(out)[0]["safety"] == told["safety"]
-    status, out, err = command("replay", "x.png", "--model", folders["flags"], "--out", "y.png")
+    status, out, err = run("replay", "x.png", "--model", folders["flags"], "--out", "y.png")
     assert status == 0
     assert "y.png: flagged by" in err
     assert png.read("y.png")["sdpipe"]["safety"] == told["safety"]
 
-    status, out, err = command(*draw, "--model", folders["passes"], "--json")
+    status, out, err = run(*draw, "--model", folders["passes"], "--json")
     assert [entry["safety"] for entry in json.loads(out)] == [{"flagged": False, "concepts": []}]
     assert "flagged" not in err
-    _, out, _ = command("info", json.loads(out)[0]["path"])
+    _, out, _ = run("info", json.loads(out)[0]["path"])
     assert "not flagged by the model's safety checker" in out
-    status, out, err = command(*draw[:-2], "--model", folders["passes"], "--json")
+    status, out, err = run(*draw[:-2], "--model", folders["passes"], "--json")
     assert "safety" not in json.loads(out)[0]
     assert "safety" not in png.read(json.loads(out)[0]["path"])["sdpipe"]
 
 
-def test_a_sweep_marks_its_cells_and_knows_the_marks_again(command, folders):
+def test_a_sweep_marks_its_cells_and_knows_the_marks_again(run, folders):
     draw = ["sweep", "cat", *DRAW, "--scheduler", "ddim", "--safety", "flag", "--out", "o"]
     draw += ["--model", folders["flags"], "--json"]
     for there in (False, True):
-        status, out, err = command(*draw, "--g", "2,3")
+        status, out, err = run(*draw, "--g", "2,3")
         assert status == 0, err
         cells = json.loads(out)["cells"]
         assert {cell["safety"]["flagged"] for cell in cells} == {True}
         assert {cell["drawn"] for cell in cells} == {not there}
         assert err.count("flagged by the model's safety checker") == (0 if there else 2)
-    _, out, _ = command("info", "o/grid.png")
+    _, out, _ = run("info", "o/grid.png")
     assert "--safety flag" in out
 
 

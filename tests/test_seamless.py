@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_model
 from torch import nn
 
-from sdpipe import Pipeline, latents_to_pil
+from sdpipe import latents_to_pil
 from sdpipe.cli import main
 from sdpipe.errors import UsageError
 from sdpipe.foreign import a1111
@@ -25,16 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
 
 V1_4 = {"width": 512, "height": 512}
 ROLLS = {"x": (0, 4), "y": (2, 0), "xy": (2, 4)}  # by whole places of the coarsest level
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_model(tmp_path_factory.mktemp("tiny"), size=64)
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return Pipeline(folder, device="cpu", dtype="float32")
 
 
 def answer(unet, x):

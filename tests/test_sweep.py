@@ -1,4 +1,3 @@
-import functools
 import io
 import json
 import os
@@ -20,7 +19,6 @@ from tiny import tiny_model
 
 import sdpipe.pipeline
 from sdpipe import png
-from sdpipe.cli import main
 from sdpipe.errors import SdpipeError, SdpipeWarning, UsageError
 from sdpipe.grid import LARGEST, LARGEST_SIDE, grid
 from sdpipe.pixels import load_pixels, pixels_sha256
@@ -31,27 +29,11 @@ from sdpipe.sweep import BATCH_PIXELS, Sweep, batches
 # A model of random weights diverges under lms, and a warning says so; under ddim it cannot.
 FAST = ["--device", "cpu", "--dtype", "float32"]
 
-load = functools.cache(sdpipe.pipeline.load)
-
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     return [str(tiny_model(folder / str(seed), seed=seed)) for seed in (0, 1)]
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Runs a command in an empty folder, all with the model loaded once: status, stdout, stderr."""
-    monkeypatch.setattr(sdpipe.pipeline, "load", load)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with warnings.catch_warnings():
-            status = main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

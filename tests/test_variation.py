@@ -7,9 +7,7 @@ import pytest
 import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from test_parity import BETAS, assert_equal, diffusers_pipeline
-from tiny import tiny_model
 
-from sdpipe import Pipeline
 from sdpipe.cli import main
 from sdpipe.errors import UsageError
 from sdpipe.foreign import a1111
@@ -25,16 +23,6 @@ from sdpipe.verify import verify
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
 
 V1_4 = {"width": 512, "height": 512}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_model(tmp_path_factory.mktemp("tiny"), size=64)
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return Pipeline(folder, device="cpu", dtype="float32")
 
 
 def noise(seed, shape=(4, 8, 8)):
