@@ -1,5 +1,6 @@
 """The commands that begin with a picture: what it tells, and the same picture again."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterable
@@ -10,6 +11,9 @@ import typer
 
 from sdpipe import files, messages, options, progress, saving
 from sdpipe.errors import SdpipeError, UsageError
+from sdpipe.guidance import bounds, scale
+from sdpipe.init import sides
+from sdpipe.settings import Settings
 
 if TYPE_CHECKING:
     from sdpipe.pipeline import Pipeline, Result
@@ -135,7 +139,7 @@ def replay(
     With --verify the exit status is 0 where it came out identical, 3 where it is as close as
     another machine may draw it, and 1 where it is not.
     """
-    from sdpipe.replay import parse_changes, prepare
+    from sdpipe.replay import prepare
 
     new = parse_changes(changes or [])
     if verify and new:
@@ -222,3 +226,48 @@ def _compared(job: "Job", result: "Result") -> str:
         return ""
     same = pixels_sha256(result.images[job.index]) == recorded
     return ", the recorded pixels" if same else ", not the recorded pixels: see --verify"
+
+
+def parse_changes(pairs: Iterable[str]) -> dict[str, Any]:
+    """Settings as a command line gives them, "steps=80"; `Settings` checks the values.
+
+    Raises:
+        UsageError: a pair without "=", an unknown name, or something that is no text.
+    """
+    known = [*(f.name for f in dataclasses.fields(Settings)), "dim"]
+    changes: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair!r} has no value; give NAME=VALUE, as in steps=80.")
+        if name not in known:
+            raise UsageError(f"unknown setting {name!r}; the known are {', '.join(known)}.")
+        if name in ("init", "mask"):
+            raise UsageError(
+                f"--set {name} cannot make another picture of it; give the one that it was drawn "
+                f"from as --{name}, or begin with your own: sdpipe generate --{name} FILE."
+            )
+        changes[name] = _converted(name, text)
+    return changes
+
+
+def _converted(name: str, text: str) -> Any:
+    options.text(name, text)
+    if name in ("prompt", "negative_prompt"):
+        return text
+    if name in ("karras", "exact", "save_int"):
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
+            text.lower(), text
+        )
+    if name in ("g", "interval", "outpaint") and text:
+        return {"g": scale, "interval": bounds, "outpaint": sides}[name](text)
+    if name == "safety":
+        return text
+    if name in ("scheduler", "fit", "seamless") or not text:
+        return text or None
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    return text

@@ -11,30 +11,17 @@ was drawn in, for that changes the last bits (see benchmarks/batch_effect.json).
 neighbours showed changes nothing: in their places the same prompt is drawn from other seeds.
 """
 
-import dataclasses
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.canvas import Picture, Source, take
-from sdpipe.device import DTYPES, SPEEDS, check_device, check_dtype, pick_device
-from sdpipe.errors import ModelError, SdpipeError, UsageError
-from sdpipe.guidance import bounds, scale
+from sdpipe import at_hand
+from sdpipe.canvas import Picture, Source
+from sdpipe.device import check_device, check_dtype, pick_device
+from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.info import plain, sweep_command
-from sdpipe.init import sides
-from sdpipe.loading.hub import is_hub_id
-from sdpipe.loading.locate import (
-    BUILT_IN,
-    check_model,
-    check_part,
-    is_cached,
-    is_checker_cached,
-    is_part_cached,
-)
-from sdpipe.loading.single_file import check_prediction
-from sdpipe.loading.weight_files import find_file, sha256
+from sdpipe.loading.locate import check_model, check_part
 from sdpipe.record import Record, RecordError, brief, read_record
 from sdpipe.settings import KARRAS_SCHEDULERS, MAX_SEED, Settings
 
@@ -190,25 +177,21 @@ def prepare(
         _check_size(settings, changes or {})
     except RecordError as error:
         raise SdpipeError(f"{picture} cannot be drawn again: {error}") from error
-    pictures = _pictures(settings, picture, init, mask)
-    files = [
-        _files(kind, known, picture, given)
-        for kind, known, given in (
-            ("lora", record.loras, loras),
-            ("embedding", record.embeddings, embeddings),
-        )
-    ]
+    pictures = at_hand.pictures(settings, picture, init, mask)
+    lora_files = at_hand.files("lora", record.loras, picture, loras)
+    embedding_files = at_hand.files("embedding", record.embeddings, picture, embeddings)
     remarks = [*record.remarks, *remarks]
     n, index = (settings.vary or settings.n, 0) if changes else _batch(record, settings, remarks)
-    type_here = dtype or _dtype(record, remarks)
-    name = model or _model(record, picture, type_here == "float32", remarks)
+    type_here = dtype or at_hand.dtype(record, remarks)
+    full = type_here == "float32"
+    name = model or at_hand.model(record, picture, full, remarks)
     if model is None and "safety" not in (changes or {}):
-        settings = _without_fetching(settings, name, type_here == "float32", remarks)
-    vae = vae or _vae(record, picture, type_here == "float32")
+        settings = at_hand.without_fetching(settings, name, full, remarks)
+    vae = vae or at_hand.vae(record, picture, full)
     if others := {k: v for k, v in record.parts.items() if k != "vae" or vae is None}:
         told = ", ".join(f"{brief(part)[1:-1]} ({_short(name)})" for part, name in others.items())
         remarks.append(f"in its model other parts stood in: {told}; the model's own draw.")
-    device = device or _device(record, remarks)
+    device = device or at_hand.device(record, remarks)
     slow = dtype is None and type_here == "float16" and record.device != "cpu"
     if slow and pick_device(device).type == "cpu":
         type_here = "auto"
@@ -221,63 +204,15 @@ def prepare(
         name,
         device,
         type_here,
-        _speed(record, remarks),
+        at_hand.speed(record, remarks),
         bool(changes),
         tuple(remarks),
         *pictures,
         vae=vae,
-        prediction=_prediction(record),
-        loras=tuple((file, told["weight"]) for file, told in files[0]),
-        embeddings=tuple((file, told["word"]) for file, told in files[1]),
+        prediction=at_hand.prediction(record),
+        loras=tuple((file, told["weight"]) for file, told in lora_files),
+        embeddings=tuple((file, told["word"]) for file, told in embedding_files),
     )
-
-
-def parse_changes(pairs: Iterable[str]) -> dict[str, Any]:
-    """Settings as a command line gives them, "steps=80"; `Settings` checks the values.
-
-    Raises:
-        UsageError: a pair without "=", an unknown name, or something that is no text.
-    """
-    known = [*(f.name for f in dataclasses.fields(Settings)), "dim"]
-    changes: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set {pair!r} has no value; give NAME=VALUE, as in steps=80.")
-        if name not in known:
-            raise UsageError(f"unknown setting {name!r}; the known are {', '.join(known)}.")
-        if name in ("init", "mask"):
-            raise UsageError(
-                f"--set {name} cannot make another picture of it; give the one that it was drawn "
-                f"from as --{name}, or begin with your own: sdpipe generate --{name} FILE."
-            )
-        changes[name] = _converted(name, text)
-    return changes
-
-
-def _converted(name: str, text: str) -> Any:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{name} is not UTF-8 text: {text!r}.") from error
-    if name in ("prompt", "negative_prompt"):
-        return text
-    if name in ("karras", "exact", "save_int"):
-        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
-            text.lower(), text
-        )
-    if name in ("g", "interval", "outpaint") and text:
-        return {"g": scale, "interval": bounds, "outpaint": sides}[name](text)
-    if name == "safety":
-        return text
-    if name in ("scheduler", "fit", "seamless") or not text:
-        return text or None
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            pass
-    return text
 
 
 def _settings(record: Record, changes: Mapping[str, Any]) -> tuple[Settings, list[str]]:
@@ -302,57 +237,6 @@ def _settings(record: Record, changes: Mapping[str, Any]) -> tuple[Settings, lis
     if settings.seed is None and "seed" not in changes:
         raise RecordError("it tells no seed. Give one: --set seed=42.")
     return settings, remarks
-
-
-def _pictures(
-    settings: Settings,
-    picture: str | os.PathLike[str],
-    init: Source | None,
-    mask: Source | None,
-) -> tuple[Picture | None, Picture | None]:
-    """The pictures that it was drawn from; a person hands them over, and they are the very same."""
-    given = {"init": init, "mask": mask}
-    known = {"init": settings.init, "mask": settings.mask}
-    for name, recorded in known.items():
-        if recorded is None and given[name] is not None:
-            raise UsageError(f"{picture} was drawn without {name}; leave --{name} out.")
-        if recorded is not None and given[name] is None:
-            raise UsageError(
-                f"{picture} was drawn from the picture {brief(recorded.name)}, which it does not "
-                f"hold; give that one: --{name} FILE."
-            )
-    taken = take(init, mask)
-    for found, (name, recorded) in zip(taken, known.items(), strict=True):
-        if recorded is not None and found is not None and found.sha256 != recorded.sha256:
-            raise UsageError(
-                f"--{name} is not the picture that {picture} was drawn from, "
-                f"{brief(recorded.name)}: the SHA-256 of its pixels is {found.sha256[:12]}..., and "
-                f"not {recorded.sha256[:12]}...; give that one."
-            )
-    return taken
-
-
-def _files(
-    kind: str,
-    recorded: Iterable[Mapping[str, Any]],
-    picture: str | os.PathLike[str],
-    given: Iterable[str],
-) -> list[tuple[str, Mapping[str, Any]]]:
-    """The files that were added to its model; a person hands them over, and they are the same."""
-    by_hash = {sha256(find_file(file, f"{kind}={file!r}")): file for file in given}
-    found = []
-    for told in recorded:
-        if told["sha256"] not in by_hash:
-            others = [brief(file) for file in by_hash.values()]
-            raise UsageError(
-                f"{picture} was drawn with the {kind} {brief(told['name'])}, which it does not "
-                f"hold; give that file, whose SHA-256 is {told['sha256'][:12]}...: --{kind} FILE"
-                + (f" ({', '.join(others)} is another)." if others else ".")
-            )
-        found.append((by_hash[told["sha256"]], told))
-    for file in set(by_hash.values()) - {file for file, _ in found}:
-        raise UsageError(f"{picture} was drawn without {brief(file)}; leave --{kind} {file} out.")
-    return found
 
 
 def _check_size(settings: Settings, changes: Mapping[str, Any]) -> None:
@@ -389,83 +273,6 @@ def _counted(settings: Settings, n: int, index: int) -> str | None:
     return None
 
 
-def _model(
-    record: Record, picture: str | os.PathLike[str], full: bool, remarks: list[str]
-) -> str | None:
-    """The model to load on the word of a picture: a built-in one, or one of the hub that is here.
-
-    Nothing is fetched, and no path opened, because a picture says so.
-    """
-    name, revision = record.model.get("name", ""), record.model.get("revision", "")
-    program = record.versions.get("program", "")
-    if name in BUILT_IN and (record.source == "sdpipe" or program.startswith("sdpipe ")):
-        return name
-    if record.source != "sdpipe":
-        told = f"which model {brief(name)} is, is not told" if name else "it tells no model"
-        remarks.append(f"{told}; the default model draws, or the one that --model names.")
-        return None
-    hub_id = f"{name.partition('@')[0]}@{revision}"
-    if not re.fullmatch("[0-9a-f]{40}", revision) or not is_hub_id(hub_id):
-        raise ModelError(
-            f"{picture} was drawn by the model {brief(name)}, a path on the machine that drew it, "
-            "and no path is opened on a picture's word; give the model yourself: --model NAME."
-        )
-    if not is_cached(hub_id, full=full):
-        raise ModelError(
-            f"{picture} was drawn by a model that is not here, and none is fetched on a picture's "
-            f"word; to have it fetched, give it yourself: --model {hub_id}"
-        )
-    return hub_id
-
-
-def _without_fetching(
-    settings: Settings, name: str | None, full: bool, remarks: list[str]
-) -> Settings:
-    """The settings with the safety checker left out, where it would have to be fetched."""
-    if settings.safety == "off" or name is None or not is_hub_id(name):
-        return settings
-    if is_checker_cached(name, full=full):
-        return settings
-    remarks.append(
-        "the safety checker that looked at it is not here, and none is fetched on a picture's "
-        "word; to have it fetched, and drawn anew: --set safety=flag"
-    )
-    return dataclasses.replace(settings, dim=None, safety="off")
-
-
-def _vae(record: Record, picture: str | os.PathLike[str], full: bool) -> str | None:
-    """The VAE that took the place of the model's own: one of the hub that is here, or none.
-
-    One that was handed over as a module has no name to find it by; None then too.
-    """
-    told = record.parts.get("vae", "")
-    name, _, mark = told.partition("@")
-    if not re.fullmatch("[0-9a-f]{40}|sha256:[0-9a-f]{64}", mark):
-        return None
-    if mark.startswith("sha256:") or not is_hub_id(told):
-        raise ModelError(
-            f"{picture} was drawn with the VAE {brief(name)}, a path on the machine that drew it, "
-            f"whose SHA-256 is {mark.removeprefix('sha256:')[:12]}..., and no path is opened on a "
-            "picture's word; give that VAE yourself: --vae NAME."
-        )
-    if not is_part_cached(told, "vae", full=full):
-        raise ModelError(
-            f"{picture} was drawn with a VAE that is not here, and none is fetched on a picture's "
-            f"word; to have it fetched, give it yourself: --vae {told}"
-        )
-    return told
-
-
-def _prediction(record: Record) -> str | None:
-    told = record.model.get("prediction") if record.source == "sdpipe" else None
-    if told is not None:
-        try:
-            check_prediction(told)
-        except UsageError as error:
-            raise SdpipeError(f"it cannot be drawn again: {error}") from error
-    return told
-
-
 def _told_apart(part: str | None) -> str:
     """The hash or the commit of a part that was swapped."""
     return (part or "").rpartition("@")[2]
@@ -476,32 +283,3 @@ def _short(part: str | None) -> str:
     name, at, mark = (part or "the model's own").partition("@")
     start = 19 if mark.startswith("sha256:") else 12
     return brief(name) + (f" @{mark[:start]}" if at else "")
-
-
-def _device(record: Record, remarks: list[str]) -> str:
-    """The device that drew the picture, where this machine has it."""
-    if record.device is None:
-        return "auto"
-    for name in (record.device, record.device.partition(":")[0]):
-        try:
-            check_device(name)
-            pick_device(name)
-        except (UsageError, RuntimeError):  # the latter of torch, for a number beyond its range
-            continue
-        return name
-    remarks.append(f"it was drawn on {brief(record.device)}, which is not here.")
-    return "auto"
-
-
-def _speed(record: Record, remarks: list[str]) -> str:
-    if record.speed is None or record.speed in SPEEDS:
-        return record.speed or "default"
-    remarks.append(f"it was drawn with speed {brief(record.speed)}, which is not known here.")
-    return "default"
-
-
-def _dtype(record: Record, remarks: list[str]) -> str:
-    if record.dtype is None or record.dtype in DTYPES:
-        return record.dtype or "auto"
-    remarks.append(f"it was drawn in {brief(record.dtype)}, which no model is loaded in here.")
-    return "auto"

@@ -12,9 +12,10 @@ from tiny import tiny_model
 
 import sdpipe.pipeline
 from sdpipe import UsageError, png
-from sdpipe.errors import ModelError, SdpipeError
+from sdpipe.cli_repeat import parse_changes
+from sdpipe.errors import SdpipeError
 from sdpipe.pixels import difference
-from sdpipe.replay import parse_changes, prepare
+from sdpipe.replay import prepare
 from sdpipe.settings import Settings
 
 FAST = ["--device", "cpu", "--dtype", "float32", "--steps", "4"]
@@ -238,46 +239,6 @@ def test_what_a_stranger_wants_is_checked_before_anything_is_loaded(run, monkeyp
     assert err.count("\n") == 1
     assert message in err
     assert os.listdir() == ["x.png"]
-
-
-def test_a_model_of_the_hub_is_loaded_if_it_is_here(monkeypatch):
-    """Nothing is fetched because a picture says so; and a path that looks like an id is none."""
-    asked = []
-    monkeypatch.setattr("sdpipe.replay.is_cached", lambda *a, **k: asked.append((a, k)))
-
-    def from_hub(told):
-        told["model"].update(name="owner/name@main", revision="c" * 40, sha256=None)
-
-    path = mine("x.png", from_hub)
-    hub_id = f"owner/name@{'c' * 40}"
-    with pytest.raises(ModelError, match=f"give it yourself: --model {hub_id}"):
-        prepare(path)
-    assert asked == [((hub_id,), {"full": True})]
-    monkeypatch.setattr("sdpipe.replay.is_cached", lambda *a, **k: True)
-    assert prepare(path).model == hub_id
-    assert prepare(path, model="emoji").model == "emoji"
-
-
-def test_a_model_that_is_not_cached_is_not_fetched():
-    from sdpipe.loading.locate import is_cached
-
-    assert not is_cached("no-such-owner/no-such-name@" + "c" * 40)
-
-
-def test_a_machine_that_is_not_here_is_told(tmp_path):
-    def elsewhere(told):
-        told.update(device="cuda:97", dtype="float8")
-
-    job = prepare(mine(tmp_path / "x.png", elsewhere))
-    assert (job.device, job.dtype) == ("auto", "auto")
-    assert job.remarks == (
-        "it was drawn in 'float8', which no model is loaded in here.",
-        "it was drawn on 'cuda:97', which is not here.",
-    )
-    absurd = mine(tmp_path / "y.png", change("device", "cuda:99999999999999999999"))
-    assert prepare(absurd).device == "auto"
-    job = prepare(mine(tmp_path / "z.png", elsewhere), device="cpu", dtype="float32")
-    assert (job.device, job.dtype, job.remarks) == ("cpu", "float32", ())
 
 
 def test_float16_is_not_drawn_on_a_cpu_unless_asked_for():

@@ -11,8 +11,8 @@ from test_info import change, mine
 from test_single_file import ldm_vae
 from tiny import tiny_model, tiny_vae
 
+import sdpipe.at_hand
 import sdpipe.components
-import sdpipe.replay
 from sdpipe.cli import main
 from sdpipe.components import load
 from sdpipe.errors import ModelError
@@ -172,7 +172,7 @@ def test_a_picture_tells_its_vae_and_wants_it_back(models, file, tmp_path, monke
 @pytest.mark.parametrize("here", [True, False])
 def test_a_vae_of_the_hub_is_loaded_if_it_is_here(monkeypatch, tmp_path, here):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sdpipe.replay, "is_part_cached", lambda *_, **__: here)
+    monkeypatch.setattr(sdpipe.at_hand, "is_part_cached", lambda *_, **__: here)
     name = f"owner/mse@{'a1' * 20}"
     path = mine("x.png", change("model", "parts", {"vae": name}))
     if here:
