@@ -2,14 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from sdpipe.guidance import shown
 from sdpipe.latents import vae_factor
 from sdpipe.plan import plan
 from sdpipe.schedule import make_scheduler
-from sdpipe.show.pictures import fit
 
 if TYPE_CHECKING:
     from sdpipe.pipeline import Pipeline
@@ -42,10 +41,11 @@ def sampling(settings: "Settings") -> str:
 
 
 def brought_to_size(picture: Image.Image, settings: "Settings") -> Image.Image:
-    """The middle of a picture at the size of settings that are settled."""
+    """The middle of a picture in the shape of settings that are settled, scaled to their size."""
     assert settings.width is not None
     assert settings.height is not None
-    return fit(picture, settings.width, settings.height)
+    size = (settings.width, settings.height)
+    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
 def alpha_bars(pipe: "Pipeline") -> Tensor:

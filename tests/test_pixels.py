@@ -1,10 +1,11 @@
+"""Any picture that a person hands over is read as RGB, or refused in a sentence."""
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from sdpipe.errors import UsageError
 from sdpipe.pixels import read_picture
-from sdpipe.show.pictures import fit
 
 
 def ramp(mode, size=(40, 30)):
@@ -47,15 +48,6 @@ def test_a_picture_that_lies_on_its_side_is_put_up(tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (20, 10), "red").save(tmp_path / "x.jpg", exif=exif)
     assert read_picture(tmp_path / "x.jpg").size == (10, 20)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3000, 7), (64, 64), (65, 300)])
-def test_the_middle_is_brought_to_size(size):
-    picture = Image.new("RGB", size, "white")
-    assert fit(picture, 64, 32).size == (64, 32)
-    sides = Image.new("RGB", (300, 100), "red")
-    sides.paste((0, 0, 255), (60, 0, 240, 100))
-    assert fit(sides, 10, 10).getcolors() == [(100, (0, 0, 255))]
 
 
 def test_what_is_no_picture_is_told(tmp_path, monkeypatch):
