@@ -12,7 +12,7 @@ from torch import Tensor
 from sdpipe.denoise import Step
 from sdpipe.errors import UsageError
 from sdpipe.guidance import Guidance
-from sdpipe.latents import latents_to_pil
+from sdpipe.latents import angle_between, latents_to_pil
 from sdpipe.show import style
 from sdpipe.show.checks import check_at, check_guidance
 from sdpipe.show.filmstrip import chosen, number
@@ -140,12 +140,9 @@ def clean_each(
 
 
 def _contrast(step: Step, uncond: Tensor, cond: Tensor) -> Contrast:
-    a, b = uncond.double().flatten(), cond.double().flatten()
-    lengths = float(a.norm()), float(b.norm())
-    # The cosine loses the digits of small angles; the chord between unit vectors keeps them.
-    chord = float((a / lengths[0] - b / lengths[1]).norm())
-    angle = math.degrees(2 * math.asin(min(1.0, chord / 2)))
-    return Contrast(step.timestep, step.sigma, *lengths, float((b - a).norm()), angle)
+    a, b = uncond.double(), cond.double()
+    norms = float(a.norm()), float(b.norm()), float((b - a).norm())
+    return Contrast(step.timestep, step.sigma, *norms, math.degrees(angle_between(a, b)))
 
 
 @style.drawing
