@@ -56,10 +56,8 @@ def save_steps(
         UsageError: the result was drawn without `save_int`.
         SdpipeError: the folder is there already, or it cannot be written.
     """
-    folder = Path(folder)
-    if result.noise is None or not result.steps:
-        raise UsageError("this result has no steps; draw it with save_int=True.")
-    vae, passes = _for(vae, result), _passes(result)
+    folder, passes = Path(folder), _passes(result)
+    vae = _for(vae, result)
     decoded, total = count(1), sum(2 * len(steps) + 1 for _, steps in passes)
 
     def tell() -> None:
@@ -94,10 +92,8 @@ def columns(
     Raises:
         UsageError: the result was drawn without `save_int`.
     """
-    if result.noise is None or not result.steps:
-        raise UsageError("this result has no steps; draw it with save_int=True.")
-    vae = _for(vae, result)
     x_t, x0, sigmas = _trajectory(*_passes(result)[0], index)
+    vae = _for(vae, result)
     states = chosen(len(x0), most)
     above = list(_decoded(vae, x_t[states]))
     below = list(_decoded(vae, x0[states[:-1]]))
@@ -115,7 +111,8 @@ def _for(vae: "AutoencoderKL", result: "Result") -> "AutoencoderKL":
 
 def _passes(result: "Result") -> list[tuple[Tensor, list[Step]]]:
     """What each pass began with, (B, C, h, w), and its steps: one pass, with hires two."""
-    assert result.noise is not None
+    if result.noise is None or not result.steps:
+        raise UsageError("this result has no steps; draw it with save_int=True.")
     passes = [(result.noise, [step for step in result.steps if not step.hires])]
     if result.hires_noise is not None:
         passes.append((result.hires_noise, [step for step in result.steps if step.hires]))
