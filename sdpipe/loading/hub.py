@@ -123,12 +123,7 @@ def announced(hub_id: str, select: Select) -> dict[str, int | None]:
         raise ModelError(f"model={hub_id!r} {told}") from error
     sizes = {file.rfilename: file.size for file in info.siblings or []}
     wanted = select(sizes)
-    if wanted.missing:
-        part, name = next(iter(wanted.missing.items()))
-        raise ModelError(
-            f"model={hub_id!r} is on the hub, but has no {name}: "
-            + _not_a_model(part, name, list(sizes))
-        )
+    _check_wanted(wanted, sizes, f"model={hub_id!r}")
     return {name: sizes[name] for name in (*wanted.files, *wanted.all_weights)}
 
 
@@ -202,11 +197,7 @@ def _download(repo: str, revision: str, select: Select, label: str) -> Path:
     info = HfApi().model_info(repo, revision=revision, timeout=_FIRST_ANSWER)
     names = [file.rfilename for file in info.siblings or []]
     wanted = select(names)
-    if wanted.missing:
-        part, lacking = next(iter(wanted.missing.items()))
-        raise ModelError(
-            f"{label} is on the hub, but has no {lacking}: " + _not_a_model(part, lacking, names)
-        )
+    _check_wanted(wanted, names, label)
     folder = Path(
         snapshot_download(
             repo,
@@ -221,6 +212,15 @@ def _download(repo: str, revision: str, select: Select, label: str) -> Path:
         for name in todo:
             hf_hub_download(repo, name, revision=folder.name, tqdm_class=_slice_of(bar))
     return folder
+
+
+def _check_wanted(wanted: Selection, names: Collection[str], label: str) -> None:
+    """Refuses a repository that has not all that is wanted of it; `names` are those it has."""
+    if wanted.missing:
+        part, lacking = next(iter(wanted.missing.items()))
+        raise ModelError(
+            f"{label} is on the hub, but has no {lacking}: " + _not_a_model(part, lacking, names)
+        )
 
 
 def _not_a_model(part: str, lacking: str, names: Collection[str]) -> str:
