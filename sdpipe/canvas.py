@@ -52,8 +52,7 @@ class Canvas:
 def take(init: Source | None, mask: Source | None = None) -> tuple[Picture | None, Picture | None]:
     """The pictures of a run, read and held against each other; one that was taken is let through.
 
-    What is transparent lies on white, in a mask on
-    black.
+    What is transparent lies on white, in a mask on black.
 
     Raises:
         UsageError: one can't be read, there is a mask alone, it has another size, or no white.

@@ -191,7 +191,10 @@ app.command(short_help="Look whether all that is needed is here.")(cli_check.doc
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns 0 done, 1 failed, 2 wrong usage. Interrupted it exits, 130."""
+    """Runs the command line and returns the exit status: 0 done, 1 failed, 2 wrong usage.
+
+    replay adds 3, see `verify`. Interrupted it exits, with 130, or 143 by SIGTERM.
+    """
     with interruptible() as interruption, warnings.catch_warnings():
         messages.tell_warnings(debug=False)
         try:

@@ -73,11 +73,10 @@ def plan(
     """The settings of every picture of a call, every default filled in.
 
     Each prompt is drawn n times; picture k of the call shows prompt k // n and has seed + k. Or
-    one is drawn in `vary` variations.
-    `defaults` are the model's own values, `factor` that of its VAE, `layers` those of
-    its text encoder. A model that `stands_in` for
-    one that can't be had draws in its own size, and a warning says so where another was asked for.
-    A size that is left out follows from the picture to begin with, where `init` has its pixels.
+    one is drawn in `vary` variations. `defaults` are the model's own values, `factor` that of its
+    VAE, `layers` those of its text encoder. A model that `stands_in` for one that can't be had
+    draws in its own size, and a warning says so where another was asked for. A size that is left
+    out follows from the picture to begin with, where `init` has its pixels.
 
     Raises:
         UsageError: a value breaks its rule, or the model's.
