@@ -5,8 +5,9 @@ the last digits of bfloat16 and float16. In float32 on a CPU nothing differs, no
 """
 
 import threading
+import warnings
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -67,12 +68,15 @@ def lay_out(unet: UNet2DConditionModel, vae: AutoencoderKL, device: torch.device
 
 
 def compiled(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The U-Net, compiled at the first call of each shape; it shares the weights of `unet`."""
-    if unet.device.type == "cuda":
-        return cast(UNet2DConditionModel, torch.compile(unet, mode="max-autotune", dynamic=False))
-    # The weights become constants, packed once as the CPU multiplies them.
-    frozen: dict[str, Any] = {"freezing": True}
-    return cast(UNet2DConditionModel, torch.compile(unet, dynamic=False, options=frozen))
+    """The U-Net, compiled at the first call of each shape; it shares the weights of `unet`.
+
+    torch keeps what it made for other processes: in $TORCHINDUCTOR_CACHE_DIR, where that is set,
+    and else in the system's folder for temporary files.
+    """
+    # diffusers remembers its answer to which torch this is, and torch warns of such memories.
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
+    mode = "max-autotune" if unet.device.type == "cuda" else None
+    return cast(UNet2DConditionModel, torch.compile(unet, mode=mode, dynamic=False))
 
 
 class Graphed:
@@ -168,7 +172,7 @@ class TiledAttention:
             y.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, T or L, d)
             for y in (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text))
         )
-        y = tiled_attention(q, k, v).transpose(1, 2).flatten(2)
+        y = tiled_attention_op(q, k, v).transpose(1, 2).flatten(2)
         return attn.to_out[1](attn.to_out[0](y))
 
 
@@ -183,7 +187,7 @@ def tiled_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, heads, length, size = q.shape
     scores = length * k.shape[2]
     if scores < TILED_FROM:
-        return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v).contiguous()
     q = (q * size**-0.5).flatten(0, 1)
     k_t, v = k.transpose(2, 3).flatten(0, 1), v.flatten(0, 1)
     y = torch.empty_like(q)
@@ -194,3 +198,15 @@ def tiled_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             r = slice(row, row + rows)
             y[h, r] = torch.bmm(torch.bmm(q[h, r], k_t[h]).softmax(-1), v[h])
     return y.unflatten(0, (batch, heads))
+
+
+# A compiler takes it whole: what it would make of thousands of tiles is no faster, and takes it
+# minutes.
+tiled_attention_op = torch.library.custom_op(
+    "sdpipe::tiled_attention", tiled_attention, mutates_args=()
+)
+
+
+@tiled_attention_op.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q.new_empty(q.shape)

@@ -1,4 +1,5 @@
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
+from tiny import tiny_model
 
 from sdpipe import Pipeline, UsageError, speed
 from sdpipe.device import check_speed
@@ -36,6 +38,31 @@ def test_attention_in_tiles_is_attention(monkeypatch, places, texts, size, tile)
     weights = ((q @ k.transpose(2, 3)) / size**0.5).exp()
     expected = weights @ v / weights.sum(-1, keepdim=True)
     assert torch.allclose(speed.tiled_attention(q, k, v), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("places", [70, 300])
+def test_a_compiler_may_take_attention_whole(places, dtype):
+    q = torch.randn(2, places, 3, 16, dtype=dtype).transpose(1, 2)
+    k, v = (torch.randn(2, 77, 3, 16, dtype=dtype).transpose(1, 2) for _ in range(2))
+    torch.library.opcheck(speed.tiled_attention_op, (q, k, v), test_utils="test_schema")
+    torch.library.opcheck(speed.tiled_attention_op, (q, k, v), test_utils="test_faketensor")
+    assert torch.equal(speed.tiled_attention_op(q, k, v), speed.tiled_attention(q, k, v))
+
+
+def test_compiled_it_computes_the_same(tmp_path, monkeypatch):
+    """Without the last stage, which has a C++ compiler make code of what was traced."""
+    folder, compile = tiny_model(tmp_path / "tiny"), torch.compile
+    whole = partial(compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", lambda unet, **_: whole(unet, dynamic=False))
+    plain, compiled = (
+        Pipeline(folder, device="cpu", dtype="bfloat16", compile=asked) for asked in (False, True)
+    )
+    monkeypatch.setattr(speed, "TILED_FROM", 0)
+    for g in (1, 5):
+        same = {"seed": 3, "steps": 3, "g": g, "dim": 64}
+        steps = zip(plain.stream("cat", **same), compiled.stream("cat", **same), strict=True)
+        assert all(torch.equal(a.latents, b.latents) for a, b in steps)
 
 
 def test_few_scores_go_the_usual_way(monkeypatch):
