@@ -113,14 +113,23 @@ def read_checker(place: Location, device: "torch.device", dtype: "torch.dtype") 
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
         try:
-            kind, variant = StableDiffusionSafetyChecker, place.files.variants["safety_checker"]
-            network = _of_transformers(kind, folder, variant, device, dtype, who)
+            network, told = StableDiffusionSafetyChecker.from_pretrained(
+                str(folder),
+                dtype=dtype,
+                device_map=device,
+                variant=place.files.variants["safety_checker"],
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
             prepare = CLIPImageProcessorPil.from_pretrained(
                 str(place.path / "feature_extractor"), local_files_only=True
             )
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"{who} cannot be loaded: {reason}") from error
+    if missing := sorted(told["missing_keys"]):  # filled at random
+        raise ModelError(_lacks(who, missing))
     return network.eval().requires_grad_(False), prepare
 
 
@@ -137,54 +146,27 @@ def _tokenizer(sources: Sources) -> "CLIPTokenizer":
 
 
 def _network(part: str, sources: Sources, device: "torch.device", dtype: "torch.dtype") -> Any:
-    """One network from a folder, read straight onto the device."""
-    if part != "text_encoder":
-        return _of_diffusers(part, sources, device, dtype)
-    place, folder = sources.places[part], sources.folder(part)
-    who = f"{place.label}: the {part}"
-    return _of_transformers(_kinds()[part], folder, place.files.variants[part], device, dtype, who)
+    """One network from a folder, with next to no memory beyond that of its weights.
 
-
-def _of_transformers(
-    kind: Any,
-    folder: Path,
-    variant: str | None,
-    device: "torch.device",
-    dtype: "torch.dtype",
-    who: str,
-) -> Any:
-    """A network of a class that transformers reads; `who` is how a message names it.
-
-    transformers fills what is missing at random.
-    """
-    network, told = kind.from_pretrained(
-        str(folder),
-        dtype=dtype,
-        device_map=device,
-        variant=variant,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    if missing := sorted(told["missing_keys"]):
-        raise ModelError(_lacks(who, missing))
-    return network
-
-
-def _of_diffusers(part: str, sources: Sources, device: "torch.device", dtype: "torch.dtype") -> Any:
-    """The UNet or the VAE from a folder, with next to no memory beyond that of its weights.
-
-    diffusers' own `from_pretrained` keeps the whole file mapped until the last weight is converted:
-    v1-4's float16 as bfloat16 takes 1.7 times its size, and from float32 three times.
+    The libraries' own `from_pretrained` keep the whole file mapped until the last weight is
+    converted, or longer: v1-4's float16 as bfloat16 takes 1.7 times its size, and from float32
+    three times.
     """
     from accelerate import init_empty_weights
 
-    kind, folder = _kinds()[part], str(sources.folder(part))
     with init_empty_weights(include_buffers=False):
-        network = kind.from_config(kind.load_config(folder, local_files_only=True))
+        network = _unfilled(part, sources)
     for path in sources.weights(part):
         weights.fill(network, path, device, dtype)
     return network
+
+
+def _unfilled(part: str, sources: Sources) -> Any:
+    """The network that a folder's configuration describes, before it has its weights."""
+    kind, folder = _kinds()[part], str(sources.folder(part))
+    if part == "text_encoder":
+        return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+    return kind.from_config(kind.load_config(folder, local_files_only=True))
 
 
 def _kinds() -> dict[str, Any]:
@@ -209,13 +191,9 @@ def _difference(part: str, sources: Sources) -> str | None:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - it is no mapping
                 there[name.removeprefix("text_model.")] = file.get_slice(name).get_shape()
-    kind, folder = _kinds()[part], sources.folder(part)
     try:
         with torch.device("meta"):
-            if part == "text_encoder":
-                network = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
-            else:
-                network = kind.from_config(kind.load_config(folder, local_files_only=True))
+            network = _unfilled(part, sources)
     except (OSError, ValueError, TypeError, RuntimeError):
         return None  # it is the configuration that is wrong
     for name, tensor in network.state_dict().items():

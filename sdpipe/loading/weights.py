@@ -49,7 +49,7 @@ def fill(
 
 
 def new_name(name: str) -> str:
-    """What diffusers calls a tensor by now."""
+    """What diffusers and transformers call a tensor by now."""
     for old, new in _OLD_NAMES.items():
         name = name.replace(old, new)
-    return name
+    return name.removeprefix("text_model.")
