@@ -60,7 +60,10 @@ def lay_out(unet: UNet2DConditionModel, vae: AutoencoderKL, device: torch.device
     for network in (unet, vae):
         width = network.config.block_out_channels[0] // network.config.norm_num_groups
         if not on_cpu or width >= WIDE:
-            network.to(memory_format=torch.channels_last)
+            # The largest first: the place that one leaves then has room for the next.
+            kernels = [weight for weight in network.parameters() if weight.dim() == 4]
+            for weight in sorted(kernels, key=Tensor.numel, reverse=True):
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     if on_cpu:
         for layer in unet.modules():
             if isinstance(layer, Attention) and _is_plain(layer):
