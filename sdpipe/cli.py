@@ -101,6 +101,8 @@ def generate(
     debug: options.Debug = False,
 ) -> None:
     """Draws pictures of a prompt and prints where they are."""
+    from sdpipe.early import check_early
+
     prompts = _prompts(prompt)
     pictures = n * len(prompts) if vary is None else vary
     inputs: dict[str, Any] = {
@@ -139,6 +141,7 @@ def generate(
     check_speed(not no_speed, compile, low_memory)
     destination = files.Destination(out, pictures)
     weights = options.weights(model, vae, prediction, lora, embedding)
+    check_early(weights, dtype, [(prompts, {**inputs, "n": n})])
 
     with progress.status("loading the model ..."):
         from sdpipe import Pipeline

@@ -158,6 +158,8 @@ def sweep(
     varies first goes across, parts of the prompt before options; the second goes down, the third
     makes a grid for each value. Stopped, the same command goes on where it was.
     """
+    from sdpipe.early import cells, check_early
+
     plan = _planned(context.params)
     check_device(device)
     check_dtype(dtype)
@@ -166,6 +168,7 @@ def sweep(
         raise UsageError(f"batch={batch} is out of range: 1 or more pictures are drawn at once.")
     folder = _folder(out, plan)
     weights = options.weights(model, vae, prediction, lora, embedding)
+    check_early(weights, dtype, cells(plan))
     for remark in plan.remarks:
         messages.say(remark)
 

@@ -1,7 +1,7 @@
 """`Components`, the five parts of a model, and `load`, which gets them by name onto a device."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,11 @@ from sdpipe.device import (
 )
 from sdpipe.loading import embedding, lora
 from sdpipe.loading.embedding import Embedding
+from sdpipe.loading.locate import find_model, is_here, is_part_here
 from sdpipe.loading.lora import Lora
 from sdpipe.loading.networks import build
 from sdpipe.loading.single_file import check_prediction
-from sdpipe.loading.sources import Sources
+from sdpipe.loading.sources import Sources, file_kind
 from sdpipe.loading.weight_files import sha256
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ def load(
         as it was, and a copy of it is changed.
     low_memory: keep the networks in the computer's own memory; `device` is where they will work.
 
-    What can be told from names, headers and configurations is told before torch is imported.
+    What can be told from names, headers and configurations is told before torch is imported; `look`
+    tells nothing but that.
 
     Raises:
         UsageError: an unknown or unavailable device, dtype or prediction, a LoRA's weight is no
@@ -143,14 +145,9 @@ def load(
         check_prediction(prediction)
     added = tuple(Lora.read(given) for given in loras)
     words = tuple(Embedding.read(given) for given in embeddings)
-    full = dtype_name(dtype) == "float32"
     given = {"tokenizer": tokenizer, "text_encoder": text_encoder, "unet": unet, "vae": vae}
-    sources = Sources.find(
-        model, {k: v for k, v in given.items() if v is not None}, full=full, prediction=prediction
-    )
-    sources.check_fit()
-    sources.check_loras(added)
-    sources.check_embeddings(words)
+    full = dtype_name(dtype) == "float32"
+    sources = _found(model, given, full, prediction, added, words)
     defaults, scheduler = sources.defaults(), sources.scheduler()
 
     device = pick_device(device)
@@ -178,3 +175,48 @@ def load(
         embeddings=words,
         low_memory=low_memory,
     )
+
+
+def look(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    dtype: str = "auto",
+    vae: str | os.PathLike[str] | None = None,
+    prediction: str | None = None,
+    loras: Sequence[lora.Given] = (),
+    embeddings: Sequence[embedding.Given] = (),
+) -> Sources | None:
+    """What `load` would load of the same arguments, looked at as far as that needs no torch.
+
+    None where the model or the VAE would have to be fetched first.
+
+    Raises:
+        UsageError, ModelError: as `load`.
+    """
+    full = dtype == "float32"
+    if not is_here(model, full=full) or (vae is not None and not is_part_here(vae, "vae", full)):
+        if model is not None and os.path.isfile(Path(model).expanduser()):
+            file_kind(
+                find_model(model), ("unet", "text_encoder") + ("vae",) * (vae is None), prediction
+            )
+        return None
+    added = tuple(Lora.read(given) for given in loras)
+    words = tuple(Embedding.read(given) for given in embeddings)
+    return _found(model, {"vae": vae}, full, prediction, added, words)
+
+
+def _found(
+    model: str | os.PathLike[str] | None,
+    given: Mapping[str, Any],
+    full: bool,
+    prediction: str | None,
+    loras: Sequence[Lora],
+    embeddings: Sequence[Embedding],
+) -> Sources:
+    """Where everything is, once it is known that it fits together."""
+    asked = {part: value for part, value in given.items() if value is not None}
+    sources = Sources.find(model, asked, full=full, prediction=prediction)
+    sources.check_fit()
+    sources.check_loras(loras)
+    sources.check_embeddings(embeddings)
+    return sources

@@ -102,6 +102,14 @@ def is_cached(hub_id: str, *, full: bool = False) -> bool:
     return cached(hub_id, select, full=full) is not None
 
 
+def is_here(model: str | os.PathLike[str] | None, *, full: bool = False) -> bool:
+    """Whether `find_model` asks nobody for a model, nor `configurations` for what a file lacks."""
+    name = os.fspath(model or os.environ.get("SDPIPE_MODEL") or DEFAULT)
+    if os.path.isfile(Path(name).expanduser()):
+        return cached(DEFAULT, _select_configurations) is not None
+    return not _only_on_hub(name) or is_cached(name, full=full)
+
+
 def check_model(model: str | os.PathLike[str] | None) -> None:
     """Finds a misspelt or incomplete model at once; one that may be on the hub is asked for later.
 
@@ -166,6 +174,16 @@ def is_part_cached(hub_id: str, part: str, *, full: bool = False) -> bool:
     return cached(hub_id, _selecting(part, full), full=full) is not None
 
 
+def is_part_here(value: str | os.PathLike[str], part: str, full: bool = False) -> bool:
+    """As `is_here`, for one part."""
+    name = os.fspath(value)
+    return not _only_on_hub(name) or is_part_cached(name, part, full=full)
+
+
+def _only_on_hub(name: str) -> bool:
+    return is_hub_id(name) and name not in BUILT_IN and not os.path.exists(name)
+
+
 def check_part(value: str | os.PathLike[str] | None, part: str) -> None:
     """As `check_model`, for one part.
 
@@ -186,11 +204,12 @@ def configurations(*, label: str) -> Location:
     Raises:
         ModelError: they are not cached and cannot be fetched.
     """
+    what = f"{label} needs v1-4's configurations, and {DEFAULT}"
+    return _find(DEFAULT, _select_configurations, what, False)
 
-    def select(names: Iterable[str]) -> Selection:
-        return select_model(set(names), weights=False)
 
-    return _find(DEFAULT, select, f"{label} needs v1-4's configurations, and {DEFAULT}", False)
+def _select_configurations(names: Iterable[str]) -> Selection:
+    return select_model(set(names), weights=False)
 
 
 def _find(value: str | os.PathLike[str], select: Select, label: str, full: bool) -> Location:

@@ -264,10 +264,9 @@ def _layers(
     """
     for piece, kind in _OTHERS:
         if name := next((name for name in tensors if piece in name), None):
-            raise ModelError(
-                f"{label} is {kind}, as its tensor {name} tells; what is read are LoRAs of two "
-                "matrices a layer, made for Stable Diffusion 1 or 2."
-            )
+            what, _, remedy = kind.partition("; ")
+            remedy = remedy or "LoRAs of two matrices a layer are read, of Stable Diffusion 1 and 2"
+            raise ModelError(f"{label} is {what}, as its tensor {name} tells; {remedy}.")
     roles: dict[tuple[str, str], dict[str, str]] = {}
     modules: dict[tuple[str, str], str] = {}
     for name in tensors:

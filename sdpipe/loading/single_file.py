@@ -28,9 +28,9 @@ _LAYER = r"transformer\.resblocks\.(\d+)\."
 _OTHERS = (
     ("conditioner.embedders.", "a Stable Diffusion XL model"),
     ("double_blocks.", "a Flux model"),
-    ("lora_", "a LoRA, which changes a model and is none"),
+    ("lora_", "a LoRA, which changes a model; give it as one, and a model beside it"),
     ("down_blocks.", "a UNet alone"),
-    ("decoder.", "a VAE alone"),
+    ("decoder.", "a VAE alone; give it as the VAE of a model"),
 )
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
 """What a U-Net may predict, as a person says it: as a scheduler's configuration does."""
@@ -119,16 +119,23 @@ def check(tensors: Shapes, parts: tuple[str, ...], kind: Kind, label: str) -> No
     takes = tensors[_UNET][1] if _UNET in tensors else 4
     for start, other in _OTHERS:
         if any(name.startswith((start, f"model.{start}")) for name in tensors):
+            what, _, remedy = other.partition("; ")
+            remedy = remedy or "convert it to a folder in the diffusers layout, or take another"
             raise ModelError(
-                f"{label} is {other}; as a single file Stable Diffusion 1 and 2 are read. Convert "
-                "it to a folder in the diffusers layout, or take another model."
+                f"{label} is {what}, and as a single file Stable Diffusion 1 and 2 are read; "
+                f"{remedy}."
             )
     if "unet" in parts and takes != 4:
         raise ModelError(
             f"{label} has a UNet of {takes} input channels, for a mask or a picture beside the "
-            "noise; this pipeline draws from text alone. Take a model of 4 channels."
+            "noise. Take a model of 4 channels, which redraws parts of a picture too."
         )
     wanted = {"text_encoder": _TEXT_2 if kind.version == 2 else _TEXT, "unet": _UNET, "vae": _VAE}
+    if not any(name.startswith(tuple(wanted.values())) for name in tensors):
+        raise ModelError(
+            f"{label} is no model of Stable Diffusion 1 or 2: none of its {len(tensors)} tensors "
+            "has a name of theirs. Take a model in a single file, or a folder."
+        )
     for part, start in wanted.items():
         if part in parts and not any(name.startswith(start) for name in tensors):
             raise ModelError(

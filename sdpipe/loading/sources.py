@@ -6,7 +6,7 @@ It is read from configurations and from the headers of the weights' files, witho
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from sdpipe.errors import ModelError, UsageError
 from sdpipe.loading import single_file
 from sdpipe.loading.embedding import Embedding
 from sdpipe.loading.layout import PARTS, STEMS
-from sdpipe.loading.locate import Location, configurations, find_model, find_part
+from sdpipe.loading.locate import Location, configurations, find_checker, find_model, find_part
 from sdpipe.loading.lora import Lora
 from sdpipe.loading.single_file import Kind
 from sdpipe.loading.weight_files import header, shapes
@@ -38,7 +38,12 @@ V1_4_SCHEDULER: Mapping[str, Any] = {
 _CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "unet": {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280},
     "vae": {"latent_channels": 4, "block_out_channels": (64,)},
-    "text_encoder": {"hidden_size": 512, "vocab_size": 49408, "max_position_embeddings": 77},
+    "text_encoder": {
+        "hidden_size": 512,
+        "num_hidden_layers": 12,
+        "vocab_size": 49408,
+        "max_position_embeddings": 77,
+    },
 }
 _INPUTS = {
     9: "an inpainting model, which also takes a mask and the masked picture",
@@ -104,18 +109,16 @@ class Sources:
         if model is not None or rest != ["scheduler"]:
             base = find_model(model, parts=rest, full=full)
             places.update(dict.fromkeys(rest, base))
+        kind = None
+        if base is not None and base.is_file:  # looked at before anything is fetched for it
+            kind = file_kind(base, rest, prediction)
         described = base is not None and (base.path / "vae" / "config.json").is_file()
         if base is not None and base.is_file:
             template = configurations(label=base.label)
         elif "vae" in places and places["vae"].is_file and not described:
             template = configurations(label=places["vae"].label)
-        sources = cls(base, modules, places, swapped, template, prediction=prediction)
+        sources = cls(base, modules, places, swapped, template, kind, prediction)
         sources._check_headers()
-        if base is not None and base.is_file:
-            notes, tensors = header(base.path, base.label)
-            kind = single_file.look(notes, tensors, prediction)
-            single_file.check(tensors, tuple(rest), kind, base.label)
-            sources = replace(sources, kind=kind)
         if "vae" in given and "vae" in places and places["vae"].is_file:
             _, tensors = header(places["vae"].path, places["vae"].label)
             single_file.check_vae(tensors, sources.config("vae"), places["vae"].label)
@@ -154,6 +157,15 @@ class Sources:
         config, whose = self.config("text_encoder"), self.who("text_encoder")
         for each in embeddings:
             each.check_fit(config["hidden_size"], config["max_position_embeddings"], whose)
+
+    def check_checker(self) -> None:
+        """Refuses a model that has no safety checker; one of the hub is asked when it is loaded.
+
+        Raises:
+            ModelError: it has none.
+        """
+        if self.model is not None and self.model.revision is None:
+            find_checker(self.model.name, self.model.path, None, full=False)
 
     def _check_headers(self) -> None:
         """Opens every file of weights: a header tells how long its file has to be."""
@@ -300,11 +312,31 @@ class Sources:
         values: dict[str, Any] = {}
         if self.model is not None and (path := self.model.path / "sdpipe.json").is_file():
             values = own_settings(path, self.model.label)
-        unet, vae = self.config("unet"), self.config("vae")
-        size = unet.get("sample_size") or 64
+        size = self.config("unet").get("sample_size") or 64
         height, width = (size, size) if isinstance(size, int) else size
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        return {"width": width * factor, "height": height * factor, **values}
+        return {"width": width * self.factor, "height": height * self.factor, **values}
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a picture to one of its latents, in each direction."""
+        return int(2 ** (len(self.config("vae")["block_out_channels"]) - 1))
+
+    @property
+    def layers(self) -> int:
+        """Those of the text encoder."""
+        return int(self.config("text_encoder")["num_hidden_layers"])
+
+
+def file_kind(place: Location, parts: Sequence[str], prediction: str | None) -> Kind:
+    """What a single file tells of the model in it, where it can be read and has `parts`.
+
+    Raises:
+        ModelError: it is damaged, or as `single_file.check`.
+    """
+    notes, tensors = header(place.path, place.label)
+    kind = single_file.look(notes, tensors, prediction)
+    single_file.check(tensors, tuple(parts), kind, place.label)
+    return kind
 
 
 def own_settings(path: Path, label: str) -> dict[str, Any]:
