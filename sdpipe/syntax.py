@@ -229,9 +229,10 @@ class _Reader:
             return self._weighted(fields[0], ROUND, marks[0])
         told, place = self._text[marks[-2] + 1 : marks[-1]].strip(), self._place(marks[-2])
         if not _NUMBER.fullmatch(told):
+            found = f"{told[:40]!r} after the colon in {place} is no weight"
+            found = found if told else f"no weight follows the colon in {place}"
             self._refuse(
-                f"{told[:40]!r} after the colon in {place} is no weight; one is a number from 0 "
-                f"to {MAX_WEIGHT}, as in (cat:1.3); write \\: for a plain colon."
+                f"{found}; one is a number from 0 to {MAX_WEIGHT}, as in (cat:1.3); write \\: for a plain colon."
             )
         if not 0 <= float(told) <= MAX_WEIGHT:
             self._refuse(
@@ -261,7 +262,14 @@ class _Reader:
             )
         told, place = self._text[marks[-2] + 1 : marks[-1]].strip(), self._place(marks[-2])
         share = "." in told
-        if not _NUMBER.fullmatch(told) or not 0 <= float(told) <= (1 if share else MAX_STEP):
+        most = 1 if share else MAX_STEP
+        if _NUMBER.fullmatch(told) and not 0 <= float(told) <= most:
+            self._refuse(
+                f"{told[:40]} after the colon in {place} is out of range: a share of the steps, "
+                f"with a point, is 0.0 to 1.0, and a number of them 0 to {MAX_STEP}; a weight is "
+                "(cat:1.3)."
+            )
+        if not _NUMBER.fullmatch(told):
             self._refuse(
                 f"{told[:40]!r} after the colon in {place} is neither a number of steps, as in "
                 "[cat:dog:10], nor a share of them from 0.0 to 1.0, as in [cat:dog:0.5]; a weight "
