@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sdpipe.errors import SdpipeError
+from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.messages import marked
 from sdpipe.pixels import load_pixels, pixels_sha256
 from sdpipe.record import Record, read_record
+from sdpipe.settings import Settings
 
 MAX_SHOWN = 300  # characters of a value in a line; prompts are shown whole
 ZERO_WIDTH_JOINER = "\u200d"  # no sign of its own, but inside many an emoji
@@ -127,7 +128,7 @@ def _rows(record: Record) -> Iterator[tuple[str, str]]:
         yield "negative prompt", str(negative)
     width, height = values.pop("width", None), values.pop("height", None)
     if width is not None or height is not None:
-        yield "size", _short(f"{width} x {height}")
+        yield "size", _size(width, height, values.get("hires"))
     values.pop("n", None)
     for name, usual in (("clip_skip", 1), ("rescale", 0), ("safety", "off")):
         if values.get(name) == usual:
@@ -184,6 +185,18 @@ def sweep_command(record: Record) -> str:
     if record.dtype is not None:
         options["dtype"] = record.dtype
     return record.sweep.command(**options)
+
+
+def _size(width: object, height: object, hires: object) -> str:
+    """The finished picture's, and with a second pass that of the first."""
+    first = _short(f"{width} x {height}")
+    if hires is None:
+        return first
+    try:
+        size = Settings.from_dict({"prompt": "", "width": width, "height": height, "hires": hires})
+    except UsageError:  # anything may stand in a file
+        return first
+    return "{} x {} from {}".format(*size.finished, first)
 
 
 def _model(model: Mapping[str, str]) -> str:

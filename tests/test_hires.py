@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from sdpipe.cli import main
 from sdpipe.errors import UsageError
 from sdpipe.foreign import a1111
 from sdpipe.plan import plan
-from sdpipe.png import parameters, read
+from sdpipe.png import parameters, read, save
 from sdpipe.record import Record
 from sdpipe.replay import _check_size, prepare
 from sdpipe.settings import Settings
@@ -207,6 +208,18 @@ def test_from_the_command_line_to_a_file_its_steps_and_back(folder, tmp_path, ca
     with Image.open(steps / "xt-04.png") as last:
         drawn = latents_to_pil(vae, end)[0]
         assert apart(last, drawn) <= 1
+
+
+@pytest.mark.parametrize(
+    ("hires", "told"),
+    [(1.5, "192 x 96 from 128 x 64"), (None, "128 x 64"), ("much", "128 x 64")],
+)
+def test_info_tells_the_size_of_the_finished_picture(tmp_path, capsys, hires, told):
+    settings = Settings(prompt="x", seed=3, width=128, height=64).resolved(V1_4)
+    notes = {"sdpipe": {"settings": {**settings.to_dict(), "hires": hires}}, "parameters": "x"}
+    save(Image.new("RGB", (8, 8)), tmp_path / "x.png", notes)
+    assert main(["info", str(tmp_path / "x.png")]) == 0
+    assert re.search(r"size +(.+)", capsys.readouterr().out)[1] == told
 
 
 def test_a1111_writes_and_reads_it_by_its_own_names():
