@@ -52,7 +52,7 @@ class Canvas:
 def take(init: Source | None, mask: Source | None = None) -> tuple[Picture | None, Picture | None]:
     """The pictures of a run, read and held against each other; one that was taken is let through.
 
-    What is transparent lies on white, in a mask on black.
+    What is transparent lies on white, in a mask on black. A ~ before a path is your home.
 
     Raises:
         UsageError: one can't be read, there is a mask alone, it has another size, or no white.
@@ -115,11 +115,14 @@ def _taken(what: str, source: Source) -> Picture:
     paper = "black" if what == "mask" else "white"
     if isinstance(source, Image.Image):
         image = upright(source, paper)
-    elif isinstance(source, str | os.PathLike):
+    elif isinstance(source, str | os.PathLike) and os.fspath(source):
+        source = os.path.expanduser(source)
         name = os.path.basename(os.fsencode(source)).decode("utf-8", "replace")
         image = read_picture(source, paper)
     else:
-        raise UsageError(f"{what}={source!r} is no picture; give a file's path or a PIL image.")
+        raise UsageError(
+            f"{what}={source!r} is no picture; give a file's path or, in Python, a PIL image."
+        )
     image = image.convert("L") if what == "mask" else image
     return Picture(name, pixels_sha256(image), image)
 

@@ -368,6 +368,8 @@ def test_a_picture_drawn_from_a_picture_is_drawn_again_from_the_same(
         (["--init", "none.png"], "none.png cannot be read: No such file"),
         (["--init", "."], ". cannot be read: Is a directory"),
         (["--init", "text.png"], "text.png is no picture that can be read"),
+        (["--init", ""], "init='' is no picture; give a file's path"),
+        (["--init=~/text.png"], "text.png is no picture that can be read"),
         (["--init", "half.png"], "half.png cannot be read: it is damaged or cut short"),
         (["--init", "bomb.png"], "bomb.png is larger than 89 million pixels"),
         (["--init", "in.png", "--mask", "text.png"], "text.png is no picture"),
@@ -382,6 +384,7 @@ def test_what_is_no_picture_is_told_before_a_model_is_loaded(
     tmp_path, monkeypatch, capsys, arguments, message
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("sdpipe.pipeline.load", lambda *_, **__: pytest.fail("it was loaded"))
     picture().save("in.png")
     (tmp_path / "text.png").write_text("no picture")
