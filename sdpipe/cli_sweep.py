@@ -160,6 +160,7 @@ def sweep(
     """
     from sdpipe.early import cells, check_early
 
+    weights = options.weights(model, vae, prediction, lora, embedding)
     plan = _planned(context.params)
     check_device(device)
     check_dtype(dtype)
@@ -167,7 +168,6 @@ def sweep(
     if batch < 1:
         raise UsageError(f"batch={batch} is out of range: 1 or more pictures are drawn at once.")
     folder = _folder(out, plan)
-    weights = options.weights(model, vae, prediction, lora, embedding)
     check_early(weights, dtype, cells(plan))
     for remark in plan.remarks:
         messages.say(remark)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 Given = str | os.PathLike[str] | tuple[str | os.PathLike[str], float]
 """A LoRA as a person gives it: its file, or the file and the weight."""
 
+MAX_WEIGHT = 20
+"""Nothing is left of a model under so much of a LoRA; those made as sliders are taken up to 10."""
+
 _KOHYA = re.compile(r"lora_(unet|te1?)_(\w+)\.(lora_down\.weight|lora_up\.weight|alpha)")
 _DIFFUSERS = re.compile(
     r"(?:(unet|text_encoder)\.)?(.+?)"
@@ -114,16 +117,17 @@ class Lora:
         """Reads the header of a LoRA.
 
         Raises:
-            UsageError: the weight is no finite number.
+            UsageError: the weight is no number, or one beyond `MAX_WEIGHT`.
             ModelError: there is no such file, it is damaged, or it is something else.
         """
         file, weight = given if isinstance(given, tuple) else (given, 1.0)
         label = f"lora={os.fspath(file)!r}"
+        weight = check_weight(weight, label)
         path = find_file(file, label)
         notes, tensors = header(path, label)
         made_for = notes.get("ss_base_model_version") or notes.get("modelspec.architecture") or ""
         layers = _layers(tensors, _Alphas.of(notes, label), label)
-        return cls(path, check_weight(weight, label), layers, made_for, label)
+        return cls(path, weight, layers, made_for, label)
 
     @property
     def parts(self) -> list[str]:
@@ -208,13 +212,19 @@ def _product(layer: Layer, file: Any, like: "torch.Tensor") -> "torch.Tensor":
 
 
 def check_weight(weight: object, label: str) -> float:
-    """A LoRA's weight. Raises UsageError where it is no finite number."""
+    """A LoRA's weight. Raises UsageError where it is no number, or one beyond `MAX_WEIGHT`."""
     if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
         raise UsageError(
             f"{label} has the weight {weight!r}, which is no finite number; 1 is as it was "
             "trained, 0 nothing of it."
         )
-    return float(weight)
+    number = float(weight)
+    if not -MAX_WEIGHT <= number <= MAX_WEIGHT:
+        raise UsageError(
+            f"{label} has the weight {number:g}, which is out of range: -{MAX_WEIGHT} to "
+            f"{MAX_WEIGHT}; 1 is as it was trained, 0 nothing of it."
+        )
+    return number
 
 
 @dataclass(frozen=True)
