@@ -151,7 +151,7 @@ def test_other_characters_after_a_backslash_and_colons_in_brackets_are_text():
         ("[cat:1.3]", r"1.3 after the colon in column 5 is out of .* a weight is \(cat:1.3\)"),
         ("[cat:dog]", "'dog' after the colon in column 5 is neither a number of steps"),
         ("[cat:dog:-1]", "-1 after the colon in column 9 is out of range: a share"),
-        ("[cat:dog:1000]", r"1000 after the colon in column 9 is out of range: .* 0 to 999\."),
+        ("[cat:dog:1000]", r"1000 after the colon in column 9 is out of range: .* 0 to 999;"),
         ("[cat:dog:1.5]", r"1\.5 after the colon in column 9 is out of range: .* 0\.0 to 1\.0"),
         ("[a:b:c:0.5]", r"bracket \[ in column 1 has 3 colons, and \[cat:dog:0.5\] has two"),
         ("[a|b:0.5]", r"bracket \[ in column 1 has both \| and :, and takes one"),
