@@ -232,8 +232,8 @@ class _Reader:
             found = f"{told[:40]!r} after the colon in {place} is no weight"
             found = found if told else f"no weight follows the colon in {place}"
             self._refuse(
-                f"{found}; one is a number from 0 to {MAX_WEIGHT}, as in (cat:1.3); write \\: for a "
-                "plain colon."
+                f"{found}; one is a number from 0 to {MAX_WEIGHT}, as in (cat:1.3); write \\: for "
+                "a plain colon."
             )
         if not 0 <= float(told) <= MAX_WEIGHT:
             self._refuse(
