@@ -206,7 +206,8 @@ def test_a_file_that_lacks_one_tensor(hub, file, tensors):
         ("lora_unet_down_blocks_0.alpha", "is a LoRA"),
         ("down_blocks.0.resnets.0.conv1.weight", "is a UNet alone"),
         ("decoder.conv_in.weight", "is a VAE alone"),
-        ("fc.weight", "holds no text_encoder"),
+        ("fc.weight", "is no model of Stable Diffusion 1 or 2"),
+        ("first_stage_model.decoder.conv_in.weight", "holds no text_encoder"),
     ],
 )
 def test_files_of_other_kinds(hub, file, name, message):
