@@ -1,6 +1,7 @@
 """Refusals of what a model that is here does not take: without torch, and so at once."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+import sdpipe
 from sdpipe.loading.locate import BUILT_IN_FOLDER
 
 RUN = """
@@ -116,9 +118,10 @@ def told(tmp_path_factory):
         [sys.executable, "-c", RUN],
         input=json.dumps([words for words, _ in CASES.values()]),
         cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(sdpipe.__file__))},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return dict(zip(CASES, json.loads(done.stdout), strict=True))
