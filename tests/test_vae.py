@@ -117,6 +117,16 @@ def test_a_vae_of_another_kind_is_told_before_anything_is_loaded(
         load(models[0], vae=tmp_path / "other.safetensors")
 
 
+def test_of_a_folder_with_old_names_the_tensor_that_does_not_fit_is_named(models, tmp_path):
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    path = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["decoder.conv_out.bias"] = torch.zeros(4)
+    save_file(old_diffusers_layout(tensors), path)
+    with pytest.raises(ModelError, match=r"its tensor decoder.conv_out.bias has the shape \[4\]"):
+        load(models[0], vae=tmp_path / "vae")
+
+
 def test_a_folder_with_another_factor(models, tmp_path, monkeypatch):
     monkeypatch.setattr(sdpipe.components, "build", None)
     kinds = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}

@@ -18,6 +18,7 @@ from sdpipe.loading.locate import Location, configurations, find_checker, find_m
 from sdpipe.loading.lora import Lora
 from sdpipe.loading.single_file import Kind
 from sdpipe.loading.weight_files import header, shapes
+from sdpipe.loading.weights import new_name
 from sdpipe.settings import MODEL_DEFAULTS, Settings
 
 V1_4_SCHEDULER: Mapping[str, Any] = {
@@ -133,7 +134,7 @@ class Sources:
         if place.is_file:
             return {}
         found = shapes(self.weights(part), place.label)
-        return {name.removeprefix("text_model."): shape for name, shape in found.items()}
+        return {new_name(name): shape for name, shape in found.items()}
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
         """Refuses a LoRA that changes layers that the model does not have.
