@@ -71,11 +71,7 @@ def find_model(
     Raises:
         ModelError: there is no such model, a part is missing, or it cannot be fetched.
     """
-    parts = tuple(parts)
-
-    def select(names: Iterable[str]) -> Selection:
-        return select_model(set(names), parts, full=full)
-
+    select = _select_model(tuple(parts), full)
     if model is not None:
         return _find(model, select, f"model={str(model)!r}", full)
     if name := os.environ.get("SDPIPE_MODEL"):
@@ -95,11 +91,11 @@ def find_model(
 
 def is_cached(hub_id: str, *, full: bool = False) -> bool:
     """Whether a model of the hub is here, whole: `find_model` then asks nobody for it."""
+    return cached(hub_id, _select_model(PARTS, full), full=full) is not None
 
-    def select(names: Iterable[str]) -> Selection:
-        return select_model(set(names), PARTS, full=full)
 
-    return cached(hub_id, select, full=full) is not None
+def _select_model(parts: tuple[str, ...], full: bool) -> Select:
+    return lambda names: select_model(set(names), parts, full=full)
 
 
 def is_here(model: str | os.PathLike[str] | None, *, full: bool = False) -> bool:
@@ -129,7 +125,7 @@ def find_part(value: str | os.PathLike[str], part: str, *, full: bool = False) -
         ModelError: it is not there, or cannot be fetched.
     """
     label = f"{part}={str(value)!r}"
-    found = _find(value, _selecting(part, full), label, full)
+    found = _find(value, _select_part(part, full), label, full)
     if found.is_file and part != "vae":
         raise ModelError(
             f"{label} is a file; a part is given as a folder with its configuration and weights, "
@@ -171,7 +167,7 @@ def _select_checker(full: bool) -> Select:
 
 def is_part_cached(hub_id: str, part: str, *, full: bool = False) -> bool:
     """Whether a part from the hub is here, whole: `find_part` then asks nobody for it."""
-    return cached(hub_id, _selecting(part, full), full=full) is not None
+    return cached(hub_id, _select_part(part, full), full=full) is not None
 
 
 def is_part_here(value: str | os.PathLike[str], part: str, full: bool = False) -> bool:
@@ -194,7 +190,7 @@ def check_part(value: str | os.PathLike[str] | None, part: str) -> None:
         find_part(value, part)
 
 
-def _selecting(part: str, full: bool) -> Select:
+def _select_part(part: str, full: bool) -> Select:
     return lambda names: select_part(set(names), part, full=full)
 
 
