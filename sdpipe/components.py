@@ -88,6 +88,18 @@ class Components:
             "embeddings": [each.identity() for each in self.embeddings],
         }
 
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What `plan.plan` fills settings in from, and holds them against, by its names for it."""
+        from sdpipe.latents import vae_factor
+
+        return {
+            "defaults": self.defaults,
+            "factor": vae_factor(self.vae),
+            "layers": self.text_encoder.config.num_hidden_layers,
+            "stands_in": self.fallback,
+        }
+
     @cached_property
     def _sha256(self) -> dict[str, str]:
         return {part: sha256(*files) for part, files in self.weights.items()}

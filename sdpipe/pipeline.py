@@ -255,16 +255,7 @@ class Pipeline:
         parts = self.components
         settings: dict[str, Any] = check_names(asked)
         init, mask = take(settings.pop("init", None), settings.pop("mask", None))
-        run = plan(
-            prompt,
-            defaults=parts.defaults,
-            factor=vae_factor(parts.vae),
-            layers=parts.text_encoder.config.num_hidden_layers,
-            stands_in=parts.fallback,
-            init=init,
-            mask=mask,
-            **settings,
-        )
+        run = plan(prompt, **parts.rules, init=init, mask=mask, **settings)
         check_seamless(run[0], vae_factor(parts.vae), len(parts.unet.config.block_out_channels))
         return run, lay(run[0], init, mask)
 

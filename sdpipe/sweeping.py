@@ -30,7 +30,6 @@ from sdpipe.device import dtype_name
 from sdpipe.errors import NotFiniteError, SdpipeError, UsageError
 from sdpipe.grid import Place, grid
 from sdpipe.guidance import shown
-from sdpipe.latents import vae_factor
 from sdpipe.pipeline import Pipeline
 from sdpipe.pixels import load_pixels, pixels_sha256
 from sdpipe.plan import plan
@@ -166,18 +165,11 @@ class SweepFolder:
 
     def _resolved(self, sweep: Sweep) -> list[Settings]:
         """The settings of every cell with the model's own values, held against its rules."""
-        parts = self._pipe.components
+        rules = self._pipe.components.rules
         found: dict[Settings, str] = {}
         for cell in sweep.cells:
             values = {**cell.settings.to_dict(), **_pictures(sweep)}
-            (settings,) = plan(
-                values.pop("prompt"),
-                defaults=parts.defaults,
-                factor=vae_factor(parts.vae),
-                layers=parts.text_encoder.config.num_hidden_layers,
-                stands_in=parts.fallback,
-                **values,
-            )
+            (settings,) = plan(values.pop("prompt"), **rules, **values)
             if settings in found:
                 raise UsageError(
                     f"{found[settings]} and {cell.name} are the same picture with this model; "

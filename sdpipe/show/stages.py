@@ -6,7 +6,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sdpipe.guidance import shown
-from sdpipe.latents import vae_factor
 from sdpipe.plan import plan
 from sdpipe.schedule import make_scheduler
 
@@ -21,16 +20,7 @@ def settle(pipe: "Pipeline", prompt: str = "", **settings: Any) -> "Settings":
     Raises:
         UsageError: a value breaks its rule, or the model's.
     """
-    parts = pipe.components
-    factor = vae_factor(parts.vae)
-    return plan(
-        prompt,
-        defaults=parts.defaults,
-        factor=factor,
-        layers=parts.text_encoder.config.num_hidden_layers,
-        stands_in=parts.fallback,
-        **settings,
-    )[0]
+    return plan(prompt, **pipe.components.rules, **settings)[0]
 
 
 def sampling(settings: "Settings") -> str:
