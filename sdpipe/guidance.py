@@ -27,10 +27,9 @@ class Guidance:
     def at(self, i: int, total: int, sigma: float) -> float:
         """The guidance scale of call `i` of `total` of the U-Net, from 0, with input at `sigma`.
 
-        Outside of the interval, of which its lower end is no part, it is 1: the prompt alone, as
-        Kynkäänniemi et al. (2024) have it.
+        Outside of the interval it is 1: the prompt alone, as Kynkäänniemi et al. (2024) have it.
         """
-        if self.interval is not None and not self.interval[0] < sigma <= self.interval[1]:
+        if not self.covers(sigma):
             return 1.0
         if not isinstance(self.g, tuple):
             return self.g
@@ -38,6 +37,10 @@ class Guidance:
             return self.g[0]
         # In this order whole numbers stay exact: at 1 and 0 the work is half.
         return ((total - 1 - i) * self.g[0] + i * self.g[1]) / (total - 1)
+
+    def covers(self, sigma: float) -> bool:
+        """Whether a noise level is in the interval, of which its lower end is no part."""
+        return self.interval is None or self.interval[0] < sigma <= self.interval[1]
 
     def last(self, some: int, total: int) -> Self:
         """The guidance of the last `some` of `total` steps, by themselves."""

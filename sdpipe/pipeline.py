@@ -475,10 +475,8 @@ def _varied(eps: Tensor, run: list[Settings]) -> Tensor:
 
 def _check_interval(guidance: Guidance, sigmas: list[float]) -> None:
     """Warns of an interval that none of the run's noise levels is in."""
-    if guidance.interval is None:
-        return
-    low, high = guidance.interval
-    if not any(low < sigma <= high for sigma in sigmas):
+    if guidance.interval is not None and not any(map(guidance.covers, sigmas)):
+        low, high = guidance.interval
         warnings.warn(
             f"interval={low:g},{high:g} holds none of the run's noise levels, which go from "
             f"{sigmas[0]:.3g} down to {sigmas[-1]:.3g}: nothing is guided, as with g 1.",
