@@ -1,11 +1,12 @@
 """How well the built-in model draws what it is asked for.
 
-    python benchmarks/prompt_accuracy.py [--model emoji] [--quick] [--batch 16] [--limit N]
+    python benchmarks/prompt_accuracy.py [--model emoji] [--only PART ...] [--quick] [--batch 16]
 
 Each function from `glyph` to `cost` measures one thing; judge.py says what a picture shows, from
 the font alone. Needs the font and the package emoji, as training does. Writes prompt_accuracy.json
-beside this file, anew after each part. --quick runs four parts with fewer pictures, --limit all of
-them with N names, for a trial.
+beside this file, anew after each part; with --only the other parts stay, if they are of the same
+weights. --quick runs four parts with fewer pictures, --limit N all of them with N names, for a
+trial.
 """
 
 import argparse
@@ -379,6 +380,9 @@ def line(figures: Figures) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="emoji")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PART", choices=[part.__name__ for part in PARTS]
+    )
     parser.add_argument("--quick", action="store_true", help=f"four parts, {QUICK_NAMES} names")
     parser.add_argument("--batch", type=int, default=16, help="pictures drawn at a time")
     parser.add_argument("--limit", type=int, default=NAMES, help="names at most, for a trial")
@@ -398,6 +402,11 @@ def main() -> None:
         "judge": {},
         "parts": {},
     }
+    before: Figures = {}
+    if options.only and options.output.exists():
+        before = json.loads(options.output.read_text())
+    if before and before["model"]["sha256"] == report["model"]["sha256"]:
+        report["judge"], report["parts"] = before["judge"], before["parts"]
 
     def measure(part: Callable[[], Figures], name: str, among: Figures) -> None:
         started = time.monotonic()
@@ -406,10 +415,12 @@ def main() -> None:
         print(f"{name}: {line(among[name])}", flush=True)
         options.output.write_text(json.dumps(report, indent=1) + "\n")
 
-    some = None if bench.all_names else 4 * count
-    measure(partial(check, bench.judge, bench.own["width"], some), "judge", report)
+    if not report["judge"]:
+        some = None if bench.all_names else 4 * count
+        measure(partial(check, bench.judge, bench.own["width"], some), "judge", report)
     for part in QUICK if options.quick else PARTS:
-        measure(partial(part, bench), part.__name__, report["parts"])
+        if not options.only or part.__name__ in options.only:
+            measure(partial(part, bench), part.__name__, report["parts"])
     print(f"\n{table(report)}\n\nwritten to {options.output}")
 
 
