@@ -224,5 +224,5 @@ def test_an_inpainting_file(hub, file, tensors):
 def test_a_damaged_file(hub, file):
     path = file()
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ModelError, match=r"mine.safetensors are damaged or cut short"):
+    with pytest.raises(ModelError, match=r"mine.safetensors' is damaged or cut short"):
         load(path)
