@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 BATCH_PIXELS = 2**22
 """A CPU draws no faster with more at once: 16 pictures of 512 x 512, or 256 of 128 x 128."""
-DIVERGED = 12.0
+DIVERGED = 20.0
 """No picture's latents reach this many standard deviations; a solver that diverges does."""
 
 
