@@ -252,7 +252,7 @@ import sys
 from diffusers import StableDiffusionPipeline
 pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1])
 stop = lambda *_: sys.exit()
-pipe("red apple", num_inference_steps=30, guidance_scale=3, callback_on_step_end=stop)
+pipe("red apple", num_inference_steps=30, guidance_scale=5, callback_on_step_end=stop)
 """
 
 
