@@ -381,8 +381,11 @@ def test_on_a_terminal_an_interrupt_ends_within_a_second(model, tmp_path, moment
     options = ["--model", model, *FAST, "--steps", steps, "--save-int"]
     arguments = ["generate", "red apple", "--out", "x.png", *options]
     with OnTerminal(tmp_path, *arguments) as run:
-        run.wait_for("writing x.steps: " if moment == "writing" else moment)
-        time.sleep(0.3)
+        if moment == "writing":
+            run.wait_for("writing x.steps: ")
+        else:
+            run.wait_for(moment)
+            time.sleep(0.3)
         started = time.monotonic()
         run.process.send_signal(number)
         out = run.end()
