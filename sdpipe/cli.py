@@ -12,6 +12,7 @@ import typer
 import sdpipe
 from sdpipe import cli_check, cli_repeat, cli_sweep, cli_train, files, messages, options, progress
 from sdpipe.cli_show import show_app
+from sdpipe.command import Command
 from sdpipe.device import check_device, check_dtype, check_speed
 from sdpipe.errors import UsageError
 from sdpipe.guidance import bounds
@@ -191,6 +192,8 @@ app.command(
     epilog="Example:  sdpipe compare 'red apple' --model emoji --seed 42 --out curve.png",
 )(cli_check.compare)
 app.command(short_help="Look whether all that is needed is here.")(cli_check.doctor)
+for _command in (*app.registered_commands, *show_app.registered_commands):
+    _command.cls = Command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -320,6 +320,26 @@ def test_every_wrong_usage_is_told_in_a_paragraph_and_without_torch(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["generate", "x", "--seamless", "--out", "a.png"], "--seamless needs a value, AXES, but"),
+        (["generate", "x", "--out", "--json"], "--out needs a value, PATH, but --json is another"),
+        (["generate", "x", "--seed"], "--seed needs a value, N. See sdpipe generate --help."),
+        (["show", "tokens", "x", "--model"], "--model needs a value, NAME. See sdpipe show tokens"),
+    ],
+)
+def test_an_option_without_its_value_is_refused_and_takes_no_other_ones_place(words, told, capsys):
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_behind_two_dashes_a_prompt_may_look_like_an_option(model, tmp_path, capsys):
+    path = str(tmp_path / "a.png")
+    assert main(["generate", "--model", model, *FAST, "--out", path, "--", "--seed"]) == 0
+    assert read(path)["sdpipe"]["settings"]["prompt"] == "--seed"
+
+
 class OnTerminal:
     """`sdpipe` in a process of its own, with a terminal as its standard error."""
 

@@ -143,7 +143,7 @@ def test_variations_are_of_one_prompt():
     [
         (["--variation", "1.5"], "variation=1.5 is out of range"),
         (["--variation", "a"], "'a' is not a number"),
-        (["--variation"], "requires an argument"),
+        (["--variation"], "--variation needs a value, SHARE"),
         (["--variation-seed", "0.5"], "'0.5' is not a whole number"),
         (["--vary", "0"], "vary=0 is out of range"),
         (["--vary", "2", "--n", "3"], "give one prompt and leave n out"),
