@@ -86,6 +86,10 @@ learning_rate = 1e-3
 muon_rate = 1e-3
 warmup = 2
 ema = 0.9
+[joint]
+steps = 3
+batch = 4
+warmup = 1
 [tune]
 steps = 3
 batch = 2
@@ -98,7 +102,7 @@ steps = 5
 lms_order = 1
 """
 PARTS = ("unet", "vae", "text_encoder")
-STAGES = {"vae": 4, "decoder": 2, "text": 3, "unet": 6}
+STAGES = {"vae": 4, "decoder": 2, "text": 3, "unet": 6, "joint": 3}
 COLOURS = ("red", "blue", "green")
 
 # A model of six steps draws nothing yet, and lms, which it prefers, takes that badly.
@@ -264,10 +268,27 @@ def test_what_stands_in_the_folder(model):
     assert rows == [["stage", "step"], *([stage, str(steps)] for stage, steps in STAGES.items())]
     modes = {stat.S_IMODE(p.stat().st_mode) for p in model.rglob("*") if p.is_file()}
     assert len(modes) == 1  # whoever may read one file of it may read all
-    (sample,) = (training / "samples").iterdir()
-    assert sample.name == "unet-000006.png"
-    with Image.open(sample) as picture:
+    samples = sorted(path.name for path in (training / "samples").iterdir())
+    assert samples == ["joint-000003.png", "unet-000006.png"]
+    with Image.open(training / "samples" / samples[0]) as picture:
         assert picture.width > 2 * 128  # two captions, small pictures four times as large
+
+
+def test_the_text_encoder_rests_until_the_joint_stage(model):
+    training = model / "training"
+    states = {
+        stage: torch.load(training / f"{stage}.checkpoint", weights_only=True)["model"]
+        for stage in ("text", "unet", "joint")
+    }
+    name = "layers.0.mlp.fc1.weight"
+    alone, frozen, joint = (
+        next(weight for key, weight in states[stage].items() if key.endswith(name))
+        for stage in ("text", "unet", "joint")
+    )
+    assert torch.equal(alone, frozen)
+    assert not torch.equal(frozen, joint)
+    [shipped] = [w for key, w in weights(model).items() if key.startswith("text") and name in key]
+    assert not torch.equal(shipped, frozen.half())
 
 
 def test_a_sheet_has_the_picture_above_the_drawing_above_the_caption():
@@ -292,7 +313,7 @@ def test_sheets_are_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(Sheets, "draw", lambda self, loss: [cell] * 2)
 
     def steps(every):
-        sheets = Sheets(data, None, Samples(pictures=8, every=every), 4, tmp_path / str(every))
+        sheets = Sheets(data, None, Samples(pictures=8, every=every), 4, tmp_path / str(every), "unet")
         sheets.truth = [cell] * 2
         for step in (1, 2, 3, 4):
             sheets(step, None)
@@ -327,16 +348,19 @@ def python(*words, launcher=(), **environment):
     )
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(place, model, tmp_path, capsys):
+@pytest.mark.parametrize(("call", "stage", "step"), [(4, "unet", 3), (8, "joint", 1)])
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(
+    place, model, tmp_path, call, stage, step
+):
     code = (
         "import sys, test_train; from sdpipe.training import fit; from sdpipe.cli import main;"
-        "fit.SAVE_EVERY = fit.SHARE = 0; test_train.kill_at(4); main(sys.argv[1:])"
+        f"fit.SAVE_EVERY = fit.SHARE = 0; test_train.kill_at({call}); main(sys.argv[1:])"
     )
     done = python("-c", code, *options(place, tmp_path / "out"))
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "out" / "unet").exists()
-    state = torch.load(tmp_path / "out" / "training" / "unet.checkpoint", weights_only=True)
-    assert state["step"] == 3
+    state = torch.load(tmp_path / "out" / "training" / f"{stage}.checkpoint", weights_only=True)
+    assert state["step"] == step
     assert main(options(place, tmp_path / "out")) == 0
     assert_same(model, tmp_path / "out")
     logs = [m / "training" / "loss.csv" for m in (model, tmp_path / "out")]

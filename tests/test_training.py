@@ -229,6 +229,8 @@ def test_a_recipe_is_changed_as_a_whole():
     assert adjusted(recipe) == recipe
     emoji = load_recipe(EMOJI)
     assert adjusted(emoji) == emoji
+    joint = adjusted(emoji, steps=emoji.unet.steps // 10).joint
+    assert joint.steps == round(emoji.joint.steps / 10)
     assert adjusted(emoji, dim=32).vae.crop == 32
     tuned = adjusted(recipe, going_on=True).unet
     assert (tuned.steps, tuned.learning_rate) == (recipe.tune.steps, recipe.tune.learning_rate)

@@ -98,6 +98,18 @@ class Unet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Joint:
+    """The last stage, where U-Net and text encoder learn together; without steps there is none."""
+
+    steps: int = 0
+    batch: int = 32
+    learning_rate: float = 1e-3
+    muon_rate: float = 0.0
+    warmup: int = 200
+    ema: float = 0.999
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tune:
     """What differs where a model goes on learning: the U-Net and the text encoder, `--from`."""
 
@@ -133,6 +145,7 @@ class Recipe:
     vae: Vae
     text: Text
     unet: Unet
+    joint: Joint = Joint()
     tune: Tune = Tune()
     samples: Samples = Samples()
     sampling: dict[str, Any]
@@ -185,7 +198,7 @@ def adjusted(
 ) -> Recipe:
     """The recipe with another size, seed or length. None leaves what it says.
 
-    `steps` are the U-Net's; those of the other parts, the warm-up and the reach of the moving
+    `steps` are the U-Net's; those of the other stages, the warm-ups and the reach of the moving
     averages change in proportion. `going_on` says that no part is made anew (`--from`): then the
     U-Net's training is that of `tune`, and the size is for the model to judge.
 
@@ -210,7 +223,13 @@ def adjusted(
         ema=_ema(recipe.vae.ema, share),
     )
     text = replace(recipe.text, steps=_times(recipe.text.steps, share))
-    recipe = replace(recipe, seed=seed, size=size, unet=unet, vae=vae, text=text)
+    joint = replace(
+        recipe.joint,
+        steps=_times(recipe.joint.steps, share),
+        warmup=round(recipe.joint.warmup * min(share, 1)),
+        ema=_ema(recipe.joint.ema, share),
+    )
+    recipe = replace(recipe, seed=seed, size=size, unet=unet, vae=vae, text=text, joint=joint)
     _check(recipe, anew=not going_on)
     return recipe
 
@@ -224,7 +243,15 @@ def _ema(decay: float, share: float) -> float:
     return decay if share >= 1 else max(1 - (1 - decay) / share, 0.0)
 
 
-MAY_BE_0 = {"vae.steps", "vae.decoder_steps", "text.steps", "unet.warmup", "tune.warmup"}
+MAY_BE_0 = {
+    "vae.steps",
+    "vae.decoder_steps",
+    "text.steps",
+    "unet.warmup",
+    "joint.steps",
+    "joint.warmup",
+    "tune.warmup",
+}
 
 
 def _check(recipe: Recipe, *, anew: bool) -> None:

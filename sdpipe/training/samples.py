@@ -35,11 +35,17 @@ class Sheets:
     """
 
     def __init__(
-        self, data: Captioned, model: Model, recipe: Samples, last: int, folder: Path
+        self,
+        data: Captioned,
+        model: Model,
+        recipe: Samples,
+        last: int,
+        folder: Path,
+        stage: str,
     ) -> None:
         """`last` is the step after which there is always a sheet."""
         self.data, self.model, self.recipe, self.folder = data, model, recipe, folder
-        self.last = last
+        self.last, self.stage = last, stage
         count = min(recipe.pictures, len(data.pictures))
         self.chosen = [i * len(data.pictures) // count for i in range(count)] if count else []
         self.captions = [data.pictures.caption(i, random.Random(i)) for i in self.chosen]
@@ -47,7 +53,7 @@ class Sheets:
         self.next = 0.0
 
     def __call__(self, step: int, loss: nn.Module) -> None:
-        """Writes `unet-STEP.png` where the last one is long enough ago, and at the end."""
+        """Writes `STAGE-STEP.png` where the last one is long enough ago, and at the end."""
         started = time.monotonic()
         if not self.chosen or (started < self.next and step < self.last):
             return
@@ -59,7 +65,7 @@ class Sheets:
             latents = self.data.latents[self.chosen].float().split(1)
             self.truth = [latents_to_pil(self.model.vae, z)[0] for z in latents]
         self.folder.mkdir(exist_ok=True)
-        with written(self.folder / f"unet-{step:06}.png") as file:
+        with written(self.folder / f"{self.stage}-{step:06}.png") as file:
             sheet(self.truth, drawn, self.captions).save(file, "PNG")
         ended = time.monotonic()
         self.next = ended + max(self.recipe.every, SHARE * (ended - started))

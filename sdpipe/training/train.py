@@ -7,7 +7,7 @@ draws its own part of every batch, and the first one writes and speaks.
 import hashlib
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from sdpipe.training.glyphs import Emoji
 from sdpipe.training.imagefolder import ImageFolder
 from sdpipe.training.job import Job
 from sdpipe.training.model import Model, load_model, new_model, save_model
-from sdpipe.training.recipe import Recipe
+from sdpipe.training.recipe import Recipe, Unet
 from sdpipe.training.samples import Sheets
 
 
@@ -100,7 +100,10 @@ def _train(job: Job, accelerator: Accelerator) -> None:
     data = Captioned(pictures, latents, model.tokenizer)
     if origin is None:
         _train_text_encoder(run, data)
-    _train_unet(run, data)
+    _train_unet(run, data, "unet", run.recipe.unet)
+    if origin is None and run.recipe.joint.steps:
+        joint = replace(run.recipe.unet, **asdict(run.recipe.joint), train_text_encoder=True)
+        _train_unet(run, data, "joint", joint)
     _in_first(accelerator, lambda: save_model(model, job.out, run.folder))
 
 
@@ -159,6 +162,7 @@ def _begin(job: Job, run: Run, pictures: Emoji | ImageFolder, origin: str | None
             "latents.safetensors",
             "text.checkpoint",
             "unet.checkpoint",
+            "joint.checkpoint",
         ):
             (run.folder / name).unlink(missing_ok=True)  # of another VAE, if there are any
     if not isinstance(pictures, ImageFolder):
@@ -246,12 +250,13 @@ def _train_text_encoder(run: Run, data: Captioned) -> None:
     )
 
 
-def _train_unet(run: Run, data: Captioned) -> None:
+def _train_unet(run: Run, data: Captioned, stage: str, r: Unet) -> None:
     """Trains the U-Net; the text encoder goes on learning with it, or stays as it is."""
-    r, draws, count = run.recipe.unet, run.draws(), run.share(run.recipe.unet.batch)
+    draws, count = run.draws(), run.share(r.batch)
+    before = 0 if stage == "unet" else run.recipe.unet.steps
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        rng, generator = draws.at(step)
+        rng, generator = draws.at(before + step)  # each stage has random numbers of its own
         x_0, tokens = data.batch(count, r.dropped, rng, generator)
         t = torch.randint(r.timesteps, (count,), generator=generator)
         return x_0, tokens, t, torch.randn(x_0.shape, generator=generator)
@@ -259,8 +264,9 @@ def _train_unet(run: Run, data: Captioned) -> None:
     loss = ddpm.DenoisingLoss(run.model.unet, run.model.text_encoder, r).to(run.accelerator.device)
     loss.unet.requires_grad_(True)
     loss.text_encoder.requires_grad_(r.train_text_encoder)
+    sheets = Sheets(data, run.model, run.recipe.samples, r.steps, run.folder / "samples", stage)
     fit(
-        "unet",
+        stage,
         loss,
         batch,
         run.folder,
@@ -270,5 +276,5 @@ def _train_unet(run: Run, data: Captioned) -> None:
         muon_rate=r.muon_rate,
         warmup=r.warmup,
         ema=r.ema,
-        show=Sheets(data, run.model, run.recipe.samples, r.steps, run.folder / "samples"),
+        show=sheets,
     )
