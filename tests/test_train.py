@@ -313,7 +313,9 @@ def test_sheets_are_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(Sheets, "draw", lambda self, loss: [cell] * 2)
 
     def steps(every):
-        sheets = Sheets(data, None, Samples(pictures=8, every=every), 4, tmp_path / str(every), "unet")
+        sheets = Sheets(
+            data, None, Samples(pictures=8, every=every), 4, tmp_path / str(every), "unet"
+        )
         sheets.truth = [cell] * 2
         for step in (1, 2, 3, 4):
             sheets(step, None)
