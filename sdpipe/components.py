@@ -122,6 +122,7 @@ def load(
     loras: Sequence[lora.Given] = (),
     embeddings: Sequence[embedding.Given] = (),
     low_memory: bool = False,
+    for_speed: bool = False,
 ) -> Components:
     """Loads a model, fetching it first where it has to be.
 
@@ -136,6 +137,7 @@ def load(
         out, that is the one in the file, else the file's name. A part that was handed over stays
         as it was, and a copy of it is changed.
     low_memory: keep the networks in the computer's own memory; `device` is where they will work.
+    for_speed: read weights into the layout that `speed.lay_out` gives them; nothing else changes.
 
     What can be told from names, headers and configurations is told before torch is imported; `look`
     tells nothing but that.
@@ -164,7 +166,8 @@ def load(
 
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
-    parts = build(sources, pick_device("cpu") if low_memory else device, dtype, added, words)
+    place = pick_device("cpu") if low_memory else device
+    parts = build(sources, place, dtype, added, words, for_speed=for_speed)
     base, unet_from = sources.model, sources.places.get("unet")
     local = {"unet", *sources.swapped} & {
         part for part, place in sources.places.items() if place.revision is None

@@ -138,6 +138,7 @@ class Pipeline:
             loras=loras,
             embeddings=embeddings,
             low_memory=low_memory,
+            for_speed=self.speed != "plain",
         )
         self._faster = self._make_faster()
 

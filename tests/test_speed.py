@@ -132,6 +132,20 @@ def test_channels_last_where_groups_are_wide(pipes):
     assert narrow.weight.is_contiguous()
 
 
+def test_weights_are_read_into_their_layout(pipes, monkeypatch):
+    """What `lay_out` would do is done by then, so the memory for two layouts is never needed."""
+    monkeypatch.setattr(speed, "WIDE", 1)
+    monkeypatch.setattr(speed, "lay_out", lambda *_: None)
+    fast = Pipeline("emoji", device="cpu", dtype="bfloat16").components
+    for part in ("unet", "vae"):
+        known = getattr(pipes["plain"].components, part).state_dict()
+        for name, weight in getattr(fast, part).state_dict().items():
+            assert torch.equal(weight, known[name])
+            if weight.dim() == 4:
+                assert weight.is_contiguous(memory_format=torch.channels_last)
+                assert known[name].is_contiguous()
+
+
 def test_the_metadata_tells_and_replay_follows(pipes, tmp_path):
     from sdpipe import png
 

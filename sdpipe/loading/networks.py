@@ -30,16 +30,19 @@ def build(
     dtype: "torch.dtype",
     loras: Sequence[Lora] = (),
     embeddings: Sequence[Embedding] = (),
+    *,
+    for_speed: bool = False,
 ) -> dict[str, Any]:
     """The tokenizer and the three networks by name, on the device, for inference.
 
+    for_speed: read weights into the layout that `speed.lay_out` gives them.
     loras, embeddings: are added. A part that was handed over stays as it was: a copy is changed.
 
     Raises:
         ModelError: what a part lacks, or why it cannot be read.
     """
     with _one_at_a_time, _quiet():
-        parts = _read(sources, device, dtype, embeddings)
+        parts = _read(sources, device, dtype, embeddings, for_speed)
     _check_tokens(parts["tokenizer"], parts["text_encoder"])
     changed = {part for each in loras for part in each.parts}
     changed |= {"tokenizer", "text_encoder"} if embeddings else set()
@@ -58,6 +61,7 @@ def _read(
     device: "torch.device",
     dtype: "torch.dtype",
     embeddings: Sequence[Embedding],
+    for_speed: bool,
 ) -> dict[str, Any]:
     import torch
 
@@ -78,7 +82,7 @@ def _read(
                 tensors, config = files[place.path], sources.config(part)
                 parts[part] = single_file.build(part, tensors, config, device, dtype)
             else:
-                parts[part] = _network(part, sources, device, dtype)
+                parts[part] = _network(part, sources, device, dtype, for_speed)
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"{place.label}: the {part} does not fit into the memory of {device} in {dtype}; "
@@ -145,7 +149,9 @@ def _tokenizer(sources: Sources) -> "CLIPTokenizer":
     return tokenizer
 
 
-def _network(part: str, sources: Sources, device: "torch.device", dtype: "torch.dtype") -> Any:
+def _network(
+    part: str, sources: Sources, device: "torch.device", dtype: "torch.dtype", for_speed: bool
+) -> Any:
     """One network from a folder, with next to no memory beyond that of its weights.
 
     The libraries' own `from_pretrained` keep the whole file mapped until the last weight is
@@ -154,10 +160,14 @@ def _network(part: str, sources: Sources, device: "torch.device", dtype: "torch.
     """
     from accelerate import init_empty_weights
 
+    from sdpipe.speed import likes_channels_last
+
     with init_empty_weights(include_buffers=False):
         network = _unfilled(part, sources)
+    convolves = part in ("unet", "vae")
+    last = for_speed and convolves and likes_channels_last(network, device, dtype)
     for path in sources.weights(part):
-        weights.fill(network, path, device, dtype)
+        weights.fill(network, path, device, dtype, channels_last=last)
     return network
 
 

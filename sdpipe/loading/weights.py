@@ -19,9 +19,16 @@ _OLD_NAMES = {
 
 
 def fill(
-    network: "torch.nn.Module", path: Path, device: "torch.device", dtype: "torch.dtype"
+    network: "torch.nn.Module",
+    path: Path,
+    device: "torch.device",
+    dtype: "torch.dtype",
+    *,
+    channels_last: bool = False,
 ) -> None:
     """Puts the tensors of a file into a network's parameters, on the device and in the type.
+
+    channels_last: lay out those of convolutions so. Later it would take memory for both layouts.
 
     The network may have been made without memory. Tensors that it has no place for are left out;
     a place for which there is no tensor stays as it is.
@@ -32,6 +39,8 @@ def fill(
     """
     from accelerate.utils import set_module_tensor_to_device as put
     from safetensors import safe_open
+    from torch import channels_last as last
+    from torch import preserve_format as kept
 
     places = {name for name, _ in network.named_parameters()}
     with safe_open(path, framework="pt") as file:
@@ -43,7 +52,8 @@ def fill(
                 name = names.pop()
                 tensor = file.get_tensor(name)
                 read += tensor.nbytes
-                value = tensor.to(dtype, copy=True)
+                layout = last if channels_last and tensor.dim() == 4 else kept
+                value = tensor.to(dtype, copy=True, memory_format=layout)
                 put(network, new_name(name), device, value, dtype, clear_cache=False)
         del tensor  # it is a part of the file
 
