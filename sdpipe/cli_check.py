@@ -76,8 +76,9 @@ def compare(
     Both use the same weights and noise. The exit status is 0 where latents and picture are within
     the tolerance, and 1 where they are not.
     """
-    from sdpipe.compare import check_guidance, check_tolerance, compare_figure, plain_text
+    from sdpipe.compare import check_tolerance, compare_figure
     from sdpipe.compare import compare as hold_against_diffusers
+    from sdpipe.reference import check_guidance, plain_text
 
     inputs: dict[str, Any] = {
         "negative_prompt": options.text("--negative", negative),

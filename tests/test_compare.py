@@ -13,7 +13,8 @@ import sdpipe.denoise
 import sdpipe.pipeline
 from sdpipe import Pipeline, UsageError
 from sdpipe.cli import main
-from sdpipe.compare import TOLERANCES, check_guidance, compare, draw_with_diffusers, plain_text
+from sdpipe.compare import TOLERANCES, compare
+from sdpipe.reference import check_guidance, draw_with_diffusers, plain_text
 from sdpipe.settings import SCHEDULERS, Settings
 
 # A model of random weights draws no picture, and its latents know no bounds.
