@@ -8,7 +8,8 @@ from typing import Any
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.messages import marked
 from sdpipe.pixels import load_pixels, pixels_sha256
-from sdpipe.record import Record, read_record
+from sdpipe.reading import read_record
+from sdpipe.record import Record
 from sdpipe.settings import Settings
 
 MAX_SHOWN = 300  # characters of a value in a line; prompts are shown whole

@@ -4,9 +4,8 @@ A picture may come from anybody. So every value is held against a type and a len
 printed or drawn from; none is taken for a path, and nothing is fetched because of it.
 """
 
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -122,35 +121,6 @@ class Record:
             sweep=_sweep(own),
             safety=_safety(own),
         )
-
-
-def read_record(path: str | os.PathLike[str]) -> Record:
-    """What a picture tells of how it was drawn.
-
-    Our own metadata goes before what other programs would read, and that before InvokeAI's.
-
-    Raises:
-        SdpipeError: there is no such picture, it is damaged, it tells nothing, or nonsense.
-    """
-    from sdpipe import foreign, png
-
-    readers: dict[str, Callable[[Any], Record]] = {
-        "sdpipe": Record.of_sdpipe,
-        "parameters": foreign.a1111,
-        "invokeai_metadata": foreign.invokeai,
-        "sd-metadata": foreign.invokeai_2,
-        "Dream": foreign.dream,
-    }
-    carried = png.read(path)
-    for key, reader in readers.items():
-        if key in carried:
-            try:
-                return reader(carried[key])
-            except RecordError as error:
-                raise SdpipeError(f"{path} has metadata that makes no sense: {error}") from error
-    raise SdpipeError(
-        f"{path} does not tell how it was drawn: it carries nothing of sdpipe, A1111 or InvokeAI."
-    )
 
 
 def brief(value: object) -> str:

@@ -22,7 +22,8 @@ from sdpipe.device import check_device, check_dtype, pick_device
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.info import plain, sweep_command
 from sdpipe.loading.locate import check_model, check_part
-from sdpipe.record import Record, RecordError, brief, read_record
+from sdpipe.reading import read_record
+from sdpipe.record import Record, RecordError, brief
 from sdpipe.settings import KARRAS_SCHEDULERS, MAX_SEED, Settings
 
 if TYPE_CHECKING:

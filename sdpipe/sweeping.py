@@ -34,7 +34,8 @@ from sdpipe.pipeline import Pipeline
 from sdpipe.pixels import load_pixels, pixels_sha256
 from sdpipe.plan import plan
 from sdpipe.ranges import as_text
-from sdpipe.record import Record, read_record
+from sdpipe.reading import read_record
+from sdpipe.record import Record
 from sdpipe.saving import carried
 from sdpipe.settings import Settings
 from sdpipe.sweep import BATCH, SINGLE, SWEPT, Sweep, batches, label

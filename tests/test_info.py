@@ -12,7 +12,8 @@ from sdpipe.cli import main
 from sdpipe.errors import SdpipeError
 from sdpipe.info import info, plain
 from sdpipe.pixels import difference
-from sdpipe.record import MAX_PROMPT, Record, RecordError, brief, read_record
+from sdpipe.reading import read_record
+from sdpipe.record import MAX_PROMPT, Record, RecordError, brief
 from sdpipe.settings import SCHEDULERS, Settings
 from sdpipe.syntax import parse
 

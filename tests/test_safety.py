@@ -20,7 +20,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from sdpipe import ModelError, Pipeline, UsageError, png
 from sdpipe.errors import SdpipeError
 from sdpipe.loading.layout import select_checker
-from sdpipe.record import read_record
+from sdpipe.reading import read_record
 from sdpipe.replay import prepare
 from sdpipe.saving import carried
 

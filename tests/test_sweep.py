@@ -22,7 +22,7 @@ from sdpipe import png
 from sdpipe.errors import SdpipeError, SdpipeWarning, UsageError
 from sdpipe.grid import LARGEST, LARGEST_SIDE, grid
 from sdpipe.pixels import load_pixels, pixels_sha256
-from sdpipe.record import read_record
+from sdpipe.reading import read_record
 from sdpipe.settings import Settings
 from sdpipe.sweep import BATCH_PIXELS, Sweep, batches
 
