@@ -182,17 +182,21 @@ def save(path: Path, name: str, found: Mapping[str, Any]) -> None:
 
 
 def write_table(page: Path, rows: Mapping[str, Row], results: Mapping[str, Any]) -> None:
-    """Replaces what is between the two markers of a page by the table of the results.
+    """Puts the table of the results into a page; raises as `put_between` does."""
+    put_between(page, BEGIN, END, table(rows, results))
+
+
+def put_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Replaces what is between two markers of a page, each on a line of its own.
 
     Raises:
         ValueError: the page lacks a marker.
     """
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page} lacks {END if begin else BEGIN!r}; put the two markers back.")
-    page.write_text(f"{before}{BEGIN}\n{table(rows, results)}\n{END}{after}", encoding="utf-8")
+    before, begun, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(end)
+    if not begun or not ended:
+        raise ValueError(f"{page} lacks {end if begun else begin!r}; put the two markers back.")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def table(rows: Mapping[str, Row], results: Mapping[str, Any]) -> str:

@@ -194,7 +194,7 @@ def tiled_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q is (B, heads, T, d), k and v (B, heads, L, d). Tiles of the T x L scores, so many as a core's
     cache holds, go through two matrix products and what is between them. torch's own kernel for a
     CPU keeps to the same plan but not to the CPU's fastest product: of 4,096 places with heads of
-    size 40 it takes more than twice the time.
+    size 40 it takes twice the time.
     """
     batch, heads, length, size = q.shape
     if length * k.shape[2] < TILED_FROM:
