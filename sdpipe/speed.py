@@ -64,7 +64,7 @@ def lay_out(unet: UNet2DConditionModel, vae: AutoencoderKL, device: torch.device
             # The largest first: the place that one leaves then has room for the next.
             kernels = [weight for weight in network.parameters() if weight.dim() == 4]
             for weight in sorted(kernels, key=Tensor.numel, reverse=True):
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+                weight.data = _channels_last(weight.data)
     if device.type == "cpu":
         for layer in unet.modules():
             if isinstance(layer, Attention) and _is_plain(layer):
@@ -77,6 +77,17 @@ def likes_channels_last(
     """Whether a network is faster on a device with channels last; on a CPU a narrow one is not."""
     width = network.config.block_out_channels[0] // network.config.norm_num_groups
     return dtype in HALF and (device.type != "cpu" or width >= WIDE)
+
+
+def _channels_last(kernel: Tensor) -> Tensor:
+    """A kernel (O, I, H, W) laid out as (O, H, W, I).
+
+    Of 1 x 1 both are the same memory, but a convolution answers in the layout that the strides say.
+    """
+    _, inputs, height, width = kernel.shape
+    strides = (height * width * inputs, 1, width * inputs, inputs)
+    laid_out = kernel.contiguous(memory_format=torch.channels_last)
+    return laid_out.as_strided(kernel.shape, strides)
 
 
 def compiled(unet: UNet2DConditionModel) -> UNet2DConditionModel:

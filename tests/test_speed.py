@@ -160,6 +160,29 @@ def test_channels_last_where_groups_are_wide(pipes):
     assert narrow.weight.is_contiguous()
 
 
+def test_channels_last_stays_from_layer_to_layer(pipes, monkeypatch):
+    """A kernel of 1 x 1 is laid out either way, and what it answers goes by its strides."""
+    monkeypatch.setattr(speed, "WIDE", 1)
+    plain, read = (
+        Pipeline("emoji", device="cpu", dtype="bfloat16", speed=fast).components
+        for fast in (False, True)
+    )
+    speed.lay_out(plain.unet, plain.vae, torch.device("cpu"))
+    other = []
+
+    def look(layer, given, output):
+        if not output.is_contiguous(memory_format=torch.channels_last):
+            other.append(layer)
+
+    for unet in (plain.unet, read.unet):
+        for layer in unet.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.register_forward_hook(look)
+        text = torch.randn(1, 48, unet.config.cross_attention_dim).bfloat16()
+        unet(torch.randn(1, 4, 16, 16).bfloat16(), torch.tensor(500.0), text)
+    assert not other
+
+
 def test_weights_are_read_into_their_layout(pipes, monkeypatch):
     """What `lay_out` would do is done by then, so the memory for two layouts is never needed."""
     monkeypatch.setattr(speed, "WIDE", 1)
@@ -170,7 +193,7 @@ def test_weights_are_read_into_their_layout(pipes, monkeypatch):
         for name, weight in getattr(fast, part).state_dict().items():
             assert torch.equal(weight, known[name])
             if weight.dim() == 4:
-                assert weight.is_contiguous(memory_format=torch.channels_last)
+                assert speed._channels_last(weight).stride() == weight.stride()
                 assert known[name].is_contiguous()
 
 
