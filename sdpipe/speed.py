@@ -4,6 +4,7 @@
 the last digits of bfloat16 and float16. In float32 on a CPU nothing differs, not a bit.
 """
 
+import math
 import threading
 import warnings
 from collections.abc import Callable
@@ -210,24 +211,24 @@ def tiled_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, heads, length, size = q.shape
     if length * k.shape[2] < TILED_FROM:
         return F.scaled_dot_product_attention(q, k, v).contiguous()
-    q, k, v = ((q * size**-0.5).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     many = length * k.shape[1] > TILE and q.dtype != torch.float16  # whose range is short
-    y = _by_exponentials(q, k, v) if many else None
+    y = _by_powers(q * (size**-0.5 * math.log2(math.e)), k, v) if many else None
     if y is None:
-        y = _in_tiles(q, k, v, lambda scores: scores.softmax(-1))
+        y = _in_tiles(q * size**-0.5, k, v, lambda scores: scores.softmax(-1))
     return y.unflatten(0, (batch, heads))
 
 
-def _by_exponentials(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-    """The same without a softmax, of q (N, T, d), k and v (N, L, d); None if an exp is infinite.
+def _by_powers(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+    """The same without a softmax, of q (N, T, d), k and v (N, L, d); None if a power is infinite.
 
-    y = exp(q k^T - m) v / exp(q k^T - m) 1 for any number m of a row. Two columns of ones have the
+    y = 2^(q k^T - m) v / 2^(q k^T - m) 1 for any number m of a row. Two columns of ones have the
     products do the rest: beside v it sums the weights, beside k it takes m. One pass over the
     scores is left, of three. m is the row's largest score of some of the keys, near that of all.
     """
     some = k[:, :: max(k.shape[1] // SOME, 1)].transpose(1, 2)
     m = torch.bmm(q, some).amax(-1, keepdim=True)
-    y = _in_tiles(torch.cat([q, -m], -1), _with_ones(k), _with_ones(v), Tensor.exp_)
+    y = _in_tiles(torch.cat([q, -m], -1), _with_ones(k), _with_ones(v), Tensor.exp2_)
     total = y[..., -1:]
     return y[..., :-1] / total if total.isfinite().all() else None
 
