@@ -4,6 +4,7 @@ One process, or several that share every step: `accelerate launch -m sdpipe trai
 draws its own part of every batch, and the first one writes and speaks.
 """
 
+import contextlib
 import hashlib
 import warnings
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, is_bf16_available, parse_flag_from_env
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdpipe import messages, progress
 from sdpipe.device import pick_device, pick_dtype
@@ -30,6 +32,8 @@ from sdpipe.training.job import Job
 from sdpipe.training.model import Model, load_model, new_model, save_model
 from sdpipe.training.recipe import Recipe, Unet
 from sdpipe.training.samples import Sheets
+
+SHORT = 1024  # places of the latents
 
 
 @dataclass(frozen=True)
@@ -265,16 +269,19 @@ def _train_unet(run: Run, data: Captioned, stage: str, r: Unet) -> None:
     loss.unet.requires_grad_(True)
     loss.text_encoder.requires_grad_(r.train_text_encoder)
     sheets = Sheets(data, run.model, run.recipe.samples, r.steps, run.folder / "samples", stage)
-    fit(
-        stage,
-        loss,
-        batch,
-        run.folder,
-        run.accelerator,
-        steps=r.steps,
-        learning_rate=r.learning_rate,
-        muon_rate=r.muon_rate,
-        warmup=r.warmup,
-        ema=r.ema,
-        show=sheets,
-    )
+    # For latents this small a CPU learns a sixth faster without torch's kernel for long sequences.
+    small = run.accelerator.device.type == "cpu" and data.latents[0, 0].numel() <= SHORT
+    with sdpa_kernel(SDPBackend.MATH) if small else contextlib.nullcontext():
+        fit(
+            stage,
+            loss,
+            batch,
+            run.folder,
+            run.accelerator,
+            steps=r.steps,
+            learning_rate=r.learning_rate,
+            muon_rate=r.muon_rate,
+            warmup=r.warmup,
+            ema=r.ema,
+            show=sheets,
+        )
