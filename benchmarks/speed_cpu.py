@@ -24,7 +24,7 @@ from speed_setup import (
 from torch import Tensor
 
 from sdpipe import Pipeline, Step
-from sdpipe.device import pick_dtype
+from sdpipe.device import dtype_name, pick_dtype
 from sdpipe.schedule import lms_coefficients
 
 # ------------------------------------------------------------------ one guided step of v1-4
@@ -276,7 +276,7 @@ def first_step(bench: Bench) -> Measured:
         lambda: process_seconds("-c", DIFFUSERS_FIRST_STEP, EMOJI),
         bench.pairs(6),
     )
-    ours = str(pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
+    ours = dtype_name(pick_dtype("auto", torch.device("cpu")))
     return Measured("s", *found, dtype=f"{ours} / float32")
 
 

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 import sdpipe
 from sdpipe import Pipeline
+from sdpipe.device import dtype_name
 
 HERE = Path(__file__).parent
 EMOJI = Path(sdpipe.__file__).parent / "models/emoji"
@@ -102,7 +103,7 @@ def diffusers_pipeline(
 
 
 def type_of(pipe: Pipeline) -> str:
-    return str(pipe.components.dtype).removeprefix("torch.")
+    return dtype_name(pipe.components.dtype)
 
 
 def process(*arguments: object, status: int = 0) -> str:
