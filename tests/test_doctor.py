@@ -130,9 +130,11 @@ def gpu(monkeypatch, capsys):
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda i: (5 * 10**8, 8 * 10**9))
         build = sdpipe.components.build
 
-        def built(sources, device, dtype, *more):
+        def built(sources, device, dtype, *more, **options):
             failure = fails if device.type == "cuda" else cpu
-            return build(sources, device, dtype, *more) if failure is None else failure()
+            if failure is not None:
+                return failure()
+            return build(sources, device, dtype, *more, **options)
 
         monkeypatch.setattr("sdpipe.components.build", built)
 

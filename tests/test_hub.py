@@ -4,6 +4,7 @@ import time
 
 import pytest
 from hub_server import Hub
+from huggingface_hub.utils import enable_progress_bars
 
 from sdpipe.errors import ModelError
 from sdpipe.loading.hub import fetch, is_hub_id
@@ -303,6 +304,7 @@ def test_no_bar_where_stderr_is_no_terminal(hub, capfd):
 def test_one_bar_on_a_terminal(hub, monkeypatch, capsys):
     hub.add(NAME, {**SMALL, **FULL})
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    enable_progress_bars()  # another test of this process may have wanted none
     fetch(NAME, half)
     told = capsys.readouterr().err
     assert told.count("\n") == 1
