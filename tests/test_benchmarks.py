@@ -24,6 +24,7 @@ from measure import (  # noqa: E402
     digits,
     entry,
     interleave,
+    put_between,
     quartiles,
     save,
     turns,
@@ -194,6 +195,15 @@ def test_the_table_in_the_readme_is_that_of_the_results(tmp_path):
     copy.write_bytes(PAGE.read_bytes())
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     write_table(copy, ROWS, results)
+    assert copy.read_text() == PAGE.read_text()
+
+
+def test_so_is_that_of_the_approximate_methods(tmp_path):
+    from approximate import BEGIN, END, PAGE, RESULTS, table
+
+    copy = tmp_path / "README.md"
+    copy.write_bytes(PAGE.read_bytes())
+    put_between(copy, BEGIN, END, table(json.loads(RESULTS.read_text())))
     assert copy.read_text() == PAGE.read_text()
 
 
