@@ -20,15 +20,17 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from judge import Judge
-from measure import machine, put_between, rounded, seconds, versions
+from measure import interleave, machine, numbers, put_between, rounded, seconds, versions
+from PIL import Image
+from prompt_accuracy import rmse
 from speed_setup import EMOJI, PROMPT, Bench
 
 from sdpipe import Pipeline
@@ -126,12 +128,10 @@ def saved(folder: Path, chosen: Sequence[str], side: int, rounds: int) -> dict[s
     steps(nothing, {"steps": 2})
     found: dict[str, Any] = {}
     for name in chosen:
-        method, full, with_it = METHODS[name], [], []
-        for turn in range(rounds):
-            order = [(full, nothing, {}), (with_it, method.change, method.settings(TIMED_STEPS))]
-            for times, change, settings in order[:: -1 if turn % 2 else 1]:
-                times.append(steps(change, settings))
-        ratios = [a / b for a, b in zip(full, with_it, strict=True)]
+        method = METHODS[name]
+        changed = partial(steps, method.change, method.settings(TIMED_STEPS))
+        with_it, full = interleave(changed, partial(steps, nothing, {}), rounds, warm_up=0)
+        ratios = numbers("times", with_it, full)
         found[name] = {
             "times": rounded(statistics.median(ratios)),
             "from": rounded(min(ratios)),
@@ -151,23 +151,22 @@ def drawn(chosen: Sequence[str], names: int) -> dict[str, Any]:
     pipe, judge = Pipeline(EMOJI, speed=CHANGEABLE), Judge()
     asked = random.Random(0).sample(judge.names, names)
 
-    def pictures(change: Change, settings: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
-        made = []
+    def pictures(change: Change, settings: dict[str, Any]) -> list[Image.Image]:
+        made: list[Image.Image] = []
         with change(pipe, STEPS):
             for i in range(0, names, 16):
                 run = {"seed": i, "steps": STEPS, "scheduler": "lms", **settings}
                 made += pipe.generate(asked[i : i + 16], **run).images
         found.append(sum(judge.is_a(n, judge.name(p)) for n, p in zip(asked, made, strict=True)))
-        return [np.asarray(p, np.float64) for p in made]
+        return made
 
     found: list[int] = []
     full = pictures(nothing, {})
     report: dict[str, Any] = {"pictures": names, "full": found[0], "methods": {}}
     for name in chosen:
         made = pictures(METHODS[name].change, METHODS[name].settings(STEPS))
-        apart = [np.sqrt(np.square(a - b).mean()) for a, b in zip(full, made, strict=True)]
         report["methods"][name] = {
-            "apart": rounded(float(np.mean(apart))),
+            "apart": rounded(statistics.mean(map(rmse, full, made))),
             "right": found[-1],
         }
         print(name, report["methods"][name], flush=True)

@@ -7,7 +7,7 @@ import types
 import typing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdpipe.errors import UsageError
 from sdpipe.settings import neighbours
@@ -170,6 +170,9 @@ class Recipe:
         return flat
 
 
+Stage = TypeVar("Stage", Unet, Joint)
+
+
 def load_recipe(path: Path = EMOJI) -> Recipe:
     """The recipe in a TOML file, complete and with no key that training does not know.
 
@@ -209,12 +212,7 @@ def adjusted(
     size = recipe.size if dim is None else dim
     unet = replace(recipe.unet, **dataclasses.asdict(recipe.tune)) if going_on else recipe.unet
     share = 1.0 if steps is None else steps / max(unet.steps, 1)
-    unet = replace(
-        unet,
-        steps=unet.steps if steps is None else steps,
-        warmup=round(unet.warmup * min(share, 1)),
-        ema=_ema(unet.ema, share),
-    )
+    unet = _scaled(unet, unet.steps if steps is None else steps, share)
     vae = replace(
         recipe.vae,
         crop=min(recipe.vae.crop, size),
@@ -223,15 +221,16 @@ def adjusted(
         ema=_ema(recipe.vae.ema, share),
     )
     text = replace(recipe.text, steps=_times(recipe.text.steps, share))
-    joint = replace(
-        recipe.joint,
-        steps=_times(recipe.joint.steps, share),
-        warmup=round(recipe.joint.warmup * min(share, 1)),
-        ema=_ema(recipe.joint.ema, share),
-    )
+    joint = _scaled(recipe.joint, _times(recipe.joint.steps, share), share)
     recipe = replace(recipe, seed=seed, size=size, unet=unet, vae=vae, text=text, joint=joint)
     _check(recipe, anew=not going_on)
     return recipe
+
+
+def _scaled(stage: Stage, steps: int, share: float) -> Stage:
+    """A stage of so many steps, which are that share of its own."""
+    warmup = round(stage.warmup * min(share, 1))
+    return replace(stage, steps=steps, warmup=warmup, ema=_ema(stage.ema, share))
 
 
 def _times(steps: int, share: float) -> int:
