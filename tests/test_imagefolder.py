@@ -154,7 +154,7 @@ def test_prepared_pictures_are_those_of_the_folder(tmp_path):
     for k in range(3):
         with Image.open(tmp_path / f"{k}.png") as original:
             assert pictures.picture(k).tobytes() == original.tobytes()
-        assert pictures.caption(k, random.Random(0)) == f"no. {k}"
+        assert pictures.caption(k) == pictures.reworded(k, random.Random(0)) == f"no. {k}"
     assert pictures.captions() == ["no. 0", "no. 1", "no. 2"]
     seen = [pictures.any_picture(random.Random(seed)) for seed in (1, 2, 1)]
     assert {p.size for p in seen} == {(16, 16)}

@@ -17,7 +17,7 @@ from sdpipe.training.scenes import (
     caption,
     mistype,
     plural,
-    vary,
+    reword,
 )
 
 SCENES = load_recipe().scenes
@@ -67,10 +67,14 @@ def test_a_mistyped_caption_has_one_word_wrong():
 
 def test_other_words_keep_the_subject():
     rng = random.Random(0)
-    said = {vary(Scene("owl"), rng) for _ in range(400)}
+    said = {reword(Scene("owl"), rng) for _ in range(400)}
     assert {"owl", "an owl", "one owl", "picture of an owl", "owls", "OWL", "Owl"} <= said
-    middle = {vary(Scene("owl", place="centre"), rng).lower() for _ in range(300)}
+    middle = {reword(Scene("owl", place="centre"), rng).lower() for _ in range(300)}
     assert {"owl in the centre", "owl in the middle"} <= middle
+    pair = Scene("tiger", relation="above", other="lemon")
+    wrong = [reword(pair, rng).lower().split() for _ in range(300)]
+    assert not any("tigers" in words or words[0] == "one" for words in wrong)
+    assert sum("tiger" not in words or "lemon" not in words for words in wrong) > 100
 
 
 def test_one_combination_in_eight_is_held_out():

@@ -27,6 +27,7 @@ from sdpipe.training import ddpm, fit, glyphs
 from sdpipe.training import model as models
 from sdpipe.training.recipe import Samples
 from sdpipe.training.samples import Sheets, sheet
+from sdpipe.training.text import OtherWords
 
 RECIPE = """
 seed = 1
@@ -63,6 +64,7 @@ num_hidden_layers = 1
 num_attention_heads = 2
 grid = 4
 dropped = 0.1
+reworded = 1.0
 merge_dropout = 0.1
 steps = 3
 batch = 4
@@ -90,6 +92,10 @@ ema = 0.9
 steps = 3
 batch = 4
 warmup = 1
+[other_words]
+merge_dropout = 0.1
+steps = 2
+batch = 4
 [tune]
 steps = 3
 batch = 2
@@ -102,7 +108,7 @@ steps = 5
 lms_order = 1
 """
 PARTS = ("unet", "vae", "text_encoder")
-STAGES = {"vae": 4, "decoder": 2, "text": 3, "unet": 6, "joint": 3}
+STAGES = {"vae": 4, "decoder": 2, "text": 3, "unet": 6, "joint": 3, "other_words": 2}
 COLOURS = ("red", "blue", "green")
 
 # A model of six steps draws nothing yet, and lms, which it prefers, takes that badly.
@@ -274,21 +280,25 @@ def test_what_stands_in_the_folder(model):
         assert picture.width > 2 * 128  # two captions, small pictures four times as large
 
 
-def test_the_text_encoder_rests_until_the_joint_stage(model):
-    training = model / "training"
-    states = {
-        stage: torch.load(training / f"{stage}.checkpoint", weights_only=True)["model"]
-        for stage in ("text", "unet", "joint")
-    }
-    name = "layers.0.mlp.fc1.weight"
-    alone, frozen, joint = (
-        next(weight for key, weight in states[stage].items() if key.endswith(name))
-        for stage in ("text", "unet", "joint")
+def test_the_text_encoder_learns_in_all_stages_but_the_unets(model):
+    stages = ("text", "unet", "joint", "other_words")
+    name = "encoder.layers.0.mlp.fc1.weight"
+    alone, frozen, joint, words = (
+        next(
+            weight
+            for key, weight in torch.load(model / "training" / f"{stage}.checkpoint")[part].items()
+            if key.endswith(name) and ".before." not in f".{key}"
+        )
+        for stage, part in zip(stages, ("model", "model", "average", "model"), strict=True)
     )
+    before = torch.load(model / "training" / "other_words.checkpoint")["model"]
+    [told] = [w for key, w in before.items() if key.startswith("before.") and name in key]
+    [shipped] = [w for key, w in weights(model).items() if key.startswith("text") and name in key]
     assert torch.equal(alone, frozen)
     assert not torch.equal(frozen, joint)
-    [shipped] = [w for key, w in weights(model).items() if key.startswith("text") and name in key]
-    assert not torch.equal(shipped, frozen.half())
+    assert torch.equal(joint, told)
+    assert not torch.equal(joint, words)
+    assert torch.equal(words.half(), shipped)
 
 
 def test_a_sheet_has_the_picture_above_the_drawing_above_the_caption():
@@ -305,7 +315,7 @@ def test_sheets_are_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch):
         def __len__(self):
             return 2
 
-        def caption(self, i, rng):
+        def caption(self, i):
             return f"number {i}"
 
     cell = Image.new("RGB", (32, 32))
@@ -326,9 +336,10 @@ def test_sheets_are_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch):
     assert steps(1000) == ["unet-000001.png", "unet-000004.png"]
 
 
-def kill_at(call):
-    """Has the process die, as if its plug were pulled, in that call of the U-Net's loss."""
-    forward, calls = ddpm.DenoisingLoss.forward, []
+def kill_at(call, loss):
+    """Has the process die, as if its plug were pulled, in a call of one of two losses."""
+    loss = {"unet": ddpm.DenoisingLoss, "words": OtherWords}[loss]
+    forward, calls = loss.forward, []
 
     def dying(self, *arguments):
         calls.append(1)
@@ -336,7 +347,7 @@ def kill_at(call):
             os.kill(os.getpid(), signal.SIGKILL)
         return forward(self, *arguments)
 
-    ddpm.DenoisingLoss.forward = dying
+    loss.forward = dying
 
 
 def python(*words, launcher=(), **environment):
@@ -350,13 +361,21 @@ def python(*words, launcher=(), **environment):
     )
 
 
-@pytest.mark.parametrize(("call", "stage", "step"), [(4, "unet", 3), (8, "joint", 1)])
+@pytest.mark.parametrize(
+    ("call", "loss", "stage", "step"),
+    [
+        (4, "unet", "unet", 3),
+        (8, "unet", "joint", 1),
+        (2, "words", "other_words", 1),
+    ],
+)
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(
-    place, model, tmp_path, call, stage, step
+    place, model, tmp_path, call, loss, stage, step
 ):
     code = (
         "import sys, test_train; from sdpipe.training import fit; from sdpipe.cli import main;"
-        f"fit.SAVE_EVERY = fit.SHARE = 0; test_train.kill_at({call}); main(sys.argv[1:])"
+        f"fit.SAVE_EVERY = fit.SHARE = 0; test_train.kill_at({call}, {loss!r});"
+        "main(sys.argv[1:])"
     )
     done = python("-c", code, *options(place, tmp_path / "out"))
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -16,7 +16,7 @@ from sdpipe.training import ddpm, text, vae
 from sdpipe.training.data import Captioned, Draws, squares, unit_variance
 from sdpipe.training.fit import fit
 from sdpipe.training.optimizer import FlatMuon, make_optimizers
-from sdpipe.training.recipe import EMOJI, IMAGEFOLDER, adjusted, load_recipe
+from sdpipe.training.recipe import EMOJI, IMAGEFOLDER, Words, adjusted, load_recipe
 from sdpipe.training.tokenizer import RoughCuts, train_tokenizer
 from sdpipe.training.train import make_accelerator
 
@@ -112,6 +112,70 @@ def test_v_is_that_of_diffusers():
     assert loss == pytest.approx(0, abs=1e-10)
     off = ddpm.DenoisingLoss(Knows(v + 1), Mute(), recipe)(x_0, tokens, t, eps)
     assert off == pytest.approx(1, rel=1e-5)
+
+
+def test_a_caption_ends_at_its_mark():
+    assert text.ended(torch.tensor([[8, 1, 9, 9], [8, 1, 2, 9]])).tolist() == [
+        [False, False, True, True],
+        [False, False, False, True],
+    ]
+
+
+def test_captions_in_other_words_are_to_be_told_apart():
+    meant = torch.tensor([[[0.0]], [[3.0]], [[1.0]]], requires_grad=True)
+    said = torch.tensor([[[0.5]], [[3.0]], [[0.0]]], requires_grad=True)
+    alike = torch.eye(3, dtype=torch.bool)
+    value = text.confusion(meant, said, alike)
+    scale = text.TEMPERATURE * (9 + 1 + 4) / 3
+
+    def p(own, *others):
+        return 1 / (1 + sum(math.exp((own**2 - other**2) / scale) for other in others))
+
+    chances = p(0.5, 2.5, 0.5), p(0, 3, 2), p(1, 0, 3)
+    assert value.item() == pytest.approx(-sum(map(math.log, chances)) / 3, rel=1e-5)
+    value.backward()
+    assert meant.grad is None
+    assert said.grad[2] < 0  # towards what it means, which is more
+
+    alike[0, 2] = alike[2, 0] = True  # one caption twice: which of the two it is does not matter
+    scale = text.TEMPERATURE * (9 + 4) / 2
+    chances = p(0.5, 2.5), p(0, 3, 2), p(1, 3)
+    value = text.confusion(meant, said, alike)
+    assert value.item() == pytest.approx(-sum(map(math.log, chances)) / 3, rel=1e-5)
+    assert text.confusion(meant[:1], said[:1], alike[:1, :1]) == 0
+
+
+class Numbers(nn.Module):
+    """A text encoder whose outputs are the tokens' own numbers, and more."""
+
+    def __init__(self):
+        super().__init__()
+        self.more = nn.Parameter(torch.zeros(()))
+
+    def forward(self, tokens):
+        return type("Output", (), {"last_hidden_state": tokens.unsqueeze(-1) + self.more})
+
+
+def test_other_words_should_say_what_the_plain_ones_said_before():
+    loss = text.OtherWords(Numbers().requires_grad_(True), contrast=0.0)
+    meant = torch.tensor([[8, 1, 9, 4], [8, 2, 9, 2], [8, 3, 9, 0]])
+    said = torch.tensor([[8, 5, 9, 4], [8, 2, 9, 2], [8, 6, 9, 3]])
+    variance = (0 + 8 / 3) / 2  # of 9, 9, 9 and of 4, 2, 0
+    # The first is the same behind its end, the second plain, the third 3 off at one of two places.
+    value = loss(said, meant)
+    assert value.item() == pytest.approx(3**2 / 4 / variance)
+    value.backward()
+    assert loss.before.more.grad is None
+    with torch.no_grad():
+        loss.encoder.more += 1.0
+    kept, learned = 1, (1 + 1 + 1 + 4**2) / 4
+    assert loss(said, meant).item() == pytest.approx((kept + learned) / variance)
+    assert loss(meant, meant).item() == pytest.approx(kept / variance)
+
+    apart = text.OtherWords(loss.before, contrast=0.5)(said, meant).item()
+    before, now = (x[:, 2:, None].float() for x in (meant, said))
+    expected = 0.5 * text.confusion(before, now, torch.eye(3, dtype=torch.bool)).item()
+    assert apart == pytest.approx(3**2 / 4 / variance + expected)
 
 
 def test_the_weight_makes_the_error_of_the_noise_that_of_v():
@@ -231,6 +295,8 @@ def test_a_recipe_is_changed_as_a_whole():
     assert adjusted(emoji) == emoji
     joint = adjusted(emoji, steps=emoji.unet.steps // 10).joint
     assert joint.steps == round(emoji.joint.steps / 10)
+    words = adjusted(emoji, steps=emoji.unet.steps // 10).other_words
+    assert words.steps == round(emoji.other_words.steps / 10)
     assert adjusted(emoji, dim=32).vae.crop == 32
     tuned = adjusted(recipe, going_on=True).unet
     assert (tuned.steps, tuned.learning_rate) == (recipe.tune.steps, recipe.tune.learning_rate)
@@ -248,6 +314,8 @@ def test_a_recipe_is_changed_as_a_whole():
         ({"unet": {"learning_rate": 0.0}}, "unet.learning_rate = 0.0"),
         ({"unet": {"ema": 1.0}}, "unet.ema = 1.0"),
         ({"unet": {"muon_rate": -1.0}}, "unet.muon_rate = -1.0"),
+        ({"unet": {"reworded": 1.5}}, "unet.reworded = 1.5.*from 0 to 1"),
+        ({"other_words": {"contrast": -1.0}}, "other_words.contrast = -1.0.*0 or more"),
         ({"unet": {"prediction_type": "x0"}}, "prediction_type = 'x0'.*epsilon or v_prediction"),
     ],
 )
@@ -272,26 +340,39 @@ class Flat:
 
     any_picture = None
 
-    def caption(self, i, rng):
+    def caption(self, i):
         return f"number {i}"
+
+    def reworded(self, i, rng):
+        return f"{rng.choice(['no', 'nr'])} {i}"
 
 
 def test_a_batch_is_the_same_again_and_another_in_each_process():
-    tokenizer = train_tokenizer(["number 0 1 2 3"], vocabulary=520, length=8)
+    tokenizer = train_tokenizer(["number no nr 0 1 2 3"] * 2, vocabulary=600, length=16)
     latents = torch.arange(4.0).view(4, 1, 1, 1).half()
     data = Captioned(Flat(), latents, tokenizer)
 
-    def batch(step, process=0, dropped=0.0):
-        return data.batch(64, dropped, *Draws(5, process).at(step))
+    def batch(step, process=0, **words):
+        return data.batch(64, Words(**{"dropped": 0.0, **words}), *Draws(5, process).at(step))
 
-    x_0, tokens = batch(3)
+    def read(ids):
+        return tokenizer.decode(ids, skip_special_tokens=True).split()
+
+    x_0, said, meant = batch(3, reworded=0.25)
     assert x_0.dtype == torch.float32
-    assert torch.equal(x_0, batch(3)[0])
+    for one, again in zip((x_0, said, meant), batch(3, reworded=0.25), strict=True):
+        assert torch.equal(one, again)
     assert not torch.equal(x_0, batch(4)[0])
     assert not torch.equal(x_0, batch(3, process=1)[0])
-    for z, ids in zip(x_0.flatten().tolist(), tokens, strict=True):
-        said = tokenizer.decode(ids, skip_special_tokens=True).split()
-        assert said == ["number", str(int(z))]
+    for z, ids, plain in zip(x_0.flatten().tolist(), said, meant, strict=True):
+        assert read(plain) == ["number", str(int(z))]
+        assert read(ids)[0] in ("number", "no", "nr")
+        assert read(ids)[1] == str(int(z))
+    assert 0.1 < (said != meant).any(1).float().mean() < 0.4
+    assert torch.equal(*batch(3)[1:])
+    whole, cut = batch(3, reworded=1.0), batch(3, reworded=1.0, merge_dropout=0.9)
+    assert torch.equal(cut[2], meant)
+    assert (cut[1] != tokenizer.pad_token_id).sum() > (whole[1] != tokenizer.pad_token_id).sum()
     empty = tokenizer("", padding="max_length").input_ids
     share = sum(ids.tolist() == empty for ids in batch(3, dropped=0.5)[1]) / 64
     assert 0.3 < share < 0.7

@@ -18,6 +18,7 @@ from transformers import CLIPTokenizer
 from sdpipe.errors import SdpipeError
 from sdpipe.latents import pil_to_latents, to_tensor
 from sdpipe.progress import bar
+from sdpipe.training.recipe import Words
 from sdpipe.training.tokenizer import RoughCuts
 from sdpipe.training.work import written
 
@@ -32,8 +33,11 @@ class Pictures(Protocol):
     def picture(self, i: int) -> Image.Image:
         """Picture i, the same whenever it is asked for."""
 
-    def caption(self, i: int, rng: random.Random) -> str:
-        """A caption of picture i: the one it has, or one of several."""
+    def caption(self, i: int) -> str:
+        """The caption of picture i."""
+
+    def reworded(self, i: int, rng: random.Random) -> str:
+        """The same in other words, where any are known."""
 
     def captions(self) -> list[str]:
         """What the tokenizer learns its words from."""
@@ -75,25 +79,22 @@ class Captioned:
     tokenizer: CLIPTokenizer
 
     def batch(
-        self,
-        count: int,
-        dropped: float,
-        rng: random.Random,
-        generator: torch.Generator,
-        merge_dropout: float = 0.0,
-    ) -> tuple[Tensor, Tensor]:
-        """Latents (count, C, h, w) and tokens (count, L) of pictures drawn at random.
+        self, count: int, recipe: Words, rng: random.Random, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (B, C, h, w) of pictures drawn at random, and tokens (B, L) of what is said of
+        them, in other words where the recipe's lot falls so, and of the same in plain words.
 
-        The share `dropped` of the captions is empty; `merge_dropout` is that of `RoughCuts`.
+        B is `count`. What is dropped is the empty caption, said and meant.
         """
         chosen = torch.randint(len(self.latents), (count,), generator=generator)
-        captions = [
-            "" if rng.random() < dropped else self.pictures.caption(i, rng) for i in chosen.tolist()
-        ]
-        x_0 = self.latents[chosen].float()
-        if merge_dropout:
-            return x_0, RoughCuts(self.tokenizer, merge_dropout).tokens(captions, rng)
-        return x_0, self.tokens(captions)
+        told = [None if rng.random() < recipe.dropped else i for i in chosen.tolist()]
+        captions = ["" if i is None else self.pictures.caption(i) for i in told]
+        others = ["" if i is None else self.pictures.reworded(i, rng) for i in told]
+        meant, said = self.tokens(captions), self.tokens(others)
+        if recipe.merge_dropout:
+            said = RoughCuts(self.tokenizer, recipe.merge_dropout).tokens(others, rng)
+        reworded = torch.rand(count, generator=generator) < recipe.reworded
+        return self.latents[chosen].float(), torch.where(reworded[:, None], said, meant), meant
 
     def tokens(self, captions: list[str]) -> Tensor:
         """Captions cut into tokens, padded and truncated to L, (B, L)."""

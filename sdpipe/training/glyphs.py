@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
 from sdpipe.errors import SdpipeError
 from sdpipe.training.recipe import Scenes
-from sdpipe.training.scenes import COLOURS, PAIR, PLACES, RELATIONS, SIZES, Scene, caption, vary
+from sdpipe.training.scenes import COLOURS, PAIR, PLACES, RELATIONS, SIZES, Scene, caption, reword
 
 FONTS = (
     Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
@@ -193,13 +193,17 @@ class Emoji:
         other = rng.choice(self.names)
         return Scene(name, said, relation=rng.choice(list(RELATIONS)), other=other)
 
-    def caption(self, i: int, rng: random.Random) -> str:
-        """Scene i in words, now these and now those."""
-        return vary(self.scene(i), rng)
+    def caption(self, i: int) -> str:
+        """Scene i in plain words."""
+        return caption(self.scene(i))
+
+    def reworded(self, i: int, rng: random.Random) -> str:
+        """Scene i in other words, now these and now those."""
+        return reword(self.scene(i), rng)
 
     def captions(self) -> list[str]:
         """Every word that the tokenizer should know, in captions."""
-        return [caption(self.scene(i)) for i in range(len(self))] + self.names * 4
+        return [self.caption(i) for i in range(len(self))] + self.names * 4
 
     def picture(self, i: int) -> Image.Image:
         """Scene i drawn."""

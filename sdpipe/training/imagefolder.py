@@ -146,9 +146,13 @@ class ImageFolder:
         """Picture i."""
         return Image.fromarray(np.asarray(self._pixels[i]))
 
-    def caption(self, i: int, rng: random.Random) -> str:
+    def caption(self, i: int) -> str:
         """The caption of picture i."""
         return self.entries[i].text
+
+    def reworded(self, i: int, rng: random.Random) -> str:
+        """The caption again: how else a person would say it, a folder does not tell."""
+        return self.caption(i)
 
     def captions(self) -> list[str]:
         """All captions."""

@@ -59,15 +59,22 @@ class Vae:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
-    """The text encoder and its training on its own."""
+class Words:
+    """How captions are said while something learns from them."""
+
+    dropped: float
+    reworded: float = 0.0
+    merge_dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(Words):
+    """The text encoder and its first training, on its own."""
 
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
     grid: int
-    dropped: float
-    merge_dropout: float = 0.0
     steps: int
     batch: int
     learning_rate: float
@@ -75,7 +82,7 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unet:
+class Unet(Words):
     """The U-Net, the forward process and the training algorithm."""
 
     block_out_channels: list[int]
@@ -87,7 +94,6 @@ class Unet:
     timesteps: int
     prediction_type: str
     weight: float
-    dropped: float
     train_text_encoder: bool
     steps: int
     batch: int
@@ -99,14 +105,31 @@ class Unet:
 
 @dataclass(frozen=True, kw_only=True)
 class Joint:
-    """The last stage, where U-Net and text encoder learn together; without steps there is none."""
+    """The stage where U-Net and text encoder learn together; without steps there is none."""
 
+    reworded: float = 0.0
+    merge_dropout: float = 0.0
     steps: int = 0
     batch: int = 32
     learning_rate: float = 1e-3
     muon_rate: float = 0.0
     warmup: int = 200
     ema: float = 0.999
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherWords(Words):
+    """The last stage, where the text encoder alone learns captions in other words; without steps
+    there is none.
+    """
+
+    dropped: float = 0.025
+    reworded: float = 0.8
+    contrast: float = 0.3
+    steps: int = 0
+    batch: int = 128
+    learning_rate: float = 4e-4
+    muon_rate: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +169,7 @@ class Recipe:
     text: Text
     unet: Unet
     joint: Joint = Joint()
+    other_words: OtherWords = OtherWords()
     tune: Tune = Tune()
     samples: Samples = Samples()
     sampling: dict[str, Any]
@@ -222,7 +246,9 @@ def adjusted(
     )
     text = replace(recipe.text, steps=_times(recipe.text.steps, share))
     joint = _scaled(recipe.joint, _times(recipe.joint.steps, share), share)
+    words = replace(recipe.other_words, steps=_times(recipe.other_words.steps, share))
     recipe = replace(recipe, seed=seed, size=size, unet=unet, vae=vae, text=text, joint=joint)
+    recipe = replace(recipe, other_words=words)
     _check(recipe, anew=not going_on)
     return recipe
 
@@ -249,6 +275,7 @@ MAY_BE_0 = {
     "unet.warmup",
     "joint.steps",
     "joint.warmup",
+    "other_words.steps",
     "tune.warmup",
 }
 
@@ -271,6 +298,10 @@ def _check(recipe: Recipe, *, anew: bool) -> None:
             )
         if last in ("ema", "merge_dropout") and not 0 <= value < 1:
             raise UsageError(f"{name} = {value} is out of range; it is from 0 to below 1.")
+        if last in ("dropped", "reworded") and not 0 <= value <= 1:
+            raise UsageError(f"{name} = {value} is out of range; it is from 0 to 1.")
+        if last == "contrast" and not value >= 0:
+            raise UsageError(f"{name} = {value} is out of range; it is 0 or more.")
     if anew and (recipe.size < recipe.side or recipe.size % recipe.side):
         raise UsageError(
             f"dim={recipe.size} is not a multiple of {recipe.side}, which the networks of this "

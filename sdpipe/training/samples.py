@@ -1,6 +1,5 @@
 """Sheets of pictures that show how far the U-Net is: a consumer of `fit`'s checkpoints."""
 
-import random
 import textwrap
 import time
 from pathlib import Path
@@ -48,7 +47,7 @@ class Sheets:
         self.last, self.stage = last, stage
         count = min(recipe.pictures, len(data.pictures))
         self.chosen = [i * len(data.pictures) // count for i in range(count)] if count else []
-        self.captions = [data.pictures.caption(i, random.Random(i)) for i in self.chosen]
+        self.captions = [data.pictures.caption(i) for i in self.chosen]
         self.truth: list[Image.Image] = []
         self.next = 0.0
 

@@ -1,7 +1,7 @@
 """What a picture of the built-in model's training shows, and the many ways to say it.
 
 A scene is one glyph or two on a plain background. Its caption names what is to be seen, in that
-order of words which a person would type first; `vary` says the same in other words, and mistypes.
+order of words which a person would type first; `reword` says the same in other words, and mistypes.
 """
 
 import random
@@ -87,29 +87,28 @@ OPENINGS = ("a", "one", "the", "picture of a", "a picture of a", "an emoji of a"
 CENTRES = ("in the centre", "in the center", "in the middle", "centred", "centered")
 
 
-def vary(scene: Scene, rng: random.Random) -> str:
-    """The caption, or, more often, the same in other words: opened otherwise, as a plural, in
-    capital letters, or with a letter mistyped.
+def reword(scene: Scene, rng: random.Random) -> str:
+    """The caption in other words: opened otherwise, as a plural, or with a letter mistyped, mostly
+    of a name; two of these less often. Now and then in capital letters.
     """
     text = caption(scene)
-    if rng.random() < 0.4:
-        return text
-    if scene.relation is None:
-        kind = rng.random()
-        if kind < 0.5:
-            opening, said = rng.choice(OPENINGS), text
-            if opening.endswith("a") and text[0] in "aeiou":
-                opening += "n"
-            text = f"{opening} {said}"
-        elif kind < 0.85:
-            text = text.replace(scene.name, plural(scene.name), 1)
+    name = rng.choice(scene.names)
+    kind = 1.0 if scene.relation is not None else rng.random()
+    if kind < 0.15:
+        opening = rng.choice(OPENINGS)
+        if opening.endswith("a") and text[0] in "aeiou":
+            opening += "n"
+        text = f"{opening} {text}"
+    elif kind < 0.45:
+        text = text.replace(name, plural(name), 1)
     if scene.place == "centre":
         text = text.replace(PLACES["centre"][0], rng.choice(CENTRES))
     if scene.colour == "gray" and rng.random() < 0.5:
         text = text.replace("gray", "grey")
-    if rng.random() < 0.5:
-        text = mistype(text, rng)
-    if rng.random() < 0.15:
+    if rng.random() < (0.4 if kind < 0.45 else 0.9):
+        wrong = mistype(name, rng) if rng.random() < 0.75 else name
+        text = mistype(text, rng) if wrong == name else text.replace(name, wrong, 1)
+    if rng.random() < 0.1:
         text = text.upper() if rng.random() < 0.5 else text.capitalize()
     return text
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, is_bf16_available, parse_flag_from_env
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdpipe import messages, progress
@@ -30,10 +30,11 @@ from sdpipe.training.glyphs import Emoji
 from sdpipe.training.imagefolder import ImageFolder
 from sdpipe.training.job import Job
 from sdpipe.training.model import Model, load_model, new_model, save_model
-from sdpipe.training.recipe import Recipe, Unet
+from sdpipe.training.recipe import OtherWords, Recipe, Text, Unet
 from sdpipe.training.samples import Sheets
 
-SHORT = 1024  # places of the latents
+SHORT = 1024  # places of the latents, or tokens
+Batch = Callable[[int], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ def _train(job: Job, accelerator: Accelerator) -> None:
     if origin is None and run.recipe.joint.steps:
         joint = replace(run.recipe.unet, **asdict(run.recipe.joint), train_text_encoder=True)
         _train_unet(run, data, "joint", joint)
+    if origin is None and run.recipe.other_words.steps:
+        _train_other_words(run, data)
     _in_first(accelerator, lambda: save_model(model, job.out, run.folder))
 
 
@@ -167,6 +170,7 @@ def _begin(job: Job, run: Run, pictures: Emoji | ImageFolder, origin: str | None
             "text.checkpoint",
             "unet.checkpoint",
             "joint.checkpoint",
+            "other_words.checkpoint",
         ):
             (run.folder / name).unlink(missing_ok=True)  # of another VAE, if there are any
     if not isinstance(pictures, ImageFolder):
@@ -236,22 +240,42 @@ def _train_text_encoder(run: Run, data: Captioned) -> None:
     r, draws, count = run.recipe.text, run.draws(), run.share(run.recipe.text.batch)
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        x_0, tokens = data.batch(count, r.dropped, *draws.at(step), r.merge_dropout)
-        return tokens, x_0
+        x_0, said, _ = data.batch(count, r, *draws.at(step))
+        return said, x_0
 
     channels, size = data.latents.shape[1:3]
     loss = text.LatentsFromText(run.model.text_encoder, r.grid, channels, size)
+    _fit_text_encoder(run, "text", loss, batch, r)
+
+
+def _train_other_words(run: Run, data: Captioned) -> None:
+    r, draws, count = run.recipe.other_words, run.draws(), run.share(run.recipe.other_words.batch)
+    before = run.recipe.unet.steps + run.recipe.joint.steps
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        _, said, meant = data.batch(count, r, *draws.at(before + step))
+        return said, meant
+
+    loss = text.OtherWords(run.model.text_encoder, r.contrast)
+    loss.encoder.requires_grad_(True)
+    _fit_text_encoder(run, "other_words", loss, batch, r)
+
+
+def _fit_text_encoder(
+    run: Run, stage: str, loss: nn.Module, batch: Batch, r: Text | OtherWords
+) -> None:
     loss.to(run.accelerator.device)
-    fit(
-        "text",
-        loss,
-        batch,
-        run.folder,
-        run.accelerator,
-        steps=r.steps,
-        learning_rate=r.learning_rate,
-        muon_rate=r.muon_rate,
-    )
+    with _attention(run.accelerator, run.recipe.tokenizer.length):
+        fit(
+            stage,
+            loss,
+            batch,
+            run.folder,
+            run.accelerator,
+            steps=r.steps,
+            learning_rate=r.learning_rate,
+            muon_rate=r.muon_rate,
+        )
 
 
 def _train_unet(run: Run, data: Captioned, stage: str, r: Unet) -> None:
@@ -261,17 +285,15 @@ def _train_unet(run: Run, data: Captioned, stage: str, r: Unet) -> None:
 
     def batch(step: int) -> tuple[Tensor, ...]:
         rng, generator = draws.at(before + step)  # each stage has random numbers of its own
-        x_0, tokens = data.batch(count, r.dropped, rng, generator)
+        x_0, said, _ = data.batch(count, r, rng, generator)
         t = torch.randint(r.timesteps, (count,), generator=generator)
-        return x_0, tokens, t, torch.randn(x_0.shape, generator=generator)
+        return x_0, said, t, torch.randn(x_0.shape, generator=generator)
 
     loss = ddpm.DenoisingLoss(run.model.unet, run.model.text_encoder, r).to(run.accelerator.device)
     loss.unet.requires_grad_(True)
     loss.text_encoder.requires_grad_(r.train_text_encoder)
     sheets = Sheets(data, run.model, run.recipe.samples, r.steps, run.folder / "samples", stage)
-    # For latents this small a CPU learns a sixth faster without torch's kernel for long sequences.
-    small = run.accelerator.device.type == "cpu" and data.latents[0, 0].numel() <= SHORT
-    with sdpa_kernel(SDPBackend.MATH) if small else contextlib.nullcontext():
+    with _attention(run.accelerator, data.latents[0, 0].numel()):
         fit(
             stage,
             loss,
@@ -285,3 +307,11 @@ def _train_unet(run: Run, data: Captioned, stage: str, r: Unet) -> None:
             ema=r.ema,
             show=sheets,
         )
+
+
+def _attention(accelerator: Accelerator, places: int) -> contextlib.AbstractContextManager[None]:
+    """On short sequences a CPU learns faster without torch's kernel for long ones: the U-Net by a
+    sixth, the text encoder by two.
+    """
+    short = accelerator.device.type == "cpu" and places <= SHORT
+    return sdpa_kernel(SDPBackend.MATH) if short else contextlib.nullcontext()
