@@ -123,7 +123,8 @@ def plot_losses(path: Path) -> None:
     figure = Figure(figsize=(9, 2.6), layout="constrained")
     for axes, (stage, points) in zip(figure.subplots(1, len(stages)), stages.items(), strict=True):
         axes.plot(*zip(*points, strict=True), color="#2a6f97", linewidth=1)
-        axes.set(title=stage, xlabel="step", yscale="log")
+        axes.set(xlabel="step", yscale="log")
+        axes.set_title(stage.replace("_", " "), fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, which="both", linewidth=0.5)
     figure.axes[0].set_ylabel("loss")
