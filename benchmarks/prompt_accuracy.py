@@ -31,9 +31,10 @@ from judge import Judge, Range, Tally, check
 from PIL import Image
 
 from sdpipe import Pipeline
-from sdpipe.components import load
+from sdpipe.components import Components, load
 from sdpipe.device import dtype_name
 from sdpipe.latents import latents_to_pil, pil_to_latents
+from sdpipe.loading.weight_files import sha256
 from sdpipe.settings import FALLBACKS
 from sdpipe.training import glyphs
 from sdpipe.training.recipe import load_recipe
@@ -302,6 +303,13 @@ def cost(bench: Bench) -> Figures:
     }
 
 
+def weights(model: Components) -> dict[str, str]:
+    """The SHA-256 of each file of a model's weights."""
+    assert model.folder is not None
+    files = sorted(model.folder.rglob("*.safetensors"))
+    return {path.relative_to(model.folder).as_posix(): sha256(path) for path in files}
+
+
 PARTS = (glyph, solvers, colour, place, pair, words, guidance, seeds, vae, cost)
 QUICK = (glyph, colour, place, pair)
 
@@ -393,7 +401,7 @@ def main() -> None:
     bench = Bench(options.model, options.batch, count)
     model = bench.pipe.components
     report: Figures = {
-        "model": model.identity(),
+        "model": {**model.identity(), "sha256": weights(model)},
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "device": str(model.device),
         "dtype": dtype_name(model.dtype),

@@ -150,6 +150,13 @@ def test_scenes_are_the_same_in_every_run_and_never_held_out(emoji, inks, monkey
     assert [glyphs.Emoji(SCENES, 64, seed=2).scene(i) for i in range(600)] != scenes
 
 
+def test_a_stage_may_have_scenes_of_other_shares(emoji):
+    pairs = emoji.with_shares([0, 0, 0, 1])
+    assert all(pairs.scene(i).other and not pairs.scene(i).held_out for i in range(60))
+    assert len(pairs) == len(emoji)
+    assert not all(emoji.scene(i).other for i in range(60))
+
+
 def test_glyphs_that_render_alike_are_one_class(inks):
     inks["crimson disc"] = inks["red disc"].copy()
     same = glyphs.classes(inks)

@@ -13,7 +13,7 @@ from torch.distributions import Laplace, Normal, kl_divergence
 
 from sdpipe import NotFiniteError, SdpipeError, UsageError
 from sdpipe.training import ddpm, text, vae
-from sdpipe.training.data import Captioned, Draws, squares, unit_variance
+from sdpipe.training.data import Captioned, Draws, squares, unit_variance, words
 from sdpipe.training.fit import fit
 from sdpipe.training.optimizer import FlatMuon, make_optimizers
 from sdpipe.training.recipe import EMOJI, IMAGEFOLDER, Words, adjusted, load_recipe
@@ -157,7 +157,7 @@ class Numbers(nn.Module):
 
 
 def test_other_words_should_say_what_the_plain_ones_said_before():
-    loss = text.OtherWords(Numbers().requires_grad_(True), contrast=0.0)
+    loss = text.OtherWords(Numbers().requires_grad_(True), kept=2.0, contrast=0.0)
     meant = torch.tensor([[8, 1, 9, 4], [8, 2, 9, 2], [8, 3, 9, 0]])
     said = torch.tensor([[8, 5, 9, 4], [8, 2, 9, 2], [8, 6, 9, 3]])
     variance = (0 + 8 / 3) / 2  # of 9, 9, 9 and of 4, 2, 0
@@ -169,10 +169,10 @@ def test_other_words_should_say_what_the_plain_ones_said_before():
     with torch.no_grad():
         loss.encoder.more += 1.0
     kept, learned = 1, (1 + 1 + 1 + 4**2) / 4
-    assert loss(said, meant).item() == pytest.approx((kept + learned) / variance)
-    assert loss(meant, meant).item() == pytest.approx(kept / variance)
+    assert loss(said, meant).item() == pytest.approx((2 * kept + learned) / variance)
+    assert loss(meant, meant).item() == pytest.approx(2 * kept / variance)
 
-    apart = text.OtherWords(loss.before, contrast=0.5)(said, meant).item()
+    apart = text.OtherWords(loss.before, kept=1.0, contrast=0.5)(said, meant).item()
     before, now = (x[:, 2:, None].float() for x in (meant, said))
     expected = 0.5 * text.confusion(before, now, torch.eye(3, dtype=torch.bool)).item()
     assert apart == pytest.approx(3**2 / 4 / variance + expected)
@@ -316,6 +316,9 @@ def test_a_recipe_is_changed_as_a_whole():
         ({"unet": {"muon_rate": -1.0}}, "unet.muon_rate = -1.0"),
         ({"unet": {"reworded": 1.5}}, "unet.reworded = 1.5.*from 0 to 1"),
         ({"other_words": {"contrast": -1.0}}, "other_words.contrast = -1.0.*0 or more"),
+        ({"other_words": {"shares": [1, 2]}}, r"other_words.shares = \[1, 2\].*4 numbers.*placed"),
+        ({"other_words": {"shares": [0, 0, 0, 0]}}, "not all 0"),
+        ({"other_words": {"shares": [1, -1, 1, 1]}}, "of 0 or more"),
         ({"unet": {"prediction_type": "x0"}}, "prediction_type = 'x0'.*epsilon or v_prediction"),
     ],
 )
@@ -352,27 +355,32 @@ def test_a_batch_is_the_same_again_and_another_in_each_process():
     latents = torch.arange(4.0).view(4, 1, 1, 1).half()
     data = Captioned(Flat(), latents, tokenizer)
 
+    def recipe(**words):
+        return Words(**{"dropped": 0.0, **words})
+
     def batch(step, process=0, **words):
-        return data.batch(64, Words(**{"dropped": 0.0, **words}), *Draws(5, process).at(step))
+        return data.batch(64, recipe(**words), *Draws(5, process).at(step))
 
     def read(ids):
         return tokenizer.decode(ids, skip_special_tokens=True).split()
 
-    x_0, said, meant = batch(3, reworded=0.25)
+    x_0, said = batch(3, reworded=0.25)
     assert x_0.dtype == torch.float32
-    for one, again in zip((x_0, said, meant), batch(3, reworded=0.25), strict=True):
+    for one, again in zip((x_0, said), batch(3, reworded=0.25), strict=True):
         assert torch.equal(one, again)
     assert not torch.equal(x_0, batch(4)[0])
     assert not torch.equal(x_0, batch(3, process=1)[0])
-    for z, ids, plain in zip(x_0.flatten().tolist(), said, meant, strict=True):
-        assert read(plain) == ["number", str(int(z))]
+    for z, ids in zip(x_0.flatten().tolist(), said, strict=True):
         assert read(ids)[0] in ("number", "no", "nr")
         assert read(ids)[1] == str(int(z))
-    assert 0.1 < (said != meant).any(1).float().mean() < 0.4
-    assert torch.equal(*batch(3)[1:])
     whole, cut = batch(3, reworded=1.0), batch(3, reworded=1.0, merge_dropout=0.9)
-    assert torch.equal(cut[2], meant)
     assert (cut[1] != tokenizer.pad_token_id).sum() > (whole[1] != tokenizer.pad_token_id).sum()
+
+    chosen = x_0.flatten().int().tolist()
+    said, meant = words(Flat(), chosen, tokenizer, recipe(reworded=0.25), *Draws(5).at(4))
+    assert [read(ids) for ids in meant] == [["number", str(i)] for i in chosen]
+    assert 0.1 < (said != meant).any(1).float().mean() < 0.4
+    assert torch.equal(*words(Flat(), chosen, tokenizer, recipe(), *Draws(5).at(4)))
     empty = tokenizer("", padding="max_length").input_ids
     share = sum(ids.tolist() == empty for ids in batch(3, dropped=0.5)[1]) / 64
     assert 0.3 < share < 0.7

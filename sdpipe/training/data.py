@@ -80,27 +80,42 @@ class Captioned:
 
     def batch(
         self, count: int, recipe: Words, rng: random.Random, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Latents (B, C, h, w) of pictures drawn at random, and tokens (B, L) of what is said of
-        them, in other words where the recipe's lot falls so, and of the same in plain words.
-
-        B is `count`. What is dropped is the empty caption, said and meant.
+        them. B is `count`.
         """
         chosen = torch.randint(len(self.latents), (count,), generator=generator)
-        told = [None if rng.random() < recipe.dropped else i for i in chosen.tolist()]
-        captions = ["" if i is None else self.pictures.caption(i) for i in told]
-        others = ["" if i is None else self.pictures.reworded(i, rng) for i in told]
-        meant, said = self.tokens(captions), self.tokens(others)
-        if recipe.merge_dropout:
-            said = RoughCuts(self.tokenizer, recipe.merge_dropout).tokens(others, rng)
-        reworded = torch.rand(count, generator=generator) < recipe.reworded
-        return self.latents[chosen].float(), torch.where(reworded[:, None], said, meant), meant
+        said, _ = words(self.pictures, chosen.tolist(), self.tokenizer, recipe, rng, generator)
+        return self.latents[chosen].float(), said
 
-    def tokens(self, captions: list[str]) -> Tensor:
-        """Captions cut into tokens, padded and truncated to L, (B, L)."""
-        return self.tokenizer(
+
+def words(
+    pictures: Pictures,
+    chosen: list[int],
+    tokenizer: CLIPTokenizer,
+    recipe: Words,
+    rng: random.Random,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Tokens (B, L) of what is said of B chosen pictures, in other words where the recipe's lot
+    falls so, and of the same in plain words.
+
+    What is dropped is the empty caption, said and meant.
+    """
+
+    def tokens(captions: list[str]) -> Tensor:
+        return tokenizer(
             captions, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
+
+    told = [None if rng.random() < recipe.dropped else i for i in chosen]
+    captions = ["" if i is None else pictures.caption(i) for i in told]
+    others = ["" if i is None else pictures.reworded(i, rng) for i in told]
+    meant, said = tokens(captions), tokens(others)
+    if recipe.merge_dropout:
+        said = RoughCuts(tokenizer, recipe.merge_dropout).tokens(others, rng)
+    reworded = torch.rand(len(chosen), generator=generator) < recipe.reworded
+    return torch.where(reworded[:, None], said, meant), meant
 
 
 def encode(pictures: Pictures, vae: AutoencoderKL, path: Path, accelerator: Accelerator) -> Tensor:

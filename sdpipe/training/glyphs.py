@@ -4,15 +4,27 @@ A rendered glyph is called ink: RGBA with premultiplied alpha, so that scaling d
 black behind transparent pixels to the edge.
 """
 
+import copy
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
 from sdpipe.errors import SdpipeError
 from sdpipe.training.recipe import Scenes
-from sdpipe.training.scenes import COLOURS, PAIR, PLACES, RELATIONS, SIZES, Scene, caption, reword
+from sdpipe.training.scenes import (
+    COLOURS,
+    KINDS,
+    PAIR,
+    PLACES,
+    RELATIONS,
+    SIZES,
+    Scene,
+    caption,
+    reword,
+)
 
 FONTS = (
     Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
@@ -178,8 +190,14 @@ class Emoji:
             if not scene.held_out:
                 return scene
 
+    def with_shares(self, shares: list[float]) -> "Emoji":
+        """The same names in scenes of which the kinds are more or less often."""
+        other = copy.copy(self)
+        other.recipe = replace(self.recipe, shares=shares)
+        return other
+
     def _any_scene(self, name: str, rng: random.Random) -> Scene:
-        kind = rng.choices(("plain", "coloured", "placed", "pair"), self.recipe.shares)[0]
+        kind = rng.choices(KINDS, self.recipe.shares)[0]
         colour = rng.choice(list(COLOURS))
         if kind == "plain":
             return Scene(name)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from sdpipe.errors import UsageError
 from sdpipe.settings import neighbours
+from sdpipe.training.scenes import KINDS
 
 EMOJI = Path(__file__).with_name("emoji.toml")
 IMAGEFOLDER = Path(__file__).with_name("imagefolder.toml")
@@ -120,11 +121,13 @@ class Joint:
 @dataclass(frozen=True, kw_only=True)
 class OtherWords(Words):
     """The last stage, where the text encoder alone learns captions in other words; without steps
-    there is none.
+    there is none. `shares` are those of its scenes, where they differ.
     """
 
     dropped: float = 0.025
     reworded: float = 0.8
+    shares: list[float] | None = None
+    kept: float = 1.0
     contrast: float = 0.3
     steps: int = 0
     batch: int = 128
@@ -300,8 +303,13 @@ def _check(recipe: Recipe, *, anew: bool) -> None:
             raise UsageError(f"{name} = {value} is out of range; it is from 0 to below 1.")
         if last in ("dropped", "reworded") and not 0 <= value <= 1:
             raise UsageError(f"{name} = {value} is out of range; it is from 0 to 1.")
-        if last == "contrast" and not value >= 0:
+        if last in ("contrast", "kept") and not value >= 0:
             raise UsageError(f"{name} = {value} is out of range; it is 0 or more.")
+        if last == "shares" and value is not None and not _are_shares(value):
+            raise UsageError(
+                f"{name} = {value} cannot be; it is {len(KINDS)} numbers, of 0 or more and not all "
+                f"0, for {', '.join(KINDS)}."
+            )
     if anew and (recipe.size < recipe.side or recipe.size % recipe.side):
         raise UsageError(
             f"dim={recipe.size} is not a multiple of {recipe.side}, which the networks of this "
@@ -315,6 +323,11 @@ def _check(recipe: Recipe, *, anew: bool) -> None:
     factor = 2 ** (len(recipe.vae.block_out_channels) - 1)
     if anew and (recipe.vae.crop < factor or recipe.vae.crop % factor):
         raise UsageError(f"vae.crop = {recipe.vae.crop} is not a multiple of {factor}.")
+
+
+def _are_shares(value: list[Any]) -> bool:
+    numbers = all(isinstance(share, int | float) and share >= 0 for share in value)
+    return len(value) == len(KINDS) and numbers and any(value)
 
 
 def _build(kind: type[Any], values: dict[str, Any], table: str) -> Any:

@@ -32,6 +32,7 @@ PLACES = {
 }
 # Where the first of two glyphs stands, seen from the middle.
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+KINDS = ("plain", "coloured", "placed", "pair")  # of scenes, each with a share of the pictures
 PAIR = 0.48  # the side of each of two glyphs
 
 HELD_OUT = 8  # one combination in so many is never trained on

@@ -79,10 +79,12 @@ class OtherWords(nn.Module):
     probabilities.
     """
 
-    def __init__(self, encoder: CLIPTextModel, contrast: float) -> None:
-        """`contrast` is the weight of `confusion` beside the two errors."""
+    def __init__(self, encoder: CLIPTextModel, kept: float, contrast: float) -> None:
+        """`kept` is the weight of the plain captions' error beside that of the others, `contrast`
+        that of `confusion` beside both.
+        """
         super().__init__()
-        self.encoder, self.contrast = encoder, contrast
+        self.encoder, self.kept, self.contrast = encoder, kept, contrast
         self.before = copy.deepcopy(encoder).eval().requires_grad_(False)
 
     def forward(self, said: Tensor, meant: Tensor) -> Tensor:
@@ -93,12 +95,12 @@ class OtherWords(nn.Module):
         behind = (ended(said) & ended(meant)).all(0)  # (L,)
         reworded = (said != meant).any(1)  # (B,)
         error = (now - before).square()
-        kept, learned = error[~reworded], error[reworded][:, behind]
+        plain, others = error[~reworded], error[reworded][:, behind]
         before, now = before[:, behind], now[:, behind]
         variance = before.var(0, correction=0).mean().clamp(min=1e-6)
         alike = (meant[:, None] == meant).all(2)
-        errors = sum(e.sum() / max(e.numel(), 1) for e in (kept, learned)) / variance
-        return errors + self.contrast * confusion(before, now, alike)
+        kept, learned = (e.sum() / max(e.numel(), 1) / variance for e in (plain, others))
+        return self.kept * kept + learned + self.contrast * confusion(before, now, alike)
 
 
 def confusion(meant: Tensor, said: Tensor, alike: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from sdpipe.device import pick_device, pick_dtype
 from sdpipe.errors import SdpipeError, SdpipeWarning
 from sdpipe.latents import vae_factor
 from sdpipe.training import ddpm, text, vae, work
-from sdpipe.training.data import Captioned, Draws, Pictures, encode, squares, unit_variance
+from sdpipe.training.data import Captioned, Draws, Pictures, encode, squares, unit_variance, words
 from sdpipe.training.fit import fit
 from sdpipe.training.glyphs import Emoji
 from sdpipe.training.imagefolder import ImageFolder
@@ -110,7 +110,7 @@ def _train(job: Job, accelerator: Accelerator) -> None:
         joint = replace(run.recipe.unet, **asdict(run.recipe.joint), train_text_encoder=True)
         _train_unet(run, data, "joint", joint)
     if origin is None and run.recipe.other_words.steps:
-        _train_other_words(run, data)
+        _train_other_words(run, pictures)
     _in_first(accelerator, lambda: save_model(model, job.out, run.folder))
 
 
@@ -240,7 +240,7 @@ def _train_text_encoder(run: Run, data: Captioned) -> None:
     r, draws, count = run.recipe.text, run.draws(), run.share(run.recipe.text.batch)
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        x_0, said, _ = data.batch(count, r, *draws.at(step))
+        x_0, said = data.batch(count, r, *draws.at(step))
         return said, x_0
 
     channels, size = data.latents.shape[1:3]
@@ -248,15 +248,18 @@ def _train_text_encoder(run: Run, data: Captioned) -> None:
     _fit_text_encoder(run, "text", loss, batch, r)
 
 
-def _train_other_words(run: Run, data: Captioned) -> None:
+def _train_other_words(run: Run, pictures: Emoji | ImageFolder) -> None:
     r, draws, count = run.recipe.other_words, run.draws(), run.share(run.recipe.other_words.batch)
     before = run.recipe.unet.steps + run.recipe.joint.steps
+    if r.shares is not None and isinstance(pictures, Emoji):
+        pictures = pictures.with_shares(r.shares)
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        _, said, meant = data.batch(count, r, *draws.at(before + step))
-        return said, meant
+        rng, generator = draws.at(before + step)
+        chosen = torch.randint(len(pictures), (count,), generator=generator).tolist()
+        return words(pictures, chosen, run.model.tokenizer, r, rng, generator)
 
-    loss = text.OtherWords(run.model.text_encoder, r.contrast)
+    loss = text.OtherWords(run.model.text_encoder, r.kept, r.contrast)
     loss.encoder.requires_grad_(True)
     _fit_text_encoder(run, "other_words", loss, batch, r)
 
@@ -285,7 +288,7 @@ def _train_unet(run: Run, data: Captioned, stage: str, r: Unet) -> None:
 
     def batch(step: int) -> tuple[Tensor, ...]:
         rng, generator = draws.at(before + step)  # each stage has random numbers of its own
-        x_0, said, _ = data.batch(count, r, rng, generator)
+        x_0, said = data.batch(count, r, rng, generator)
         t = torch.randint(r.timesteps, (count,), generator=generator)
         return x_0, said, t, torch.randn(x_0.shape, generator=generator)
 
