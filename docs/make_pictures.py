@@ -49,6 +49,15 @@ SHEET = [
     "a frog below a crown on a pink background",
 ]  # fmt: skip
 ACROSS, GAP = 10, 4
+NAMES = {
+    "vae": "VAE",
+    "decoder": "decoder",
+    "text": "text encoder",
+    "unet": "U-Net",
+    "joint": "joint",
+    "other_words": "other words",
+}  # of the stages in loss.csv
+TICKS = (0.06, 0.08, 0.1, 0.12, 0.14, 0.17, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
 WIDEST = 1440  # pixels: a page is about 830 wide, on fine screens twice that
 
 
@@ -115,19 +124,29 @@ def draw_sheet(path: Path) -> None:
 def plot_losses(path: Path) -> None:
     """The loss of each stage of the training over its steps."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
     stages: dict[str, list[tuple[int, float]]] = defaultdict(list)
     with LOSSES.open(newline="") as file:
         for row in csv.DictReader(file):
             stages[row["stage"]].append((int(row["step"]), float(row["loss"])))
-    figure = Figure(figsize=(9, 2.6), layout="constrained")
-    for axes, (stage, points) in zip(figure.subplots(1, len(stages)), stages.items(), strict=True):
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    drawn = figure.subplots(2, -(-len(stages) // 2))
+    for axes, (stage, points) in zip(drawn.flat, stages.items(), strict=True):
         axes.plot(*zip(*points, strict=True), color="#2a6f97", linewidth=1)
-        axes.set(xlabel="step", yscale="log")
-        axes.set_title(stage.replace("_", " "), fontsize=10)
+        axes.set_yscale("log")
+        axes.set_title(NAMES[stage], fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25, which="both", linewidth=0.5)
-    figure.axes[0].set_ylabel("loss")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(FixedLocator([t for t in TICKS if low <= t <= high]))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.grid(alpha=0.25, linewidth=0.5)
+    for axes in drawn[:, 0]:
+        axes.set_ylabel("loss")
+    for axes in drawn[-1]:
+        axes.set_xlabel("step")
     figure.savefig(path, dpi=110)
 
 
