@@ -1,5 +1,6 @@
 """Scenes and their captions: what is said is what is drawn, and what is held out stays out."""
 
+import dataclasses
 import random
 
 import numpy as np
@@ -155,6 +156,23 @@ def test_a_stage_may_have_scenes_of_other_shares(emoji):
     assert all(pairs.scene(i).other and not pairs.scene(i).held_out for i in range(60))
     assert len(pairs) == len(emoji)
     assert not all(emoji.scene(i).other for i in range(60))
+
+
+def test_look_alikes_are_shown_more_often(inks, monkeypatch):
+    near = inks["red disc"].copy()
+    near.putpixel((60, 60), (0, 0, 0, 255))
+    inks = {**inks, "red disc with a dot": near}
+    assert set(glyphs.look_alikes(inks)) == {"red disc", "red disc with a dot"}
+    monkeypatch.setattr(glyphs, "render_all", lambda: inks)
+    shares = {}
+    for alike in (0.0, 0.5):
+        pictures = glyphs.Emoji(dataclasses.replace(SCENES, alike=alike), 64, seed=1)
+        names = [pictures.scene(i).name for i in range(1200)]
+        shares[alike] = [names.count(name) / len(names) for name in inks]
+    assert shares[0.0] == [0.25] * 4
+    assert shares[0.5] == pytest.approx([0.375, 0.125, 0.125, 0.375], abs=0.03)
+    even = pictures.with_shares([1, 0, 0, 0])
+    assert [even.scene(i).name for i in range(4)] == list(inks)
 
 
 def test_glyphs_that_render_alike_are_one_class(inks):

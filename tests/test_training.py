@@ -13,7 +13,7 @@ from torch.distributions import Laplace, Normal, kl_divergence
 
 from sdpipe import NotFiniteError, SdpipeError, UsageError
 from sdpipe.training import ddpm, text, vae
-from sdpipe.training.data import Captioned, Draws, squares, unit_variance, words
+from sdpipe.training.data import Captioned, Draws, draw_subjects, squares, unit_variance, words
 from sdpipe.training.fit import fit
 from sdpipe.training.optimizer import FlatMuon, make_optimizers
 from sdpipe.training.recipe import EMOJI, IMAGEFOLDER, Words, adjusted, load_recipe
@@ -145,6 +145,20 @@ def test_captions_in_other_words_are_to_be_told_apart():
     assert text.confusion(meant[:1], said[:1], alike[:1, :1]) == 0
 
 
+def test_a_caption_in_other_words_is_not_to_be_taken_for_one_of_another_batch():
+    meant = torch.tensor([[[0.0]], [[3.0]], [[2.0]]])  # the last one is not of the batch
+    said = torch.tensor([[[1.5]], [[3.0]]])
+    alike = torch.tensor([[True, False, False], [False, True, False]])
+    scale = text.TEMPERATURE * 9  # of the batch alone
+    rows = [[1.5, 1.5, 0.5], [0.0, 3.0, 1.0]]  # how far each is from its own, then from the others
+    chances = [
+        math.exp(-(row[0] ** 2) / scale) / sum(math.exp(-(far**2) / scale) for far in row)
+        for row in rows
+    ]
+    expected = -sum(map(math.log, chances)) / 2
+    assert text.confusion(meant, said, alike).item() == pytest.approx(expected, rel=1e-5)
+
+
 class Numbers(nn.Module):
     """A text encoder whose outputs are the tokens' own numbers, and more."""
 
@@ -156,26 +170,75 @@ class Numbers(nn.Module):
         return type("Output", (), {"last_hidden_state": tokens.unsqueeze(-1) + self.more})
 
 
+def other_words(encoder, subjects=((8, 0, 9, 7),), **weights):
+    return text.OtherWords(encoder, plain=torch.tensor(subjects), **weights)
+
+
 def test_other_words_should_say_what_the_plain_ones_said_before():
-    loss = text.OtherWords(Numbers().requires_grad_(True), kept=2.0, contrast=0.0)
+    loss = other_words(Numbers().requires_grad_(True), kept=2.0, contrast=0.0)
     meant = torch.tensor([[8, 1, 9, 4], [8, 2, 9, 2], [8, 3, 9, 0]])
     said = torch.tensor([[8, 5, 9, 4], [8, 2, 9, 2], [8, 6, 9, 3]])
+    about = torch.zeros(3, dtype=torch.long)
     variance = (0 + 8 / 3) / 2  # of 9, 9, 9 and of 4, 2, 0
     # The first is the same behind its end, the second plain, the third 3 off at one of two places.
-    value = loss(said, meant)
+    value = loss(said, meant, about)
     assert value.item() == pytest.approx(3**2 / 4 / variance)
     value.backward()
     assert loss.before.more.grad is None
     with torch.no_grad():
         loss.encoder.more += 1.0
     kept, learned = 1, (1 + 1 + 1 + 4**2) / 4
-    assert loss(said, meant).item() == pytest.approx((2 * kept + learned) / variance)
-    assert loss(meant, meant).item() == pytest.approx(2 * kept / variance)
+    assert loss(said, meant, about).item() == pytest.approx((2 * kept + learned) / variance)
+    assert loss(meant, meant, about).item() == pytest.approx(2 * kept / variance)
 
-    apart = text.OtherWords(loss.before, kept=1.0, contrast=0.5)(said, meant).item()
+    apart = other_words(loss.before, kept=1.0, contrast=0.5)(said, meant, about).item()
     before, now = (x[:, 2:, None].float() for x in (meant, said))
-    expected = 0.5 * text.confusion(before, now, torch.eye(3, dtype=torch.bool)).item()
+    before = torch.cat([before, torch.tensor([[[9.0], [7.0]]])])
+    expected = 0.5 * text.confusion(before, now, torch.eye(3, 4, dtype=torch.bool)).item()
     assert apart == pytest.approx(3**2 / 4 / variance + expected)
+
+
+def test_it_is_known_which_subjects_are_still_mistaken():
+    plain = [[8, 1, 9, 4], [8, 2, 9, 2], [8, 3, 9, 0]]
+    loss = other_words(Numbers(), plain, kept=1.0, contrast=0.3)
+    assert loss.wrong.tolist() == [1, 1, 1]
+    meant = torch.tensor([plain[0], plain[1], plain[2], plain[2]])
+    said = torch.tensor([[8, 5, 9, 4], plain[1], [8, 6, 9, 3], [8, 3, 9, 0]])
+    variance = torch.tensor([4.0, 2, 0, 0]).var(correction=0).item() / 2
+    loss(said, meant, torch.tensor([0, 1, 2, 2]))
+    off = 3**2 / 2 / variance  # of the two places behind its end one is 3 off
+    expected = [1 - text.NEWS, 1, 1 + text.NEWS * (off - 1)]
+    assert loss.wrong.tolist() == pytest.approx(expected)
+    assert "wrong" in loss.state_dict()  # a run that goes on knows it too
+
+
+def test_subjects_that_are_still_mistaken_are_drawn_more_often():
+    wrong = torch.tensor([0.0, 1.0, 2.0])
+
+    def share(hard, pictures=31):
+        generator = torch.Generator().manual_seed(0)
+        drawn = draw_subjects(wrong, 20_000, hard, pictures, generator)
+        assert set(drawn.tolist()) <= set(range(30))  # 30 is a rest
+        assert torch.bincount(drawn // 3).min() > 1700  # of ten pictures of each
+        return (torch.bincount(drawn % 3, minlength=3) / len(drawn)).tolist()
+
+    assert share(0.0) == pytest.approx([1 / 3] * 3, abs=0.015)
+    assert share(1.0) == pytest.approx([0, 1 / 5, 4 / 5], abs=0.015)
+    assert share(0.6) == pytest.approx([2 / 15, 2 / 15 + 0.12, 2 / 15 + 0.48], abs=0.015)
+
+
+def test_noisier_timesteps_are_drawn_more_often():
+    def drawn(early):
+        recipe = dataclasses.replace(load_recipe().unet, early=early)
+        t = ddpm.draw_timesteps(50_000, recipe, torch.Generator().manual_seed(0))
+        assert t.dtype == torch.long
+        assert t.min() >= 0
+        assert t.max() == 999
+        return [(t < limit).float().mean().item() for limit in (250, 500, 750)]
+
+    assert drawn(1.0) == pytest.approx([0.25, 0.5, 0.75], abs=0.01)
+    # P(T u^e < s T) = P(u < s^(1 / e))
+    assert drawn(0.5) == pytest.approx([0.25**2, 0.5**2, 0.75**2], abs=0.01)
 
 
 def test_the_weight_makes_the_error_of_the_noise_that_of_v():
@@ -316,6 +379,8 @@ def test_a_recipe_is_changed_as_a_whole():
         ({"unet": {"muon_rate": -1.0}}, "unet.muon_rate = -1.0"),
         ({"unet": {"reworded": 1.5}}, "unet.reworded = 1.5.*from 0 to 1"),
         ({"other_words": {"contrast": -1.0}}, "other_words.contrast = -1.0.*0 or more"),
+        ({"other_words": {"hard": 1.5}}, "other_words.hard = 1.5 .*from 0 to 1"),
+        ({"joint": {"early": 0.0}}, "joint.early = 0.0 .*more than 0"),
         ({"other_words": {"shares": [1, 2]}}, r"other_words.shares = \[1, 2\].*4 numbers.*placed"),
         ({"other_words": {"shares": [0, 0, 0, 0]}}, "not all 0"),
         ({"other_words": {"shares": [1, -1, 1, 1]}}, "of 0 or more"),

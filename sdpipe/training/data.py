@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
@@ -41,6 +42,9 @@ class Pictures(Protocol):
 
     def captions(self) -> list[str]:
         """What the tokenizer learns its words from."""
+
+    def subjects(self) -> list[str]:
+        """What the pictures show, each in plain words; picture i shows the subject i % N of N."""
 
     def any_picture(self, rng: random.Random) -> Image.Image:
         """What the VAE learns from; it may be more varied than the pictures themselves."""
@@ -102,20 +106,34 @@ def words(
 
     What is dropped is the empty caption, said and meant.
     """
-
-    def tokens(captions: list[str]) -> Tensor:
-        return tokenizer(
-            captions, padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
-
     told = [None if rng.random() < recipe.dropped else i for i in chosen]
     captions = ["" if i is None else pictures.caption(i) for i in told]
     others = ["" if i is None else pictures.reworded(i, rng) for i in told]
-    meant, said = tokens(captions), tokens(others)
+    meant, said = padded(captions, tokenizer), padded(others, tokenizer)
     if recipe.merge_dropout:
         said = RoughCuts(tokenizer, recipe.merge_dropout).tokens(others, rng)
     reworded = torch.rand(len(chosen), generator=generator) < recipe.reworded
     return torch.where(reworded[:, None], said, meant), meant
+
+
+def padded(captions: list[str], tokenizer: CLIPTokenizer) -> Tensor:
+    """The tokens of B captions, (B, L)."""
+    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def draw_subjects(
+    wrong: Tensor, count: int, hard: float, pictures: int, generator: torch.Generator
+) -> Tensor:
+    """Numbers of so many pictures, (B,): of each the subject is drawn first, then one of its own.
+
+    wrong: how wrong each of N subjects still is, (N,). A share `hard` of the pictures is drawn in
+        proportion to its square, the others regardless of it.
+    pictures: how many there are; as many of each subject, but for a rest that is left out.
+    """
+    subjects = len(wrong)
+    weights = hard * F.normalize(wrong.double().square().cpu(), p=1, dim=0) + (1 - hard) / subjects
+    drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
+    return drawn + subjects * torch.randint(pictures // subjects, (count,), generator=generator)
 
 
 def encode(pictures: Pictures, vae: AutoencoderKL, path: Path, accelerator: Accelerator) -> Tensor:

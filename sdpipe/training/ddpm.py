@@ -52,6 +52,16 @@ def cumulative_alpha(beta_start: float, beta_end: float, timesteps: int) -> Tens
     return torch.cumprod(1 - beta, dim=0)
 
 
+def draw_timesteps(count: int, recipe: Unet, generator: torch.Generator) -> Tensor:
+    """t for each of B pictures, (B,), in 0 ... T - 1: T u^early of a uniform u.
+
+    With an exponent below 1 there are more of the noisy ones, where a picture is given its subject
+    and the caption says most.
+    """
+    u = torch.rand(count, generator=generator, dtype=torch.float64)
+    return (recipe.timesteps * u**recipe.early).long()
+
+
 def loss_weight(alpha_bar: Tensor, limit: float) -> Tensor:
     """What the squared error of the noise at each t counts: 1 / alpha_bar, at most `limit`.
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
 from sdpipe.errors import SdpipeError
@@ -115,6 +116,24 @@ def classes(inks: dict[str, Image.Image]) -> dict[str, str]:
     return {name: first.setdefault(ink.tobytes(), name) for name, ink in inks.items()}
 
 
+def look_alikes(inks: dict[str, Image.Image], side: int = 24) -> list[str]:
+    """The half of the names whose glyphs are the nearest to another one, pixel by pixel.
+
+    side: pixels a side to which glyphs are scaled before they are compared, on gray.
+    """
+    of = classes(inks)
+    distinct = sorted(set(of.values()))
+    pixels = np.stack(
+        [np.asarray(draw([(inks[name], 1.0, (0, 0))], side, COLOURS["gray"])) for name in distinct]
+    ).reshape(len(distinct), -1)
+    pixels = pixels.astype(np.float32) / 255
+    squares = np.square(pixels).sum(axis=1)
+    apart = squares[:, None] + squares - 2 * pixels @ pixels.T  # squared distances
+    np.fill_diagonal(apart, np.inf)
+    nearest = dict(zip(distinct, apart.min(axis=1).tolist(), strict=True))
+    return sorted(inks, key=lambda name: (nearest[of[name]], name))[: len(inks) // 2]
+
+
 def draw(
     inks: Iterable[tuple[Image.Image, float, tuple[float, float]]],
     size: int,
@@ -177,23 +196,26 @@ class Emoji:
         self.inks = render_all()
         self.names = list(self.inks)
         self.distinct = [self.inks[name] for name in sorted(set(classes(self.inks).values()))]
+        self.alike = look_alikes(self.inks) if recipe.alike else []
 
     def __len__(self) -> int:
         return self.recipe.pictures
 
     def scene(self, i: int) -> Scene:
-        """Scene i: each glyph is as often the first of one."""
+        """Scene i: each glyph is as often the first of one, and look-alikes are once more."""
         rng = self._rng(i)
         name = self.names[i % len(self.names)]
+        if self.recipe.alike and rng.random() < self.recipe.alike:
+            name = rng.choice(self.alike)
         while True:
             scene = self._any_scene(name, rng)
             if not scene.held_out:
                 return scene
 
     def with_shares(self, shares: list[float]) -> "Emoji":
-        """The same names in scenes of which the kinds are more or less often."""
+        """The same names, each as often, in scenes of which the kinds are more or less often."""
         other = copy.copy(self)
-        other.recipe = replace(self.recipe, shares=shares)
+        other.recipe = replace(self.recipe, shares=shares, alike=0.0)
         return other
 
     def _any_scene(self, name: str, rng: random.Random) -> Scene:
@@ -222,6 +244,10 @@ class Emoji:
     def captions(self) -> list[str]:
         """Every word that the tokenizer should know, in captions."""
         return [self.caption(i) for i in range(len(self))] + self.names * 4
+
+    def subjects(self) -> list[str]:
+        """The names."""
+        return self.names
 
     def picture(self, i: int) -> Image.Image:
         """Scene i drawn."""

@@ -158,6 +158,10 @@ class ImageFolder:
         """All captions."""
         return [entry.text for entry in self.entries]
 
+    def subjects(self) -> list[str]:
+        """All captions: no two pictures are known to show the same."""
+        return self.captions()
+
     def any_picture(self, rng: random.Random) -> Image.Image:
         """A part of a picture, six tenths of its side or more, every second time mirrored."""
         picture = self.picture(rng.randrange(len(self)))

@@ -27,6 +27,7 @@ class Scenes:
     placed_on_colour: float
     scale: tuple[float, float]
     shift: float
+    alike: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,7 @@ class Unet(Words):
     prediction_type: str
     weight: float
     train_text_encoder: bool
+    early: float = 1.0
     steps: int
     batch: int
     learning_rate: float
@@ -110,6 +112,7 @@ class Joint:
 
     reworded: float = 0.0
     merge_dropout: float = 0.0
+    early: float = 1.0
     steps: int = 0
     batch: int = 32
     learning_rate: float = 1e-3
@@ -129,6 +132,7 @@ class OtherWords(Words):
     shares: list[float] | None = None
     kept: float = 1.0
     contrast: float = 0.3
+    hard: float = 0.0
     steps: int = 0
     batch: int = 128
     learning_rate: float = 4e-4
@@ -291,7 +295,7 @@ def _check(recipe: Recipe, *, anew: bool) -> None:
         counts = ("steps", "decoder_steps", "batch", "warmup", "timesteps", "length")
         if last in counts and value < least:
             raise UsageError(f"{name} = {value} is out of range; it is {least} or more.")
-        if last in ("learning_rate", "decoder_rate") and not value > 0:
+        if last in ("learning_rate", "decoder_rate", "early") and not value > 0:
             raise UsageError(f"{name} = {value} is out of range; it is more than 0.")
         if last == "muon_rate" and not value >= 0:
             raise UsageError(f"{name} = {value} is out of range; it is 0 (all by AdamW) or more.")
@@ -301,7 +305,7 @@ def _check(recipe: Recipe, *, anew: bool) -> None:
             )
         if last in ("ema", "merge_dropout") and not 0 <= value < 1:
             raise UsageError(f"{name} = {value} is out of range; it is from 0 to below 1.")
-        if last in ("dropped", "reworded") and not 0 <= value <= 1:
+        if last in ("dropped", "reworded", "alike", "hard") and not 0 <= value <= 1:
             raise UsageError(f"{name} = {value} is out of range; it is from 0 to 1.")
         if last in ("contrast", "kept") and not value >= 0:
             raise UsageError(f"{name} = {value} is out of range; it is 0 or more.")

@@ -22,6 +22,10 @@ from sdpipe.training.recipe import Text
 
 TEMPERATURE = 0.1
 """By this share of how far captions are apart, nearer is e times likelier."""
+SUBJECTS = 2048
+"""So many at most are what a caption might be confused with, beside those of a batch."""
+NEWS = 0.2
+"""How far what is known of a subject moves towards what a caption about it shows."""
 
 
 def build_text_encoder(recipe: Text, tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -79,18 +83,30 @@ class OtherWords(nn.Module):
     probabilities.
     """
 
-    def __init__(self, encoder: CLIPTextModel, kept: float, contrast: float) -> None:
+    wrong: Tensor  # (N,)
+    plain: Tensor  # (N, L)
+    said_of_plain: Tensor  # (N, L, D)
+
+    def __init__(self, encoder: CLIPTextModel, kept: float, contrast: float, plain: Tensor) -> None:
         """`kept` is the weight of the plain captions' error beside that of the others, `contrast`
-        that of `confusion` beside both.
+        that of `confusion` beside both. `plain` are the tokens of N subjects in plain words,
+        (N, L), which no caption about another is to be taken for.
         """
         super().__init__()
         self.encoder, self.kept, self.contrast = encoder, kept, contrast
         self.before = copy.deepcopy(encoder).eval().requires_grad_(False)
+        self.register_buffer("wrong", torch.ones(len(plain)))
+        some = plain[:SUBJECTS]
+        self.register_buffer("plain", some, persistent=False)
+        said = torch.cat([self._before(tokens) for tokens in some.split(256)])
+        self.register_buffer("said_of_plain", said, persistent=False)
 
-    def forward(self, said: Tensor, meant: Tensor) -> Tensor:
-        """The loss of B captions (B, L) as they are said and as they are meant, in plain words."""
-        with torch.no_grad():
-            before = self.before(meant).last_hidden_state.float()  # (B, L, D)
+    def forward(self, said: Tensor, meant: Tensor, subjects: Tensor) -> Tensor:
+        """The loss of B captions (B, L) as they are said and as they are meant, in plain words.
+
+        subjects: the number of what each is about, (B,). `wrong` becomes what it is of them now.
+        """
+        before = self._before(meant)  # (B, L, D)
         now = self.encoder(said).last_hidden_state.float()
         behind = (ended(said) & ended(meant)).all(0)  # (L,)
         reworded = (said != meant).any(1)  # (B,)
@@ -98,26 +114,46 @@ class OtherWords(nn.Module):
         plain, others = error[~reworded], error[reworded][:, behind]
         before, now = before[:, behind], now[:, behind]
         variance = before.var(0, correction=0).mean().clamp(min=1e-6)
-        alike = (meant[:, None] == meant).all(2)
         kept, learned = (e.sum() / max(e.numel(), 1) / variance for e in (plain, others))
-        return self.kept * kept + learned + self.contrast * confusion(before, now, alike)
+        self._note(subjects[reworded], others.detach().mean((1, 2)) / variance)
+        value = self.kept * kept + learned
+        if not self.contrast:
+            return value
+        known = torch.cat([meant, self.plain])
+        apart = torch.cat([before, self.said_of_plain[:, behind]])
+        alike = (meant[:, None] == known).all(2)
+        return value + self.contrast * confusion(apart, now, alike)
+
+    @torch.no_grad()
+    def _before(self, tokens: Tensor) -> Tensor:
+        return self.before(tokens).last_hidden_state.float()
+
+    @torch.no_grad()
+    def _note(self, subjects: Tensor, wrong: Tensor) -> None:
+        """Moves what is known of some subjects towards what was found of them."""
+        subjects = subjects % len(self.wrong)
+        self.wrong.index_add_(0, subjects, (wrong - self.wrong[subjects]) * NEWS)
+        self.wrong.clamp_(min=0)
 
 
 def confusion(meant: Tensor, said: Tensor, alike: Tensor) -> Tensor:
     """How often captions in other words would be taken for another: a mean cross-entropy.
 
-    Of B captions `meant` are the outputs for their plain words and `said` those for other words,
-    (B, L, D). Each of `said` is to find its own of `meant`, by
+    Of B captions `said` are the outputs for other words, (B, L, D), and `meant` those for their own
+    plain words and then for those of others, (M, L, D). Each of `said` is to find its own of
+    `meant`, by
 
         p(j | i) = softmax_j(-|said_i - meant_j|^2 / (TEMPERATURE d)),
 
-    d the mean squared distance of two of `meant`. Captions that are `alike`, (B, B), are not to be
-    told apart. Only what was said learns from it. Contrastive learning, van den Oord et al. (2018),
-    equation 4.
+    d the mean squared distance of two of the captions' own. Those that are `alike`, (B, M), are not
+    to be told apart. Only what was said learns from it. Contrastive learning, van
+    den Oord et al. (2018), equation 4.
     """
     meant, said = meant.detach().float().flatten(1), said.float().flatten(1)
-    d = torch.cdist(meant, meant).square()[~alike].sum() / (~alike).sum().clamp(min=1)
+    batch = len(said)
+    others = ~alike[:, :batch]
+    d = torch.cdist(meant[:batch], meant[:batch]).square()[others].sum() / others.sum().clamp(min=1)
     logits = -torch.cdist(said, meant).square() / (TEMPERATURE * d).clamp(min=1e-6)
-    own = torch.eye(len(meant), dtype=torch.bool, device=meant.device)
+    own = torch.eye(batch, len(meant), dtype=torch.bool, device=meant.device)
     logits = logits.masked_fill(alike & ~own, -torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(meant), device=meant.device))
+    return F.cross_entropy(logits, torch.arange(batch, device=meant.device))

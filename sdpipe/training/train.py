@@ -24,7 +24,17 @@ from sdpipe.device import pick_device, pick_dtype
 from sdpipe.errors import SdpipeError, SdpipeWarning
 from sdpipe.latents import vae_factor
 from sdpipe.training import ddpm, text, vae, work
-from sdpipe.training.data import Captioned, Draws, Pictures, encode, squares, unit_variance, words
+from sdpipe.training.data import (
+    Captioned,
+    Draws,
+    Pictures,
+    draw_subjects,
+    encode,
+    padded,
+    squares,
+    unit_variance,
+    words,
+)
 from sdpipe.training.fit import fit
 from sdpipe.training.glyphs import Emoji
 from sdpipe.training.imagefolder import ImageFolder
@@ -251,16 +261,18 @@ def _train_text_encoder(run: Run, data: Captioned) -> None:
 def _train_other_words(run: Run, pictures: Emoji | ImageFolder) -> None:
     r, draws, count = run.recipe.other_words, run.draws(), run.share(run.recipe.other_words.batch)
     before = run.recipe.unet.steps + run.recipe.joint.steps
+    tokenizer, subjects = run.model.tokenizer, pictures.subjects()
     if r.shares is not None and isinstance(pictures, Emoji):
         pictures = pictures.with_shares(r.shares)
+    loss = text.OtherWords(run.model.text_encoder, r.kept, r.contrast, padded(subjects, tokenizer))
+    loss.encoder.requires_grad_(True)
 
     def batch(step: int) -> tuple[Tensor, ...]:
         rng, generator = draws.at(before + step)
-        chosen = torch.randint(len(pictures), (count,), generator=generator).tolist()
-        return words(pictures, chosen, run.model.tokenizer, r, rng, generator)
+        chosen = draw_subjects(loss.wrong, count, r.hard, len(pictures), generator)
+        said, meant = words(pictures, chosen.tolist(), tokenizer, r, rng, generator)
+        return said, meant, chosen % len(subjects)
 
-    loss = text.OtherWords(run.model.text_encoder, r.kept, r.contrast)
-    loss.encoder.requires_grad_(True)
     _fit_text_encoder(run, "other_words", loss, batch, r)
 
 
@@ -289,7 +301,7 @@ def _train_unet(run: Run, data: Captioned, stage: str, r: Unet) -> None:
     def batch(step: int) -> tuple[Tensor, ...]:
         rng, generator = draws.at(before + step)  # each stage has random numbers of its own
         x_0, said = data.batch(count, r, rng, generator)
-        t = torch.randint(r.timesteps, (count,), generator=generator)
+        t = ddpm.draw_timesteps(count, r, generator)
         return x_0, said, t, torch.randn(x_0.shape, generator=generator)
 
     loss = ddpm.DenoisingLoss(run.model.unet, run.model.text_encoder, r).to(run.accelerator.device)
