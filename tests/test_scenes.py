@@ -21,7 +21,7 @@ from sdpipe.training.scenes import (
     reword,
 )
 
-SCENES = load_recipe().scenes
+SCENES = dataclasses.replace(load_recipe().scenes, alike=0.0)  # each glyph as often
 
 
 def disc(colour):
