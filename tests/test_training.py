@@ -225,6 +225,8 @@ def test_subjects_that_are_still_mistaken_are_drawn_more_often():
     assert share(0.0) == pytest.approx([1 / 3] * 3, abs=0.015)
     assert share(1.0) == pytest.approx([0, 1 / 5, 4 / 5], abs=0.015)
     assert share(0.6) == pytest.approx([2 / 15, 2 / 15 + 0.12, 2 / 15 + 0.48], abs=0.015)
+    few = draw_subjects(wrong, 100, 0.0, 2, torch.Generator().manual_seed(0))
+    assert set(few.tolist()) == {0, 1, 2}  # one of each, also where there are fewer pictures
 
 
 def test_noisier_timesteps_are_drawn_more_often():

@@ -128,12 +128,13 @@ def draw_subjects(
 
     wrong: how wrong each of N subjects still is, (N,). A share `hard` of the pictures is drawn in
         proportion to its square, the others regardless of it.
-    pictures: how many there are; as many of each subject, but for a rest that is left out.
+    pictures: how many there are; as many of each subject, one at least, and a rest is left out.
     """
     subjects = len(wrong)
     weights = hard * F.normalize(wrong.double().square().cpu(), p=1, dim=0) + (1 - hard) / subjects
     drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
-    return drawn + subjects * torch.randint(pictures // subjects, (count,), generator=generator)
+    of_each = max(pictures // subjects, 1)
+    return drawn + subjects * torch.randint(of_each, (count,), generator=generator)
 
 
 def encode(pictures: Pictures, vae: AutoencoderKL, path: Path, accelerator: Accelerator) -> Tensor:
