@@ -131,7 +131,7 @@ def draw_subjects(
     pictures: how many there are; as many of each subject, one at least, and a rest is left out.
     """
     subjects = len(wrong)
-    weights = hard * F.normalize(wrong.double().square().cpu(), p=1, dim=0) + (1 - hard) / subjects
+    weights = hard * F.normalize(wrong.cpu().double().square(), p=1, dim=0) + (1 - hard) / subjects
     drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
     of_each = max(pictures // subjects, 1)
     return drawn + subjects * torch.randint(of_each, (count,), generator=generator)

@@ -96,7 +96,7 @@ class OtherWords(nn.Module):
         self.encoder, self.kept, self.contrast = encoder, kept, contrast
         self.before = copy.deepcopy(encoder).eval().requires_grad_(False)
         self.register_buffer("wrong", torch.ones(len(plain)))
-        some = plain[:SUBJECTS]
+        some = plain[:SUBJECTS].to(next(encoder.parameters()).device)
         self.register_buffer("plain", some, persistent=False)
         said = torch.cat([self._before(tokens) for tokens in some.split(256)])
         self.register_buffer("said_of_plain", said, persistent=False)
@@ -131,7 +131,6 @@ class OtherWords(nn.Module):
     @torch.no_grad()
     def _note(self, subjects: Tensor, wrong: Tensor) -> None:
         """Moves what is known of some subjects towards what was found of them."""
-        subjects = subjects % len(self.wrong)
         self.wrong.index_add_(0, subjects, (wrong - self.wrong[subjects]) * NEWS)
         self.wrong.clamp_(min=0)
 
@@ -146,8 +145,8 @@ def confusion(meant: Tensor, said: Tensor, alike: Tensor) -> Tensor:
         p(j | i) = softmax_j(-|said_i - meant_j|^2 / (TEMPERATURE d)),
 
     d the mean squared distance of two of the captions' own. Those that are `alike`, (B, M), are not
-    to be told apart. Only what was said learns from it. Contrastive learning, van
-    den Oord et al. (2018), equation 4.
+    to be told apart. Only what was said learns from it. Contrastive learning, van den Oord et al.
+    (2018), equation 4.
     """
     meant, said = meant.detach().float().flatten(1), said.float().flatten(1)
     batch = len(said)

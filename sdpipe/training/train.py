@@ -262,8 +262,8 @@ def _train_other_words(run: Run, pictures: Emoji | ImageFolder) -> None:
     r, draws, count = run.recipe.other_words, run.draws(), run.share(run.recipe.other_words.batch)
     before = run.recipe.unet.steps + run.recipe.joint.steps
     tokenizer, subjects = run.model.tokenizer, pictures.subjects()
-    if r.shares is not None and isinstance(pictures, Emoji):
-        pictures = pictures.with_shares(r.shares)
+    if isinstance(pictures, Emoji):  # each name as often, so that picture i shows subject i % N
+        pictures = pictures.with_shares(r.shares or pictures.recipe.shares)
     loss = text.OtherWords(run.model.text_encoder, r.kept, r.contrast, padded(subjects, tokenizer))
     loss.encoder.requires_grad_(True)
 
