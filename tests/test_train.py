@@ -96,6 +96,11 @@ warmup = 1
 merge_dropout = 0.1
 steps = 2
 batch = 4
+[both]
+captions = 3
+steps = 2
+batch = 4
+warmup = 1
 [tune]
 steps = 3
 batch = 2
@@ -108,7 +113,15 @@ steps = 5
 lms_order = 1
 """
 PARTS = ("unet", "vae", "text_encoder")
-STAGES = {"vae": 4, "decoder": 2, "text": 3, "unet": 6, "joint": 3, "other_words": 2}
+STAGES = {
+    "vae": 4,
+    "decoder": 2,
+    "text": 3,
+    "unet": 6,
+    "joint": 3,
+    "other_words": 2,
+    "both": 2,
+}
 COLOURS = ("red", "blue", "green")
 
 # A model of six steps draws nothing yet, and lms, which it prefers, takes that badly.
@@ -275,30 +288,44 @@ def test_what_stands_in_the_folder(model):
     modes = {stat.S_IMODE(p.stat().st_mode) for p in model.rglob("*") if p.is_file()}
     assert len(modes) == 1  # whoever may read one file of it may read all
     samples = sorted(path.name for path in (training / "samples").iterdir())
-    assert samples == ["joint-000003.png", "unet-000006.png"]
+    assert samples == ["both-000002.png", "joint-000003.png", "unet-000006.png"]
     with Image.open(training / "samples" / samples[0]) as picture:
         assert picture.width > 2 * 128  # two captions, small pictures four times as large
 
 
 def test_the_text_encoder_learns_in_all_stages_but_the_unets(model):
-    stages = ("text", "unet", "joint", "other_words")
     name = "encoder.layers.0.mlp.fc1.weight"
-    alone, frozen, joint, words = (
-        next(
+
+    def ends(stage, part, *, before=False):
+        state = torch.load(model / "training" / f"{stage}.checkpoint")[part]
+        [weight, *again] = [
             weight
-            for key, weight in torch.load(model / "training" / f"{stage}.checkpoint")[part].items()
-            if key.endswith(name) and ".before." not in f".{key}"
-        )
-        for stage, part in zip(stages, ("model", "model", "average", "model"), strict=True)
-    )
-    before = torch.load(model / "training" / "other_words.checkpoint")["model"]
-    [told] = [w for key, w in before.items() if key.startswith("before.") and name in key]
+            for key, weight in state.items()
+            if key.endswith(name) and before == (".before." in f".{key}")
+        ]
+        assert all(torch.equal(weight, other) for other in again)
+        return weight
+
+    alone, frozen = ends("text", "model"), ends("unet", "model")
+    joint, words = ends("joint", "average"), ends("other_words", "model")
+    both = ends("both", "average")
     [shipped] = [w for key, w in weights(model).items() if key.startswith("text") and name in key]
     assert torch.equal(alone, frozen)
     assert not torch.equal(frozen, joint)
-    assert torch.equal(joint, told)
+    assert torch.equal(joint, ends("other_words", "model", before=True))
     assert not torch.equal(joint, words)
-    assert torch.equal(words.half(), shipped)
+    assert torch.equal(words, ends("both", "model", before=True))
+    assert not torch.equal(words, both)
+    assert torch.equal(both.half(), shipped)
+
+
+def test_the_unet_learns_on_in_the_last_stage(model):
+    name = "unet.mid_block.resnets.0.conv1.weight"
+    weights_of = [
+        torch.load(model / "training" / f"{stage}.checkpoint")["average"][f"module.{name}"]
+        for stage in ("joint", "both")
+    ]
+    assert not torch.equal(*weights_of)
 
 
 def test_a_sheet_has_the_picture_above_the_drawing_above_the_caption():
@@ -367,6 +394,7 @@ def python(*words, launcher=(), **environment):
         (4, "unet", "unet", 3),
         (8, "unet", "joint", 1),
         (2, "words", "other_words", 1),
+        (4, "words", "both", 1),
     ],
 )
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(

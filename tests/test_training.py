@@ -212,6 +212,29 @@ def test_it_is_known_which_subjects_are_still_mistaken():
     assert "wrong" in loss.state_dict()  # a run that goes on knows it too
 
 
+def test_both_losses_are_counted_together():
+    generator = torch.Generator().manual_seed(0)
+    x_0, eps = (torch.randn((2, 4, 2, 2), generator=generator) for _ in range(2))
+    recipe = dataclasses.replace(load_recipe().unet, captions_weight=0.3)
+    t, tokens = torch.tensor([10, 900]), torch.tensor([[8, 1, 9, 4], [8, 2, 9, 2]])
+    said, about = tokens.flip(0).clone(), torch.tensor([0, 0])
+    said[:, 1] = 5
+
+    class Reads(Knows):
+        def forward(self, x_t, t, text):
+            assert torch.equal(text, Numbers()(tokens).last_hidden_state)
+            return super().forward(x_t, t, text)
+
+    alone = ddpm.DenoisingLoss(Reads(eps), Numbers(), recipe)(x_0, tokens, t, eps)
+    words = other_words(Numbers(), kept=1.0, contrast=0.3)
+    spoken = words(said, tokens, about)
+    both = ddpm.WithOtherWords(Reads(eps), words, recipe)
+    value = both(x_0, tokens, t, eps, said, tokens, about)
+    assert spoken > 0
+    assert value.item() == pytest.approx((alone + 0.3 * spoken).item(), rel=1e-5)
+    assert both.text_encoder is words.encoder  # what learns from the one learns from the other
+
+
 def test_subjects_that_are_still_mistaken_are_drawn_more_often():
     wrong = torch.tensor([0.0, 1.0, 2.0])
 
@@ -362,6 +385,8 @@ def test_a_recipe_is_changed_as_a_whole():
     assert joint.steps == round(emoji.joint.steps / 10)
     words = adjusted(emoji, steps=emoji.unet.steps // 10).other_words
     assert words.steps == round(emoji.other_words.steps / 10)
+    both = adjusted(emoji, steps=emoji.unet.steps // 10).both
+    assert both.steps == round(emoji.both.steps / 10)
     assert adjusted(emoji, dim=32).vae.crop == 32
     tuned = adjusted(recipe, going_on=True).unet
     assert (tuned.steps, tuned.learning_rate) == (recipe.tune.steps, recipe.tune.learning_rate)
@@ -382,6 +407,8 @@ def test_a_recipe_is_changed_as_a_whole():
         ({"unet": {"reworded": 1.5}}, "unet.reworded = 1.5.*from 0 to 1"),
         ({"other_words": {"contrast": -1.0}}, "other_words.contrast = -1.0.*0 or more"),
         ({"other_words": {"hard": 1.5}}, "other_words.hard = 1.5 .*from 0 to 1"),
+        ({"both": {"captions": -1}}, "both.captions = -1 .*0 or more"),
+        ({"both": {"captions_weight": -0.5}}, "both.captions_weight = -0.5 .*0 or more"),
         ({"joint": {"early": 0.0}}, "joint.early = 0.0 .*more than 0"),
         ({"other_words": {"shares": [1, 2]}}, r"other_words.shares = \[1, 2\].*4 numbers.*placed"),
         ({"other_words": {"shares": [0, 0, 0, 0]}}, "not all 0"),

@@ -17,6 +17,7 @@ from transformers import CLIPTextModel
 
 from sdpipe.latents import add_noise
 from sdpipe.training.recipe import Unet
+from sdpipe.training.text import OtherWords
 
 
 def build_unet(recipe: Unet, size: int, latent_channels: int, width: int) -> UNet2DConditionModel:
@@ -99,3 +100,29 @@ class DenoisingLoss(nn.Module):
             v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
             return (v - predicted).square().mean()
         return (loss_weight(alpha_bar, self.limit) * (eps - predicted).square()).mean()
+
+
+class WithOtherWords(DenoisingLoss):
+    """The same loss, and beside it that of a text encoder which learns other words.
+
+    Either alone takes from the other: the one makes of a word in other spelling something new, the
+    other moves the plain ones away from what the U-Net has learned to read.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, other_words: OtherWords, recipe: Unet) -> None:
+        super().__init__(unet, other_words.encoder, recipe)
+        self.other_words, self.weight = other_words, recipe.captions_weight
+
+    def forward(  # type: ignore[override]
+        self,
+        x_0: Tensor,
+        tokens: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        said: Tensor,
+        meant: Tensor,
+        subjects: Tensor,
+    ) -> Tensor:
+        """The first four as in `DenoisingLoss`, the others as in `OtherWords`."""
+        denoising = super().forward(x_0, tokens, t, eps)
+        return denoising + self.weight * self.other_words(said, meant, subjects)

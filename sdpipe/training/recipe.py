@@ -98,6 +98,8 @@ class Unet(Words):
     weight: float
     train_text_encoder: bool
     early: float = 1.0
+    captions: int = 0
+    captions_weight: float = 1.0
     steps: int
     batch: int
     learning_rate: float
@@ -108,11 +110,17 @@ class Unet(Words):
 
 @dataclass(frozen=True, kw_only=True)
 class Joint:
-    """The stage where U-Net and text encoder learn together; without steps there is none."""
+    """A stage where U-Net and text encoder learn together; without steps there is none.
+
+    With `captions` the text encoder learns so many in other words beside every batch, as in
+    `OtherWords`, with a loss of that weight.
+    """
 
     reworded: float = 0.0
     merge_dropout: float = 0.0
     early: float = 1.0
+    captions: int = 0
+    captions_weight: float = 1.0
     steps: int = 0
     batch: int = 32
     learning_rate: float = 1e-3
@@ -177,6 +185,7 @@ class Recipe:
     unet: Unet
     joint: Joint = Joint()
     other_words: OtherWords = OtherWords()
+    both: Joint = Joint()
     tune: Tune = Tune()
     samples: Samples = Samples()
     sampling: dict[str, Any]
@@ -252,10 +261,12 @@ def adjusted(
         ema=_ema(recipe.vae.ema, share),
     )
     text = replace(recipe.text, steps=_times(recipe.text.steps, share))
-    joint = _scaled(recipe.joint, _times(recipe.joint.steps, share), share)
+    joint, both = (
+        _scaled(stage, _times(stage.steps, share), share) for stage in (recipe.joint, recipe.both)
+    )
     words = replace(recipe.other_words, steps=_times(recipe.other_words.steps, share))
     recipe = replace(recipe, seed=seed, size=size, unet=unet, vae=vae, text=text, joint=joint)
-    recipe = replace(recipe, other_words=words)
+    recipe = replace(recipe, other_words=words, both=both)
     _check(recipe, anew=not going_on)
     return recipe
 
@@ -283,6 +294,11 @@ MAY_BE_0 = {
     "joint.steps",
     "joint.warmup",
     "other_words.steps",
+    "both.steps",
+    "both.warmup",
+    "unet.captions",
+    "joint.captions",
+    "both.captions",
     "tune.warmup",
 }
 
@@ -292,7 +308,7 @@ def _check(recipe: Recipe, *, anew: bool) -> None:
     for name, value in recipe.numbers().items():
         least = 0 if name in MAY_BE_0 else 1
         last = name.rpartition(".")[2]
-        counts = ("steps", "decoder_steps", "batch", "warmup", "timesteps", "length")
+        counts = ("steps", "decoder_steps", "batch", "warmup", "timesteps", "length", "captions")
         if last in counts and value < least:
             raise UsageError(f"{name} = {value} is out of range; it is {least} or more.")
         if last in ("learning_rate", "decoder_rate", "early") and not value > 0:
@@ -307,7 +323,7 @@ def _check(recipe: Recipe, *, anew: bool) -> None:
             raise UsageError(f"{name} = {value} is out of range; it is from 0 to below 1.")
         if last in ("dropped", "reworded", "alike", "hard") and not 0 <= value <= 1:
             raise UsageError(f"{name} = {value} is out of range; it is from 0 to 1.")
-        if last in ("contrast", "kept") and not value >= 0:
+        if last in ("contrast", "kept", "captions_weight") and not value >= 0:
             raise UsageError(f"{name} = {value} is out of range; it is 0 or more.")
         if last == "shares" and value is not None and not _are_shares(value):
             raise UsageError(

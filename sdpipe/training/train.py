@@ -6,6 +6,7 @@ draws its own part of every batch, and the first one writes and speaks.
 
 import contextlib
 import hashlib
+import random
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -40,9 +41,10 @@ from sdpipe.training.glyphs import Emoji
 from sdpipe.training.imagefolder import ImageFolder
 from sdpipe.training.job import Job
 from sdpipe.training.model import Model, load_model, new_model, save_model
-from sdpipe.training.recipe import OtherWords, Recipe, Text, Unet
+from sdpipe.training.recipe import Joint, OtherWords, Recipe, Text, Unet
 from sdpipe.training.samples import Sheets
 
+STAGES = ("unet", "joint", "other_words", "both")
 SHORT = 1024  # places of the latents, or tokens
 Batch = Callable[[int], tuple[Tensor, ...]]
 
@@ -59,6 +61,12 @@ class Run:
     def draws(self) -> Draws:
         """The random numbers of this process."""
         return Draws(self.recipe.seed, self.accelerator.process_index)
+
+    def steps_before(self, stage: str) -> int:
+        """How many steps the stages that follow the text encoder's take before this one, whose
+        random numbers so are its own.
+        """
+        return sum(getattr(self.recipe, s).steps for s in STAGES[: STAGES.index(stage)])
 
     def share(self, batch: int) -> int:
         """How much of a batch this process draws."""
@@ -117,10 +125,11 @@ def _train(job: Job, accelerator: Accelerator) -> None:
         _train_text_encoder(run, data)
     _train_unet(run, data, "unet", run.recipe.unet)
     if origin is None and run.recipe.joint.steps:
-        joint = replace(run.recipe.unet, **asdict(run.recipe.joint), train_text_encoder=True)
-        _train_unet(run, data, "joint", joint)
+        _train_unet(run, data, "joint", _together(run.recipe.unet, run.recipe.joint))
     if origin is None and run.recipe.other_words.steps:
         _train_other_words(run, pictures)
+    if origin is None and run.recipe.both.steps:
+        _train_unet(run, data, "both", _together(run.recipe.unet, run.recipe.both))
     _in_first(accelerator, lambda: save_model(model, job.out, run.folder))
 
 
@@ -181,6 +190,7 @@ def _begin(job: Job, run: Run, pictures: Emoji | ImageFolder, origin: str | None
             "unet.checkpoint",
             "joint.checkpoint",
             "other_words.checkpoint",
+            "both.checkpoint",
         ):
             (run.folder / name).unlink(missing_ok=True)  # of another VAE, if there are any
     if not isinstance(pictures, ImageFolder):
@@ -259,21 +269,32 @@ def _train_text_encoder(run: Run, data: Captioned) -> None:
 
 
 def _train_other_words(run: Run, pictures: Emoji | ImageFolder) -> None:
-    r, draws, count = run.recipe.other_words, run.draws(), run.share(run.recipe.other_words.batch)
-    before = run.recipe.unet.steps + run.recipe.joint.steps
-    tokenizer, subjects = run.model.tokenizer, pictures.subjects()
-    if isinstance(pictures, Emoji):  # each name as often, so that picture i shows subject i % N
-        pictures = pictures.with_shares(r.shares or pictures.recipe.shares)
-    loss = text.OtherWords(run.model.text_encoder, r.kept, r.contrast, padded(subjects, tokenizer))
+    r = run.recipe.other_words
+    draws, before = run.draws(), run.steps_before("other_words")
+    loss, say = _other_words(run, pictures, run.share(r.batch))
     loss.encoder.requires_grad_(True)
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        rng, generator = draws.at(before + step)
+        return say(*draws.at(before + step))
+
+    _fit_text_encoder(run, "other_words", loss, batch, r)
+
+
+def _other_words(
+    run: Run, pictures: Pictures, count: int
+) -> tuple[text.OtherWords, Callable[[random.Random, torch.Generator], tuple[Tensor, ...]]]:
+    """The loss of saying the same of other words, and what draws it so many captions."""
+    r, tokenizer, subjects = run.recipe.other_words, run.model.tokenizer, pictures.subjects()
+    if isinstance(pictures, Emoji):  # each name as often, so that picture i shows subject i % N
+        pictures = pictures.with_shares(r.shares or pictures.recipe.shares)
+    loss = text.OtherWords(run.model.text_encoder, r.kept, r.contrast, padded(subjects, tokenizer))
+
+    def say(rng: random.Random, generator: torch.Generator) -> tuple[Tensor, ...]:
         chosen = draw_subjects(loss.wrong, count, r.hard, len(pictures), generator)
         said, meant = words(pictures, chosen.tolist(), tokenizer, r, rng, generator)
         return said, meant, chosen % len(subjects)
 
-    _fit_text_encoder(run, "other_words", loss, batch, r)
+    return loss, say
 
 
 def _fit_text_encoder(
@@ -293,21 +314,31 @@ def _fit_text_encoder(
         )
 
 
+def _together(unet: Unet, joint: Joint) -> Unet:
+    """The U-Net's training where the text encoder learns with it."""
+    return replace(unet, **asdict(joint), train_text_encoder=True)
+
+
 def _train_unet(run: Run, data: Captioned, stage: str, r: Unet) -> None:
     """Trains the U-Net; the text encoder goes on learning with it, or stays as it is."""
-    draws, count = run.draws(), run.share(r.batch)
-    before = 0 if stage == "unet" else run.recipe.unet.steps
+    draws, count, model = run.draws(), run.share(r.batch), run.model
+    before = run.steps_before(stage)
+    loss = ddpm.DenoisingLoss(model.unet, model.text_encoder, r)
+    if r.captions:
+        other_words, say = _other_words(run, data.pictures, run.share(r.captions))
+        loss = ddpm.WithOtherWords(model.unet, other_words, r)
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        rng, generator = draws.at(before + step)  # each stage has random numbers of its own
+        rng, generator = draws.at(before + step)
         x_0, said = data.batch(count, r, rng, generator)
         t = ddpm.draw_timesteps(count, r, generator)
-        return x_0, said, t, torch.randn(x_0.shape, generator=generator)
+        denoised = x_0, said, t, torch.randn(x_0.shape, generator=generator)
+        return denoised + say(rng, generator) if r.captions else denoised
 
-    loss = ddpm.DenoisingLoss(run.model.unet, run.model.text_encoder, r).to(run.accelerator.device)
+    loss.to(run.accelerator.device)
     loss.unet.requires_grad_(True)
     loss.text_encoder.requires_grad_(r.train_text_encoder)
-    sheets = Sheets(data, run.model, run.recipe.samples, r.steps, run.folder / "samples", stage)
+    sheets = Sheets(data, model, run.recipe.samples, r.steps, run.folder / "samples", stage)
     with _attention(run.accelerator, data.latents[0, 0].numel()):
         fit(
             stage,
