@@ -57,6 +57,7 @@ NAMES = {
     "unet": "U-Net",
     "joint": "joint",
     "other_words": "other words",
+    "both": "both at once",
 }  # of the stages in loss.csv
 TICKS = (0.06, 0.08, 0.1, 0.12, 0.14, 0.17, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
 WIDEST = 1440  # pixels: a page is about 830 wide, on fine screens twice that
@@ -133,7 +134,9 @@ def plot_losses(path: Path) -> None:
             stages[row["stage"]].append((int(row["step"]), float(row["loss"])))
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     drawn = figure.subplots(2, -(-len(stages) // 2))
-    for axes, (stage, points) in zip(drawn.flat, stages.items(), strict=True):
+    for axes in drawn.flat[len(stages) :]:
+        axes.set_axis_off()
+    for axes, (stage, points) in zip(drawn.flat, stages.items(), strict=False):
         axes.plot(*zip(*points, strict=True), color="#2a6f97", linewidth=1)
         axes.set_yscale("log")
         axes.set_title(NAMES[stage], fontsize=10)
