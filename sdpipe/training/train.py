@@ -45,6 +45,7 @@ from sdpipe.training.recipe import Joint, OtherWords, Recipe, Text, Unet
 from sdpipe.training.samples import Sheets
 
 STAGES = ("unet", "joint", "other_words", "both")
+"""Those that follow the text encoder's first, in their order."""
 SHORT = 1024  # places of the latents, or tokens
 Batch = Callable[[int], tuple[Tensor, ...]]
 
@@ -63,8 +64,8 @@ class Run:
         return Draws(self.recipe.seed, self.accelerator.process_index)
 
     def steps_before(self, stage: str) -> int:
-        """How many steps the stages that follow the text encoder's take before this one, whose
-        random numbers so are its own.
+        """How many steps those of `STAGES` take that come before this one: its random numbers are
+        its own.
         """
         return sum(getattr(self.recipe, s).steps for s in STAGES[: STAGES.index(stage)])
 
@@ -183,15 +184,8 @@ def _begin(job: Job, run: Run, pictures: Emoji | ImageFolder, origin: str | None
     begun_with = {"recipe": run.recipe.numbers(), "from": origin, "data": data}
     new = work.claim(job.out, begun_with, job.recipe_path.read_text(encoding="utf-8"))
     if origin is None and not (run.folder / "vae.checkpoint").exists():
-        for name in (
-            "decoder.checkpoint",
-            "latents.safetensors",
-            "text.checkpoint",
-            "unet.checkpoint",
-            "joint.checkpoint",
-            "other_words.checkpoint",
-            "both.checkpoint",
-        ):
+        later = [f"{stage}.checkpoint" for stage in ("decoder", "text", *STAGES)]
+        for name in ("latents.safetensors", *later):
             (run.folder / name).unlink(missing_ok=True)  # of another VAE, if there are any
     if not isinstance(pictures, ImageFolder):
         messages.say(f"{len(pictures.names)} glyphs, {len(pictures)} pictures")
