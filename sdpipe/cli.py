@@ -10,7 +10,17 @@ from typing import Annotated, Any
 import typer
 
 import sdpipe
-from sdpipe import cli_check, cli_repeat, cli_sweep, cli_train, files, messages, options, progress
+from sdpipe import (
+    cli_check,
+    cli_names,
+    cli_repeat,
+    cli_sweep,
+    cli_train,
+    files,
+    messages,
+    options,
+    progress,
+)
 from sdpipe.cli_show import show_app
 from sdpipe.command import Command
 from sdpipe.device import check_device, check_dtype, check_speed
@@ -185,6 +195,10 @@ app.command(
     epilog="Example:  sdpipe train --data photos --out runs/photos --dim 128",
 )(cli_train.train)
 app.add_typer(show_app, name="show")
+app.command(
+    short_help="List what a model draws, by name.",
+    epilog="Example:  sdpipe names cat",
+)(cli_names.names)
 app.command(short_help="Tell how pictures were drawn.")(cli_repeat.info)
 app.command(short_help="Draw a picture again, and verify that it is the same.")(cli_repeat.replay)
 app.command(

@@ -15,6 +15,7 @@ from sdpipe.device import (
     pick_device,
     pick_dtype,
 )
+from sdpipe.learned import Learned, read_learned
 from sdpipe.loading import embedding, lora
 from sdpipe.loading.embedding import Embedding
 from sdpipe.loading.locate import find_model, is_here, is_part_here
@@ -47,6 +48,8 @@ class Components:
     prediction: what the U-Net predicts, "epsilon" or "v", where a person said it.
     loras, embeddings: what was added to the weights, and to the words.
     low_memory: the networks are on the device only while they work, see `offload.at_work`.
+    learned: the words that the model was told, where it keeps them and no other part or LoRA may
+        know more.
     """
 
     tokenizer: "CLIPTokenizer"
@@ -68,6 +71,7 @@ class Components:
     loras: tuple[Lora, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
     low_memory: bool = False
+    learned: Learned | None = None
 
     def identity(self) -> dict[str, Any]:
         """What tells this model from others, for a picture's metadata; plain JSON types.
@@ -189,6 +193,7 @@ def load(
         loras=added,
         embeddings=words,
         low_memory=low_memory,
+        learned=_learned(sources, added),
     )
 
 
@@ -218,6 +223,13 @@ def look(
     added = tuple(Lora.read(given) for given in loras)
     words = tuple(Embedding.read(given) for given in embeddings)
     return _found(model, {"vae": vae}, full, prediction, added, words)
+
+
+def _learned(sources: Sources, loras: Sequence[Lora]) -> Learned | None:
+    """The words that a model was told, while it listens with parts of its own."""
+    model = sources.model
+    others = {"tokenizer", "text_encoder"} & {*sources.modules, *sources.swapped}
+    return None if model is None or others or loras else read_learned(model.path, model.label)
 
 
 def _found(

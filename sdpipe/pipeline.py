@@ -39,6 +39,7 @@ from sdpipe.latents import (
     slerp,
     vae_factor,
 )
+from sdpipe.learned import tell_unknown
 from sdpipe.offload import at_work
 from sdpipe.plan import Asked, check_names, plan
 from sdpipe.prompt import Conditioning, condition, tell_late
@@ -292,6 +293,9 @@ class Pipeline:
         first, steps = run[0], self._steps(run[0], run[0].strength)
         texts = dict.fromkeys(text for s in run for text in (s.prompt, s.negative_prompt))
         tell_late(texts, steps, stacklevel=4)
+        if self.components.learned is not None:
+            name, taught = self.components.name, tokenizer.added_tokens_encoder
+            tell_unknown(self.components.learned, texts, name, taught, stacklevel=4)
         count = {text: chunk_count(tokenizer, text, steps) for text in texts}
         batches = []
         for _, group in groupby(run, lambda s: max(count[s.prompt], count[s.negative_prompt])):

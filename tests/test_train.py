@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from tiny import tiny_model
 
-from sdpipe import Pipeline
+from sdpipe import Pipeline, SdpipeWarning
 from sdpipe.cli import main
 from sdpipe.training import ddpm, fit, glyphs
 from sdpipe.training import model as models
@@ -623,7 +624,14 @@ def test_the_built_in_model_is_trained_on_scenes(place, tmp_path, monkeypatch, c
     assert out == "runs/emoji\n"
     assert "3 glyphs, 12 pictures" in err
     assert (tmp_path / "runs/emoji/training/samples/unet-000006.png").exists()
-    assert Pipeline(Path("runs/emoji"), device="cpu").generate("red disc", seed=0).images
+    pipe = Pipeline(Path("runs/emoji"), device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SdpipeWarning)
+        assert pipe.generate("small red disc on the left", seed=0).images
+    with pytest.warns(SdpipeWarning, match='did you mean "red disc"'):
+        pipe.generate("red dsic", seed=0)
+    assert main(["names", "red", "--model", "runs/emoji"]) == 0
+    assert capsys.readouterr().out == "red disc\n"
     assert main([*command, "--seed", "2"]) == 2
     assert "seed was 1 and is 2 now" in capsys.readouterr().err
     inks["red disc"] = inks["blue disc"]
@@ -665,6 +673,7 @@ def test_a_model_goes_on_learning(place, start, tmp_path, capsys):
     settings = Pipeline(out, device="cpu", dtype="float32").generate("a red cat").settings[0]
     assert (settings.width, settings.g, settings.scheduler) == (32, 2.5, "ddim")
     StableDiffusionPipeline.from_pretrained(out, local_files_only=True)
+    assert not (out / "words.json").exists()  # of a model that may know any word
 
     capsys.readouterr()
     other = tiny_model(tmp_path / "other", seed=1)
@@ -673,9 +682,14 @@ def test_a_model_goes_on_learning(place, start, tmp_path, capsys):
 
 
 def test_a_model_goes_on_at_another_size(place, start, tmp_path):
+    (start / "words.json").write_text('{"names": ["cat"], "words": ["a", "cat"]}')
     assert main(options(place, tmp_path / "out", dim=48, **{"from": start})) == 0
-    settings = Pipeline(tmp_path / "out", device="cpu").generate("a red cat", steps=2).settings[0]
+    pipe = Pipeline(tmp_path / "out", device="cpu")
+    settings = pipe.generate("a red cat", steps=2).settings[0]
     assert (settings.width, settings.height) == (48, 48)
+    assert pipe.components.learned is not None
+    assert pipe.components.learned.names == ("cat",)
+    assert pipe.components.learned.words == {"a", "blue", "cat", "green", "red", "square"}
 
 
 def test_a_model_that_learns_otherwise_is_refused(place, start, tmp_path, refused):

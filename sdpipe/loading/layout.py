@@ -2,6 +2,7 @@
 
     model_index.json
     sdpipe.json                 the model's own settings, optional
+    words.json                  the words that it was told, optional, see `sdpipe.learned`
     tokenizer/                  vocab.json and merges.txt, or tokenizer.json
     text_encoder/               config.json, model[.fp16].safetensors
     unet/, vae/                 config.json, diffusion_pytorch_model[.fp16].safetensors
@@ -79,7 +80,7 @@ def select_model(
     if "model_index.json" not in names:
         missing = {"model": "model_index.json", **selection.missing}
         selection = replace(selection, missing=missing)
-    beside = tuple(n for n in ("model_index.json", "sdpipe.json") if n in names)
+    beside = tuple(n for n in ("model_index.json", "sdpipe.json", "words.json") if n in names)
     return replace(selection, files=beside + selection.files)
 
 

@@ -18,6 +18,7 @@ from transformers import CLIPTokenizer
 
 from sdpipe.errors import SdpipeError
 from sdpipe.latents import pil_to_latents, to_tensor
+from sdpipe.learned import Learned
 from sdpipe.progress import bar
 from sdpipe.training.recipe import Words
 from sdpipe.training.tokenizer import RoughCuts
@@ -45,6 +46,9 @@ class Pictures(Protocol):
 
     def subjects(self) -> list[str]:
         """What the pictures show, each in plain words; picture i shows the subject i % N of N."""
+
+    def learned(self) -> Learned:
+        """The words that the model is told, for its folder."""
 
     def any_picture(self, rng: random.Random) -> Image.Image:
         """What the VAE learns from; it may be more varied than the pictures themselves."""

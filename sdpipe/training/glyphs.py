@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
 from sdpipe.errors import SdpipeError
+from sdpipe.learned import Learned
 from sdpipe.training.recipe import Scenes
 from sdpipe.training.scenes import (
     COLOURS,
@@ -24,6 +25,7 @@ from sdpipe.training.scenes import (
     SIZES,
     Scene,
     caption,
+    other_words,
     reword,
 )
 
@@ -248,6 +250,10 @@ class Emoji:
     def subjects(self) -> list[str]:
         """The names."""
         return self.names
+
+    def learned(self) -> Learned:
+        """The names, and every word around them."""
+        return Learned.of(self.names, other_words(self.names))
 
     def picture(self, i: int) -> Image.Image:
         """Scene i drawn."""

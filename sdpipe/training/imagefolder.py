@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdpipe.errors import UsageError
+from sdpipe.learned import Learned
 from sdpipe.training.work import written
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -161,6 +162,10 @@ class ImageFolder:
     def subjects(self) -> list[str]:
         """All captions: no two pictures are known to show the same."""
         return self.captions()
+
+    def learned(self) -> Learned:
+        """The words of the captions; a caption is no name, and stays with its pictures."""
+        return Learned.of([], self.captions())
 
     def any_picture(self, rng: random.Random) -> Image.Image:
         """A part of a picture, six tenths of its side or more, every second time mirrored."""

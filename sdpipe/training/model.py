@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from sdpipe.components import Components, load
 from sdpipe.errors import ModelError, UsageError
 from sdpipe.latents import vae_factor
+from sdpipe.learned import FILE, Learned
 from sdpipe.training import ddpm, text, vae
 from sdpipe.training.recipe import PREDICTION_TYPES, Recipe
 from sdpipe.training.tokenizer import train_tokenizer
@@ -31,6 +32,7 @@ class Model:
     """The five parts, the scheduler as its configuration.
 
     sampling: what the model says of itself in its `sdpipe.json`.
+    learned: the words that it was told, for its `words.json`; None where it may know any.
     """
 
     tokenizer: CLIPTokenizer
@@ -39,9 +41,10 @@ class Model:
     vae: AutoencoderKL
     scheduler: dict[str, Any]
     sampling: dict[str, Any]
+    learned: Learned | None = None
 
 
-def new_model(recipe: Recipe, captions: Sequence[str]) -> Model:
+def new_model(recipe: Recipe, captions: Sequence[str], learned: Learned | None = None) -> Model:
     """An untrained model, but for its tokenizer, which has learned from the captions.
 
     Raises:
@@ -69,7 +72,8 @@ def new_model(recipe: Recipe, captions: Sequence[str]) -> Model:
         "prediction_type": r.unet.prediction_type,
         "steps_offset": 1,
     }
-    return Model(tokenizer, text_encoder, unet, autoencoder, scheduler, dict(r.sampling))
+    sampling = dict(r.sampling)
+    return Model(tokenizer, text_encoder, unet, autoencoder, scheduler, sampling, learned)
 
 
 def load_model(
@@ -112,13 +116,14 @@ def load_model(
         parts.vae,
         {"_class_name": SCHEDULER, **config},
         {k: v for k, v in parts.defaults.items() if k not in ("width", "height")},
+        parts.learned,
     )
     recipe = replace(recipe, size=size, unet=replace(recipe.unet, **noise))
     return model, recipe, str(identity["revision"] or identity["sha256"])
 
 
 def save_model(model: Model, folder: Path, work: Path) -> None:
-    """Writes the parts in float16 in the diffusers folder layout, and `sdpipe.json`.
+    """Writes the parts in float16 in the diffusers folder layout, `sdpipe.json` and `words.json`.
 
     All of it is written inside `work` first. The index is put in place last: as long as it is not
     there, the folder is no model.
@@ -189,6 +194,8 @@ def _write(model: Model, folder: Path) -> None:
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", model.scheduler)
     _write_json(folder / "sdpipe.json", model.sampling)
+    if model.learned is not None:
+        _write_json(folder / FILE, model.learned.to_json())
     _write_json(folder / "model_index.json", index)
 
 

@@ -6,6 +6,7 @@ order of words which a person would type first; `reword` says the same in other 
 
 import random
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 COLOURS = {
@@ -95,23 +96,31 @@ def reword(scene: Scene, rng: random.Random) -> str:
     text = caption(scene)
     name = rng.choice(scene.names)
     kind = 1.0 if scene.relation is not None else rng.random()
-    if kind < 0.15:
+    if kind < 0.1:
         opening = rng.choice(OPENINGS)
         if opening.endswith("a") and text[0] in "aeiou":
             opening += "n"
         text = f"{opening} {text}"
-    elif kind < 0.45:
+    elif kind < 0.3:
         text = text.replace(name, plural(name), 1)
     if scene.place == "centre":
         text = text.replace(PLACES["centre"][0], rng.choice(CENTRES))
     if scene.colour == "gray" and rng.random() < 0.5:
         text = text.replace("gray", "grey")
-    if rng.random() < (0.4 if kind < 0.45 else 0.9):
+    if rng.random() < (0.4 if kind < 0.3 else 0.95):
         wrong = mistype(name, rng) if rng.random() < 0.75 else name
         text = mistype(text, rng) if wrong == name else text.replace(name, wrong, 1)
     if rng.random() < 0.1:
         text = text.upper() if rng.random() < 0.5 else text.capitalize()
     return text
+
+
+def other_words(names: Iterable[str]) -> list[str]:
+    """All that captions of these names ever say beside them, but what is mistyped."""
+    placed = [where for where, _ in PLACES.values()]
+    coloured = [f"on a {colour} background" for colour in (*COLOURS, "grey")]
+    plurals = [plural(name) for name in names]
+    return [*OPENINGS, "an", *SIZES, *placed, *CENTRES, *RELATIONS, *coloured, *plurals]
 
 
 def with_article(name: str) -> str:

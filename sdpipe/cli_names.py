@@ -1,0 +1,54 @@
+"""The command that lists what a model draws."""
+
+import json
+import os
+from typing import Annotated
+
+import typer
+
+from sdpipe import messages, options
+from sdpipe.errors import ModelError, UsageError
+from sdpipe.learned import find_learned
+from sdpipe.loading.locate import BUILT_IN
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[WORD]...", help="Only names that have all of these. Left out: every."),
+]
+Model = Annotated[
+    str | None,
+    options.option(
+        options.MODEL,
+        f"Whose names. Left out: $SDPIPE_MODEL, else {BUILT_IN[0]}.",
+        metavar="NAME",
+    ),
+]
+Json = Annotated[bool, options.flag(options.OUTPUT, "Print JSON.", "--json")]
+
+
+def names(
+    word: Words = None,
+    model: Model = None,
+    as_json: Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Prints the names of what a model draws, which it was trained on, one a line."""
+    asked = " ".join(options.text("WORD", each) for each in word or [])
+    name = model or os.environ.get("SDPIPE_MODEL") or BUILT_IN[0]
+    learned = find_learned(name)
+    if learned is None or not learned.names:
+        raise ModelError(
+            f"model={name!r} keeps no list of what it draws; it is told in words, any that its "
+            "training had."
+        )
+    found = learned.find(asked) if word else list(learned.names)
+    if not found:
+        near = [each if learned.find(each) else learned.nearest(each) for each in asked.split()]
+        meant = " ".join(each for each in near if each is not None)
+        remedy = "ask for fewer words, or for none."
+        if meant != asked and None not in near and learned.find(meant):
+            remedy = f"did you mean {meant}?"
+        raise UsageError(f"none of the {len(learned.names):,} names has {asked!r}; {remedy}")
+    messages.print_result(
+        json.dumps(found, ensure_ascii=False, indent=2) if as_json else "\n".join(found)
+    )
