@@ -367,15 +367,15 @@ def test_sheets_are_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch):
 def kill_at(call, loss):
     """Has the process die, as if its plug were pulled, in a call of one of two losses."""
     loss = {"unet": ddpm.DenoisingLoss, "words": OtherWords}[loss]
-    forward, calls = loss.forward, []
+    original, calls = loss.loss, []
 
     def dying(self, *arguments):
         calls.append(1)
         if len(calls) == call:
             os.kill(os.getpid(), signal.SIGKILL)
-        return forward(self, *arguments)
+        return original(self, *arguments)
 
-    loss.forward = dying
+    loss.loss = dying
 
 
 def python(*words, launcher=(), **environment):

@@ -198,6 +198,38 @@ def test_other_words_should_say_what_the_plain_ones_said_before():
     assert apart == pytest.approx(3**2 / 4 / variance + expected)
 
 
+def test_what_was_said_of_subjects_is_computed_once():
+    loss = other_words(Numbers(), [[8, 1, 9, 4], [8, 2, 9, 2]], kept=1.0, contrast=0.3)
+    asked, forward = [], loss.before.forward
+
+    def counting(tokens):
+        asked.extend(tokens.tolist())
+        return forward(tokens)
+
+    loss.before.forward = counting
+    meant = torch.tensor([[8, 2, 9, 2], [8, 3, 9, 0], [8, 1, 9, 4]])
+    assert torch.equal(loss._before(meant), Numbers()(meant).last_hidden_state)
+    assert asked == [[8, 3, 9, 0]]
+    loss._before(meant[::2])
+    assert len(asked) == 1
+
+
+def test_what_tells_captions_apart_is_not_lost_in_sixteen_bits():
+    """As training has it: outputs that are far from zero, and near each other."""
+    generator = torch.Generator().manual_seed(0)
+    meant = 30 + torch.randn((40, 8, 16), generator=generator)
+    said = meant[:12] + 0.3 * torch.randn((12, 8, 16), generator=generator)
+    alike = torch.eye(12, 40, dtype=torch.bool)
+    exact = text.confusion(meant.double(), said.double(), alike)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = text.confusion(meant, said, alike)
+    distances = torch.cdist(said.double().flatten(1), meant.double().flatten(1)).square()
+    own = torch.cdist(*[meant[:12].double().flatten(1)] * 2).square().sum() / (12 * 11)
+    expected = torch.log_softmax(-distances / (text.TEMPERATURE * own), 1).diagonal().mean()
+    assert exact.item() == pytest.approx(-expected.item(), rel=1e-4)
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.05)
+
+
 def test_it_is_known_which_subjects_are_still_mistaken():
     plain = [[8, 1, 9, 4], [8, 2, 9, 2], [8, 3, 9, 0]]
     loss = other_words(Numbers(), plain, kept=1.0, contrast=0.3)

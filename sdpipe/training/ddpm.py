@@ -93,6 +93,10 @@ class DenoisingLoss(nn.Module):
     def forward(self, x_0: Tensor, tokens: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """`x_0` and `eps` are (B, C, h, w), `tokens` (B, L), `t` (B,) in 0 ... T - 1."""
         text = self.text_encoder(tokens).last_hidden_state  # (B, L, D)
+        return self.loss(x_0, text, t, eps)
+
+    def loss(self, x_0: Tensor, text: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The same of embedded captions, (B, L, D)."""
         alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
         x_t = add_noise(x_0, eps, self.alpha_bar[t])
         predicted = self.unet(x_t, t, text).sample.float()
@@ -124,5 +128,7 @@ class WithOtherWords(DenoisingLoss):
         subjects: Tensor,
     ) -> Tensor:
         """The first four as in `DenoisingLoss`, the others as in `OtherWords`."""
-        denoising = super().forward(x_0, tokens, t, eps)
-        return denoising + self.weight * self.other_words(said, meant, subjects)
+        outputs = self.text_encoder(torch.cat([tokens, said])).last_hidden_state
+        text, spoken = outputs[: len(tokens)], outputs[len(tokens) :]
+        words = self.other_words.loss(spoken, said, meant, subjects)
+        return self.loss(x_0, text, t, eps) + self.weight * words

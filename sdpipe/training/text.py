@@ -98,16 +98,20 @@ class OtherWords(nn.Module):
         self.register_buffer("wrong", torch.ones(len(plain)))
         some = plain[:SUBJECTS].to(next(encoder.parameters()).device)
         self.register_buffer("plain", some, persistent=False)
-        said = torch.cat([self._before(tokens) for tokens in some.split(256)])
+        said = torch.cat([self._said_before(tokens) for tokens in some.split(256)])
         self.register_buffer("said_of_plain", said, persistent=False)
+        self._known = {tuple(tokens): i for i, tokens in enumerate(some.tolist())}
 
     def forward(self, said: Tensor, meant: Tensor, subjects: Tensor) -> Tensor:
         """The loss of B captions (B, L) as they are said and as they are meant, in plain words.
 
         subjects: the number of what each is about, (B,). `wrong` becomes what it is of them now.
         """
-        before = self._before(meant)  # (B, L, D)
-        now = self.encoder(said).last_hidden_state.float()
+        return self.loss(self.encoder(said).last_hidden_state, said, meant, subjects)
+
+    def loss(self, now: Tensor, said: Tensor, meant: Tensor, subjects: Tensor) -> Tensor:
+        """The same of the encoder's outputs for what is said, (B, L, D)."""
+        before, now = self._before(meant), now.float()  # (B, L, D)
         behind = (ended(said) & ended(meant)).all(0)  # (L,)
         reworded = (said != meant).any(1)  # (B,)
         error = (now - before).square()
@@ -124,8 +128,17 @@ class OtherWords(nn.Module):
         alike = (meant[:, None] == known).all(2)
         return value + self.contrast * confusion(apart, now, alike)
 
+    def _before(self, meant: Tensor) -> Tensor:
+        """What was said of plain captions; of the subjects alone it is known."""
+        numbers = [self._known.get(tuple(tokens)) for tokens in meant.tolist()]
+        new = torch.tensor([number is None for number in numbers], device=meant.device)
+        before = self.said_of_plain[[number or 0 for number in numbers]]  # (B, L, D)
+        if new.any():
+            before[new] = self._said_before(meant[new])
+        return before
+
     @torch.no_grad()
-    def _before(self, tokens: Tensor) -> Tensor:
+    def _said_before(self, tokens: Tensor) -> Tensor:
         return self.before(tokens).last_hidden_state.float()
 
     @torch.no_grad()
@@ -149,10 +162,14 @@ def confusion(meant: Tensor, said: Tensor, alike: Tensor) -> Tensor:
     (2018), equation 4.
     """
     meant, said = meant.detach().float().flatten(1), said.float().flatten(1)
-    batch = len(said)
+    centre = meant.mean(0)  # without it the products below would be large, and round in 16 bits
+    meant, said = meant - centre, said - centre
+    batch, squares = len(said), meant.square().sum(1)
     others = ~alike[:, :batch]
-    d = torch.cdist(meant[:batch], meant[:batch]).square()[others].sum() / others.sum().clamp(min=1)
-    logits = -torch.cdist(said, meant).square() / (TEMPERATURE * d).clamp(min=1e-6)
+    apart = squares[:batch, None] + squares[:batch] - 2 * meant[:batch] @ meant[:batch].T
+    d = apart[others].sum() / others.sum().clamp(min=1)
+    # The square of what was said is left out: for one i it is the same for all j.
+    logits = (2 * said @ meant.T - squares) / (TEMPERATURE * d).clamp(min=1e-6)
     own = torch.eye(batch, len(meant), dtype=torch.bool, device=meant.device)
     logits = logits.masked_fill(alike & ~own, -torch.inf)
     return F.cross_entropy(logits, torch.arange(batch, device=meant.device))
