@@ -23,6 +23,7 @@ SMALL = {
         "tokenizer/vocab.json",
         "unet/config.json",
         "vae/config.json",
+        "words.json",
     )
 }
 FULL = {
