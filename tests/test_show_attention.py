@@ -166,6 +166,7 @@ def test_every_chunk_has_its_own_marks_and_padding():
     }
 
 
+@pytest.mark.filterwarnings("ignore:emoji has never read")
 def test_words_of_many_tokens_are_one_map(emoji):
     data = attention_data(emoji, "xylographic café", seed=0, steps=2)
     told = data.numbers()
@@ -235,6 +236,7 @@ def test_what_has_no_words_is_refused(emoji):
         " ".join(["so many words and so little room for them"] * 2),
     ],
 )
+@pytest.mark.filterwarnings("ignore:emoji has never read")
 def test_no_text_meets_another(emoji, prompt):
     room = emoji.components.tokenizer.model_max_length - 2
     words = prompt.split()

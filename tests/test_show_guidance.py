@@ -62,6 +62,7 @@ def test_the_picture_of_the_last_guided_step_is_that_of_the_run(emoji, guided):
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.filterwarnings("ignore:emoji has never read")
 def test_clean_latents_of_each_follow_from_those_of_the_guided(kind, guided, emoji):
     step = emoji.generate("x", save_int=True, seed=0, steps=2, dim=64).steps[0]
     g = torch.Generator().manual_seed(0)
