@@ -39,7 +39,6 @@ Out = Annotated[
         metavar="FILE",
     ),
 ]
-Json = Annotated[bool, options.flag(options.OUTPUT, "Print JSON.", "--json")]
 Offline = Annotated[
     bool,
     options.flag(CHECK, "Ask nothing of the hub, not even the size of a download.", "--offline"),
@@ -68,7 +67,7 @@ def compare(
     dtype: Dtype = "float32",
     tolerance: Tolerance = None,
     out: Out = None,
-    as_json: Json = False,
+    as_json: options.PrintJson = False,
     debug: options.Debug = False,
 ) -> int:
     """Draws a picture with sdpipe's loop and with diffusers' own pipeline, and compares each step.
@@ -120,7 +119,9 @@ def compare(
     return 0 if found.within else messages.FAILED
 
 
-def doctor(offline: Offline = False, as_json: Json = False, debug: options.Debug = False) -> int:
+def doctor(
+    offline: Offline = False, as_json: options.PrintJson = False, debug: options.Debug = False
+) -> int:
     """Looks whether `sdpipe generate` works here, and says what helps where it does not.
 
     Most of its time goes into importing torch and drawing a small picture for trial. Nothing is

@@ -23,13 +23,12 @@ Model = Annotated[
         metavar="NAME",
     ),
 ]
-Json = Annotated[bool, options.flag(options.OUTPUT, "Print JSON.", "--json")]
 
 
 def names(
     word: Words = None,
     model: Model = None,
-    as_json: Json = False,
+    as_json: options.PrintJson = False,
     debug: options.Debug = False,
 ) -> None:
     """Prints the names of what a model draws, which it was trained on, one a line."""
@@ -41,12 +40,12 @@ def names(
             f"model={name!r} keeps no list of what it draws; it is told in words, any that its "
             "training had."
         )
-    found = learned.find(asked) if word else list(learned.names)
+    found = learned.find(asked)
     if not found:
         near = [each if learned.find(each) else learned.nearest(each) for each in asked.split()]
         meant = " ".join(each for each in near if each is not None)
         remedy = "ask for fewer words, or for none."
-        if meant != asked and None not in near and learned.find(meant):
+        if None not in near and learned.find(meant):
             remedy = f"did you mean {meant}?"
         raise UsageError(f"none of the {len(learned.names):,} names has {asked!r}; {remedy}")
     messages.print_result(

@@ -94,10 +94,11 @@ Out = Annotated[
         metavar="PATH",
     ),
 ]
-Json = Annotated[bool, options.flag(options.OUTPUT, "Print JSON.", "--json")]
 
 
-def info(picture: Pictures, as_json: Json = False, debug: options.Debug = False) -> int:
+def info(
+    picture: Pictures, as_json: options.PrintJson = False, debug: options.Debug = False
+) -> int:
     """Prints what pictures tell of how they were drawn: those of sdpipe, A1111 and InvokeAI."""
     from sdpipe.info import info as tell
 
@@ -131,7 +132,7 @@ def replay(
     low_memory: options.LowMemory = False,
     verify: Verify = False,
     out: Out = None,
-    as_json: Json = False,
+    as_json: options.PrintJson = False,
     debug: options.Debug = False,
 ) -> int:
     """Draws a picture again from what it carries, or, with --set, another one like it.

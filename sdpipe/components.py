@@ -167,6 +167,7 @@ def load(
     full = dtype_name(dtype) == "float32"
     sources = _found(model, given, full, prediction, added, words)
     defaults, scheduler = sources.defaults(), sources.scheduler()
+    learned = _learned(sources, added)
 
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
@@ -193,7 +194,7 @@ def load(
         loras=added,
         embeddings=words,
         low_memory=low_memory,
-        learned=_learned(sources, added),
+        learned=learned,
     )
 
 

@@ -50,11 +50,12 @@ class Learned:
         That is the nearest, or of several that are near the one that makes a longer name of what
         stands around it: in "moon cace" not case but cake.
         """
-        new = [word for word in words(text) if word not in self.words]
-        return {word: self._meant(word, " ".join(words(text))) for word in dict.fromkeys(new)}
+        said = words(text)
+        new = dict.fromkeys(word for word in said if word not in self.words)
+        return {word: self._meant(word, " ".join(said)) for word in new}
 
     def find(self, text: str) -> list[str]:
-        """The names that have every word of a text; the shortest first."""
+        """The names that have every word of a text, the shortest first; all as they are if none."""
         asked = set(text.lower().split())
         found = [name for name in self.names if asked <= set(name.split())]
         return sorted(found, key=lambda name: (len(name.split()), name)) if asked else found
@@ -92,13 +93,9 @@ def words(text: str) -> list[str]:
 
 def _near(word: str, known: Iterable[str]) -> list[str]:
     """The words that may be meant by one that is none of them, the nearest first."""
-    alike = difflib.get_close_matches(word, sorted(known), 20, 0.6)
-    return [
-        other
-        for other in alike
-        if one_letter_off(word, other)
-        or difflib.SequenceMatcher(None, other, word).ratio() >= ALIKE
-    ]
+    near = difflib.get_close_matches(word, sorted(known), 20, 0.6)
+    alike = difflib.get_close_matches(word, near, len(near), ALIKE) if near else []
+    return [other for other in near if other in alike or one_letter_off(word, other)]
 
 
 def one_letter_off(a: str, b: str) -> bool:

@@ -350,6 +350,7 @@ SaveInt = Annotated[
     bool, flag(OUTPUT, "Keep every step, and a filmstrip, in NAME.steps.", "--save-int")
 ]
 Json = Annotated[bool, flag(OUTPUT, "Print JSON, not paths.", "--json")]
+PrintJson = Annotated[bool, flag(OUTPUT, "Print JSON.", "--json")]  # where no paths are
 NoMetadata = Annotated[
     bool, flag(OUTPUT, "Keep prompt and settings out of the files.", "--no-metadata")
 ]

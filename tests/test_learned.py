@@ -96,6 +96,14 @@ def test_a_damaged_file_is_told(tmp_path, text):
         read_learned(tmp_path, "model='x'")
 
 
+def test_a_damaged_file_is_told_before_weights_are_read(folder, tmp_path, monkeypatch):
+    model = shutil.copytree(folder, tmp_path / "model")
+    (model / FILE).write_text("{")
+    monkeypatch.setattr("sdpipe.components.build", lambda *_, **__: pytest.fail("reads weights"))
+    with pytest.raises(ModelError, match=FILE):
+        Pipeline(model)
+
+
 def test_the_built_in_model_was_told_all_that_its_captions_say(emoji_learned):
     rng = random.Random(0)
     some = list(emoji_learned.names)
