@@ -60,3 +60,52 @@ def run(monkeypatch, tmp_path, capsys, load_once):
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory):
+    """What a small training is made from: a recipe and a folder of pictures."""
+    from training_run import RECIPE, write_pictures
+
+    place = tmp_path_factory.mktemp("train")
+    (place / "recipe.toml").write_text(RECIPE)
+    write_pictures(place / "data")
+    return place
+
+
+@pytest.fixture(scope="session")
+def trained(material):
+    """A model trained from it without a stop."""
+    from training_run import options
+
+    from sdpipe.cli import main
+
+    assert main(options(material, material / "model")) == 0
+    return material / "model"
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A model to go on from, with settings of its own."""
+    import torch
+    from tiny import tiny_model
+
+    folder = tiny_model(tmp_path / "start", dtype=torch.float16)
+    (folder / "sdpipe.json").write_text('{"g": 2.5, "steps": 4, "scheduler": "ddim"}')
+    return folder
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that fails, and returns the sentence that says why."""
+    from sdpipe.cli import main
+
+    def run(arguments, status=2):
+        assert main(arguments) == status
+        out, err = capsys.readouterr()
+        assert out == ""
+        said = [line for line in err.splitlines() if line.startswith("sdpipe: error: ")]
+        assert len(said) == 1, err
+        return said[0].removeprefix("sdpipe: error: ")
+
+    return run
