@@ -6,11 +6,12 @@ Only numbers and words: what is done with them to the U-Net's output is in `sdpi
 
 import math
 import numbers
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from sdpipe.errors import UsageError
+from sdpipe.errors import SdpipeWarning, UsageError
 
 Scale = float | tuple[float, float]
 """g: one number for all steps, or that of the first step and that of the last."""
@@ -48,6 +49,18 @@ class Guidance:
             return self
         first = Guidance(self.g).at(max(0, total - some), total, sigma=0)
         return replace(self, g=(first, self.g[1]))
+
+
+def tell_unguided(guidance: Guidance, sigmas: Sequence[float], *, stacklevel: int) -> None:
+    """Warns, with an `SdpipeWarning`, of an interval that none of a run's noise levels is in."""
+    if guidance.interval is not None and not any(map(guidance.covers, sigmas)):
+        low, high = guidance.interval
+        warnings.warn(
+            f"interval={low:g},{high:g} holds none of the run's noise levels, which go from "
+            f"{sigmas[0]:.3g} down to {sigmas[-1]:.3g}: nothing is guided, as with g 1.",
+            SdpipeWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def scale(text: str) -> Scale | str:

@@ -37,6 +37,16 @@ def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, int, int
     return torch.cat([torch.randn((1, *shape), generator=g) for g in generators])
 
 
+def varied(eps: Tensor, seeds: Sequence[int], share: float) -> Tensor:
+    """Starting noise (B, C, h, w) on its way to that of other seeds, one for each picture.
+
+    By `slerp`, from 0, `eps` itself, to 1. Only this noise is varied, and none of later steps.
+    """
+    _, channels, h, w = eps.shape
+    other = draw_noise(make_generators(seeds), (channels, h, w))
+    return torch.stack([slerp(a, b, share) for a, b in zip(eps, other, strict=True)])
+
+
 def slerp(a: Tensor, b: Tensor, f: float) -> Tensor:
     """The point at f of the way from a to b: its direction on the great circle, its norm between.
 

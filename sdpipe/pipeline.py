@@ -25,7 +25,7 @@ from sdpipe.components import load
 from sdpipe.denoise import Step, denoise, first_step, join, noise_levels, variance_exploding
 from sdpipe.device import check_speed, dtype_name
 from sdpipe.errors import NotFiniteError, SdpipeWarning, UsageError
-from sdpipe.guidance import Guidance, shown
+from sdpipe.guidance import Guidance, shown, tell_unguided
 from sdpipe.init import steps_taken
 from sdpipe.latents import (
     draw_noise,
@@ -36,8 +36,8 @@ from sdpipe.latents import (
     noised,
     pil_to_latents,
     put_back,
-    slerp,
     vae_factor,
+    varied,
 )
 from sdpipe.learned import tell_unknown
 from sdpipe.offload import at_work
@@ -371,7 +371,11 @@ class Pipeline:
             shape = (shape[0], *x_0.shape[2:])
         generators = make_generators(_seeds(run))
         schedulers = [self._scheduler(first, strength) for _ in texts]
-        eps = _varied(draw_noise(generators, shape), run).to(parts.device)  # (B, C, h, w)
+        eps = draw_noise(generators, shape)  # (B, C, h, w)
+        if first.variation is not None:
+            others = [s.variation_seed for s in run if s.variation_seed is not None]
+            eps = varied(eps, others, first.variation)
+        eps = eps.to(parts.device)
         x_t, keep = eps * float(schedulers[0].init_noise_sigma), None
         if canvas is not None:
             x_t, keep = self._begin_with(canvas, x_t, eps, schedulers[0], strength == 1)
@@ -381,7 +385,7 @@ class Pipeline:
 
         guidance = Guidance(first.g, first.rescale, first.interval)
         if x_0 is None:
-            _check_interval(guidance, noise_levels(schedulers[0])[:-1])
+            tell_unguided(guidance, noise_levels(schedulers[0])[:-1], stacklevel=5)
         else:  # the last of the steps once more
             steps = (self._steps(first, strength), self._steps(first, first.strength))
             guidance = guidance.last(*steps)
@@ -463,31 +467,6 @@ class Pipeline:
                 SdpipeWarning,
                 stacklevel=3,
             )
-
-
-def _varied(eps: Tensor, run: list[Settings]) -> Tensor:
-    """The noise of the pictures' seeds, (B, C, h, w), on its way to that of variation seeds.
-
-    Noise of later steps is not varied: that goes on to be the seed's own.
-    """
-    share, seeds = run[0].variation, [s.variation_seed for s in run if s.variation_seed is not None]
-    if share is None:
-        return eps
-    _, channels, h, w = eps.shape
-    other = draw_noise(make_generators(seeds), (channels, h, w))
-    return torch.stack([slerp(a, b, share) for a, b in zip(eps, other, strict=True)])
-
-
-def _check_interval(guidance: Guidance, sigmas: list[float]) -> None:
-    """Warns of an interval that none of the run's noise levels is in."""
-    if guidance.interval is not None and not any(map(guidance.covers, sigmas)):
-        low, high = guidance.interval
-        warnings.warn(
-            f"interval={low:g},{high:g} holds none of the run's noise levels, which go from "
-            f"{sigmas[0]:.3g} down to {sigmas[-1]:.3g}: nothing is guided, as with g 1.",
-            SdpipeWarning,
-            stacklevel=5,
-        )
 
 
 def smaller(texts: list[Conditioning]) -> list[Conditioning]:
