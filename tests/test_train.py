@@ -288,9 +288,9 @@ def test_a_model_goes_on_at_another_size(material, start, tmp_path):
 
 def note_what_is_trained(folder):
     """Has every process write down its first batch of each stage, and the weights at its end."""
-    from sdpipe.training import train
+    from sdpipe.training import stages
 
-    real, rank = train.fit, os.environ["RANK"]
+    real, rank = stages.fit, os.environ["RANK"]
 
     def noting(name, model, batch, *arguments, **named):
         drawn = [x.double().sum().item() for step in range(6) for x in batch(step)]
@@ -298,7 +298,7 @@ def note_what_is_trained(folder):
         total = [p.double().abs().sum().item() for p in model.parameters()]
         (folder / f"{name}-{rank}.json").write_text(json.dumps([drawn, total]))
 
-    train.fit = noting
+    stages.fit = noting
 
 
 def test_two_processes_train_one_model(material, trained, tmp_path):
