@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +104,14 @@ class Components:
             "layers": self.text_encoder.config.num_hidden_layers,
             "stands_in": self.fallback,
         }
+
+    def at_work(self, network: "torch.nn.Module") -> AbstractContextManager[None]:
+        """Has one of the networks on the device inside of the block, where it is not always."""
+        if not self.low_memory:
+            return nullcontext()
+        from sdpipe.offload import at_work
+
+        return at_work(network, self.device)
 
     @cached_property
     def _sha256(self) -> dict[str, str]:

@@ -6,15 +6,14 @@ Settings -> prompt -> latents -> denoise -> latents -> picture
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import groupby
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -22,28 +21,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sdpipe.canvas import Canvas, lay, take
 from sdpipe.chunks import chunk_count
 from sdpipe.components import load
-from sdpipe.denoise import Step, denoise, first_step, join, noise_levels, variance_exploding
-from sdpipe.device import check_speed, dtype_name
-from sdpipe.errors import NotFiniteError, SdpipeWarning, UsageError
-from sdpipe.guidance import Guidance, shown, tell_unguided
-from sdpipe.init import steps_taken
-from sdpipe.latents import (
-    draw_noise,
-    enlarged,
-    latent_mask,
-    latents_to_pil,
-    make_generators,
-    noised,
-    pil_to_latents,
-    put_back,
-    vae_factor,
-    varied,
-)
+from sdpipe.denoise import Step
+from sdpipe.device import check_speed
+from sdpipe.errors import SdpipeWarning, UsageError
+from sdpipe.latents import latents_to_pil, vae_factor
 from sdpipe.learned import tell_unknown
-from sdpipe.offload import at_work
+from sdpipe.passes import Passes, seeds, taken
 from sdpipe.plan import Asked, check_names, plan
 from sdpipe.prompt import Conditioning, condition, tell_late
-from sdpipe.schedule import make_scheduler
 from sdpipe.seamless import check_seamless, wrapped
 from sdpipe.settings import MAX_IMAGES, Settings
 from sdpipe.speed import fast
@@ -53,8 +38,6 @@ if TYPE_CHECKING:
 
 BATCH_PIXELS = 2**22
 """A CPU draws no faster with more at once: 16 pictures of 512 x 512, or 256 of 128 x 128."""
-DIVERGED = 20.0
-"""No picture's latents reach this many standard deviations; a solver that diverges does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,9 +172,10 @@ class Pipeline:
         on_step: Callable[[Step], object] | None,
     ) -> Result:
         pipe = self._wrapped(run[0].seamless)
+        passes = pipe._passes(run, texts, canvas)
         began: list[Tensor | None] = []
         kept = []
-        for x_t, step in pipe._passes(run, texts, canvas):
+        for x_t, step in passes.steps():
             if run[0].save_int:
                 if len(began) == step.hires:  # the first step of a pass
                     began.append(x_t)
@@ -199,17 +183,17 @@ class Pipeline:
             if on_step is not None:
                 on_step(step)
         x_t = step.latents
-        self._check(run[0], texts, x_t)
+        passes.check(x_t)
         # One at a time: a batch would need the memory of all, and could change the last bits.
         vae = pipe.components.vae
-        with self._at_work(vae):
+        with pipe.components.at_work(vae):
             images = [latents_to_pil(vae, z)[0] for z in x_t.split(1)]
         if canvas is not None:
             images = [canvas.keep(image) for image in images]
         places = [(i, len(text)) for text in texts for i in range(len(text))]
         noise, hires_noise = [*began, None, None][:2]
         marks = [] if checker is None else [checker.look(image) for image in images]
-        return Result(images, _seeds(run), run, places, kept, noise, hires_noise, marks)
+        return Result(images, seeds(run), run, places, kept, noise, hires_noise, marks)
 
     def stream(self, prompt: str | Sequence[str], **settings: Unpack[Asked]) -> Iterator[Step]:
         """Draws like `generate`, with the same arguments, and yields every `Step` as it is done.
@@ -236,7 +220,7 @@ class Pipeline:
         step = None
         while step is None:
             try:
-                for _, step in self._passes(run, texts, canvas):
+                for _, step in self._passes(run, texts, canvas).steps():
                     yield step
             except torch.OutOfMemoryError:
                 if step is not None or max(map(len, texts)) == 1:
@@ -268,6 +252,11 @@ class Pipeline:
         stays = not parts.low_memory
         return unet, fast(unet, parts.vae, self.speed, parts.device, stays=stays)
 
+    def _passes(
+        self, run: list[Settings], texts: list[Conditioning], canvas: Canvas | None
+    ) -> Passes:
+        return Passes(self.components, self._unet(), run, texts, canvas)
+
     def _unet(self) -> UNet2DConditionModel:
         """What the loop calls; a U-Net that took the place of the model's is called as it is."""
         own, faster = self._faster
@@ -290,7 +279,7 @@ class Pipeline:
         not depend on the length of another's prompt; with `exact` it is one picture.
         """
         tokenizer, encoder = self.components.tokenizer, self.components.text_encoder
-        first, steps = run[0], self._steps(run[0], run[0].strength)
+        first, steps = run[0], taken(run[0], run[0].strength)
         texts = dict.fromkeys(text for s in run for text in (s.prompt, s.negative_prompt))
         tell_late(texts, steps, stacklevel=4)
         if self.components.learned is not None:
@@ -300,7 +289,7 @@ class Pipeline:
         batches = []
         for _, group in groupby(run, lambda s: max(count[s.prompt], count[s.negative_prompt])):
             batch = list(group)
-            with self._at_work(encoder):
+            with self.components.at_work(encoder):
                 text = condition(
                     tokenizer,
                     encoder,
@@ -318,156 +307,6 @@ class Pipeline:
         on_gpu = self.components.device.type == "cuda"
         return MAX_IMAGES if on_gpu else max(BATCH_PIXELS // (width * height), 1)
 
-    def _passes(
-        self, run: list[Settings], texts: list[Conditioning], canvas: Canvas | None
-    ) -> Iterator[tuple[Tensor, Step]]:
-        """Every step of a run, and before it the latents that it begins with.
-
-        With hires there is a second pass: what the first has drawn, enlarged, with noise, from
-        where the loop goes its last steps once more. A step hears the text that it heard before.
-        """
-        first = run[0]
-        x_t, loop = self._start(run, texts, first.strength, canvas)
-        if first.hires_strength is None:
-            for step in loop:
-                yield x_t, step
-                x_t = step.latents
-            return
-        scheduler = self._scheduler(first, first.hires_strength)
-        more = len(scheduler.timesteps[first_step(scheduler) :])
-        for step in loop:
-            yield x_t, replace(step, total=step.total + more)
-            x_t = step.latents
-        self._check(first, texts, x_t)
-        done = step.total
-        texts = [text.last(self._steps(first, first.hires_strength)) for text in texts]
-        with self._at_work(self.components.vae):
-            x_0 = enlarged(self.components.vae, x_t, first.finished)
-        x_t, loop = self._start(run, texts, first.hires_strength, x_0=x_0)
-        for step in loop:
-            yield x_t, replace(step, index=done + step.index, total=done + more, hires=True)
-            x_t = step.latents
-
-    def _start(
-        self,
-        run: list[Settings],
-        texts: list[Conditioning],
-        strength: float | None,
-        canvas: Canvas | None = None,
-        x_0: Tensor | None = None,
-    ) -> tuple[Tensor, Iterator[Step]]:
-        """The starting noise, (B, C, h, w), with a picture or without, and the loop for it.
-
-        The picture is that of `canvas`, or each has clean latents of its own, `x_0` (B, C, h, w).
-        Every batch has a loop of its own, and they go in step.
-        """
-        parts, first = self.components, run[0]
-        assert first.width is not None
-        assert first.height is not None
-        assert first.g is not None
-        factor = vae_factor(parts.vae)
-        shape = (parts.unet.config.in_channels, first.height // factor, first.width // factor)
-        if x_0 is not None:
-            shape = (shape[0], *x_0.shape[2:])
-        generators = make_generators(_seeds(run))
-        schedulers = [self._scheduler(first, strength) for _ in texts]
-        eps = draw_noise(generators, shape)  # (B, C, h, w)
-        if first.variation is not None:
-            others = [s.variation_seed for s in run if s.variation_seed is not None]
-            eps = varied(eps, others, first.variation)
-        eps = eps.to(parts.device)
-        x_t, keep = eps * float(schedulers[0].init_noise_sigma), None
-        if canvas is not None:
-            x_t, keep = self._begin_with(canvas, x_t, eps, schedulers[0], strength == 1)
-        if x_0 is not None:
-            exploding = variance_exploding(schedulers[0])
-            x_t = noised(x_0, eps, noise_levels(schedulers[0])[0], exploding)
-
-        guidance = Guidance(first.g, first.rescale, first.interval)
-        if x_0 is None:
-            tell_unguided(guidance, noise_levels(schedulers[0])[:-1], stacklevel=5)
-        else:  # the last of the steps once more
-            steps = (self._steps(first, strength), self._steps(first, first.strength))
-            guidance = guidance.last(*steps)
-        loops, begin = [], 0
-        for scheduler, text in zip(schedulers, texts, strict=True):
-            some = slice(begin, begin + len(text))
-            own = None if keep is None else partial(keep, eps=eps[some])
-            batch = (x_t[some], text.cond, text.uncond)
-            loops.append(denoise(self._unet(), scheduler, *batch, guidance, generators[some], own))
-            begin = some.stop
-        if len(loops) == 1:
-            return x_t, self._working(loops[0])
-        return x_t, self._working(join(steps) for steps in zip(*loops, strict=True))
-
-    def _working(self, loop: Iterator[Step]) -> Iterator[Step]:
-        """A loop, with the U-Net on the device for as long as it takes."""
-        with self._at_work(self.components.unet):
-            yield from loop
-
-    def _at_work(self, network: torch.nn.Module) -> AbstractContextManager[None]:
-        parts = self.components
-        return at_work(network, parts.device) if parts.low_memory else nullcontext()
-
-    def _begin_with(
-        self, canvas: Canvas, x_t: Tensor, eps: Tensor, scheduler: SchedulerMixin, all_steps: bool
-    ) -> tuple[Tensor, Callable[..., Tensor] | None]:
-        """A picture with the noise `eps`, and, if it has a mask, what puts back the rest of it.
-
-        A part of a picture that is drawn in all steps begins with `x_t`, nothing but noise.
-        """
-        vae = self.components.vae
-        with self._at_work(vae):
-            x_0 = pil_to_latents(vae, canvas.picture)  # (1, C, h, w)
-        exploding = variance_exploding(scheduler)
-        if canvas.mask is None or not all_steps:
-            x_t = noised(x_0, eps, noise_levels(scheduler)[0], exploding)
-        if canvas.mask is None:
-            return x_t, None
-        mask = latent_mask(canvas.mask, vae_factor(vae)).to(x_0.device)
-        return x_t, partial(put_back, x_0=x_0, mask=mask, variance_exploding=exploding)
-
-    def _steps(self, settings: Settings, strength: float | None) -> int:
-        """How many of the steps are taken: fewer from a picture than from noise."""
-        assert settings.steps is not None
-        return steps_taken(settings.steps, strength or 1)
-
-    def _scheduler(self, settings: Settings, strength: float | None) -> SchedulerMixin:
-        assert settings.scheduler is not None
-        assert settings.steps is not None
-        return make_scheduler(
-            settings.scheduler,
-            self.components.scheduler_config,
-            settings.steps,
-            skip=settings.steps - self._steps(settings, strength),
-            device=self.components.device,
-            karras=settings.karras,
-            lms_order=settings.lms_order,
-        )
-
-    def _check(self, settings: Settings, texts: list[Conditioning], latents: Tensor) -> None:
-        """Looks at the finished latents, once, and says what went wrong and where."""
-        largest = float(latents.abs().max())  # NaN where there is one
-        below = shown(settings.g or 0.0)
-        if not largest < float("inf"):
-            embedded = (z for text in texts for z in (*text.cond, *text.uncond))
-            fine = all(torch.isfinite(z).all() for z in embedded)
-            dtype = dtype_name(self.components.dtype)
-            raise NotFiniteError(
-                f"the {'U-Net' if fine else 'text encoder'} produced NaN or infinity in {dtype}; "
-                f"take another dtype (float32 has the widest range), or a g below {below}."
-            )
-        if largest > DIVERGED:
-            order = settings.lms_order or 1
-            warnings.warn(
-                f"the latents grew to {largest:.0f}, beyond what those of any picture reach: the "
-                f"solver diverged and the picture is wrong. Take "
-                f"{f'lms_order 1 (it was {order}), ' if order > 1 else ''}"
-                f"a g below {below}, or more steps than {settings.steps}.",
-                SdpipeWarning,
-                stacklevel=3,
-            )
-
 
 def smaller(texts: list[Conditioning]) -> list[Conditioning]:
     """The batches of a run in halves, for a device whose memory was too small for them."""
@@ -481,7 +320,3 @@ def smaller(texts: list[Conditioning]) -> list[Conditioning]:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return [part for text in texts for part in text.split(most)]
-
-
-def _seeds(run: list[Settings]) -> list[int]:
-    return [settings.seed for settings in run if settings.seed is not None]

@@ -53,11 +53,11 @@ def test_what_is_moved_round_the_corner_is_drawn_the_same(tiny, axes):
 
 
 def test_a_whole_run_is_moved_with_its_noise(tiny, monkeypatch):
-    import sdpipe.pipeline
+    import sdpipe.passes
 
     same = {"seed": 1, "steps": 3, "width": 96, "height": 64, "seamless": "xy"}
     expected = np.roll(np.asarray(tiny.generate("a cat", **same).images[0]), (16, 32), (0, 1))
-    monkeypatch.setattr(sdpipe.pipeline, "draw_noise", lambda *_: noise(1).roll((2, 4), (2, 3)))
+    monkeypatch.setattr(sdpipe.passes, "draw_noise", lambda *_: noise(1).roll((2, 4), (2, 3)))
     moved = np.asarray(tiny.generate("a cat", **same).images[0])
     assert np.abs(moved.astype(int) - expected).max() <= 1
     plain = np.asarray(tiny.generate("a cat", **{**same, "seamless": None}).images[0])
