@@ -18,6 +18,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
+from sdpipe.errors import SdpipeError
+
 HALF = (torch.bfloat16, torch.float16)
 TILE = 2**21
 """Scores of attention that are held at once: 4 MiB in bfloat16; half as many take longer."""
@@ -47,7 +49,7 @@ def fast(
         return unet
     lay_out(unet, vae, device)
     if speed == "compiled":
-        return compiled(unet)
+        return cast(UNet2DConditionModel, Compiled(unet))
     graphed = device.type == "cuda" and stays
     return cast(UNet2DConditionModel, Graphed(unet)) if graphed else unet
 
@@ -91,16 +93,41 @@ def _channels_last(kernel: Tensor) -> Tensor:
     return laid_out.as_strided(kernel.shape, strides)
 
 
-def compiled(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The U-Net, compiled at the first call of each shape; it shares the weights of `unet`.
+class Compiled:
+    """A U-Net that torch compiles at the first call of each shape; it shares the weights of `unet`.
 
     torch keeps what it made for other processes: in $TORCHINDUCTOR_CACHE_DIR, where that is set,
     and else in the system's folder for temporary files.
     """
-    # diffusers remembers its answer to which torch this is, and torch warns of such memories.
-    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
-    mode = "max-autotune" if unet.device.type == "cuda" else None
-    return cast(UNet2DConditionModel, torch.compile(unet, mode=mode, dynamic=False))
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        # diffusers remembers its answer to which torch this is, and torch warns of such memories.
+        warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
+        self.unet = unet
+        mode = "max-autotune" if unet.device.type == "cuda" else None
+        self._call = torch.compile(unet, mode=mode, dynamic=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights."""
+        return self.unet.dtype
+
+    def __call__(self, x: Tensor, t: Tensor, text: Tensor) -> UNet2DConditionOutput:
+        """The U-Net's answer.
+
+        Raises:
+            SdpipeError: torch cannot compile it here.
+        """
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self._call(x, t, text)
+        except TorchDynamoException as error:
+            why, *_ = str(error).strip().splitlines()
+            raise SdpipeError(
+                f"the U-Net cannot be compiled: {why}. torch needs a C++ compiler and the headers "
+                "of Python for it, on Debian apt install g++ python3-dev; or leave compile out."
+            ) from error
 
 
 class Graphed:

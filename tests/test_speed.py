@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import threading
 from functools import partial
 from types import SimpleNamespace
@@ -91,6 +94,27 @@ def test_compiled_it_computes_the_same(tmp_path, monkeypatch):
         same = {"seed": 3, "steps": 3, "g": g, "dim": 64}
         steps = zip(plain.stream("cat", **same), compiled.stream("cat", **same), strict=True)
         assert all(torch.equal(a.latents, b.latents) for a, b in steps)
+
+
+def test_where_nothing_compiles_it_is_told_how_something_would(tmp_path):
+    """In a process of its own, for torch looks for its compiler once."""
+    code = (
+        "import sys; from sdpipe.cli import main; import torch._inductor.config as config;"
+        "config.force_disable_caches = True; sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["generate", "cat", "--model", str(tiny_model(tmp_path / "tiny")), "--compile"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "--device=cpu", "--dtype=float32", "--steps=2"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "CXX": "/no/such/compiler"},
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    [said] = [line for line in done.stderr.splitlines() if line.startswith("sdpipe: error")]
+    assert said.startswith("sdpipe: error: the U-Net cannot be compiled: InvalidCxxCompiler: ")
+    assert said.endswith("apt install g++ python3-dev; or leave compile out.")
 
 
 def test_few_scores_go_the_usual_way(monkeypatch):
