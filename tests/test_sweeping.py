@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from command_lines import assert_told
 from PIL import Image
 from tiny import tiny_model
 
@@ -317,31 +318,6 @@ WRONG = {
 
 
 def test_every_wrong_usage_is_told_in_a_paragraph_and_without_torch(tmp_path):
-    """All in one process, which must not have imported torch at the end."""
     (tmp_path / "file").touch()
-    code = (
-        "import json, sys, contextlib, io\n"
-        "from sdpipe.cli import main\n"
-        "for line in json.loads(sys.argv[1]):\n"
-        "    with contextlib.redirect_stderr(io.StringIO()) as err:\n"
-        "        status = main(line.split(' '))\n"
-        "    print(json.dumps([status, err.getvalue()]))\n"
-        "print(json.dumps(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules))))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, json.dumps(list(WRONG))],
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        cwd=tmp_path,
-        text=True,
-        timeout=100,
-        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    for line, (status, err) in zip(WRONG, answers, strict=False):
-        assert status == 2, line
-        assert re.fullmatch(r"sdpipe: error: [^\n]*\.\n", err), (line, err)
-        assert WRONG[line].lower() in err.lower(), (line, err)
-    assert answers[-1] == []
+    assert_told(WRONG, tmp_path)
     assert os.listdir(tmp_path) == ["file"]
