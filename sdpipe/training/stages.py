@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -107,7 +108,7 @@ def train_text_encoder(run: Run, data: Captioned) -> None:
 
     channels, size = data.latents.shape[1:3]
     loss = text.LatentsFromText(run.model.text_encoder, r.grid, channels, size)
-    _fit_text_encoder(run, "text", loss, batch, r)
+    _fit(run, "text", loss, batch, r, run.recipe.tokenizer.length)
 
 
 def train_other_words(run: Run, pictures: Emoji | ImageFolder) -> None:
@@ -120,7 +121,7 @@ def train_other_words(run: Run, pictures: Emoji | ImageFolder) -> None:
     def batch(step: int) -> tuple[Tensor, ...]:
         return say(*draws.at(before + step))
 
-    _fit_text_encoder(run, "other_words", loss, batch, r)
+    _fit(run, "other_words", loss, batch, r, run.recipe.tokenizer.length)
 
 
 def _other_words(
@@ -138,23 +139,6 @@ def _other_words(
         return said, meant, chosen % len(subjects)
 
     return loss, say
-
-
-def _fit_text_encoder(
-    run: Run, stage: str, loss: nn.Module, batch: Batch, r: Text | OtherWords
-) -> None:
-    loss.to(run.accelerator.device)
-    with _attention(run.accelerator, run.recipe.tokenizer.length):
-        fit(
-            stage,
-            loss,
-            batch,
-            run.folder,
-            run.accelerator,
-            steps=r.steps,
-            learning_rate=r.learning_rate,
-            muon_rate=r.muon_rate,
-        )
 
 
 def together(unet: Unet, joint: Joint) -> Unet:
@@ -178,11 +162,25 @@ def train_unet(run: Run, data: Captioned, stage: str, r: Unet) -> None:
         denoised = x_0, said, t, torch.randn(x_0.shape, generator=generator)
         return denoised + say(rng, generator) if r.captions else denoised
 
-    loss.to(run.accelerator.device)
     loss.unet.requires_grad_(True)
     loss.text_encoder.requires_grad_(r.train_text_encoder)
     sheets = Sheets(data, model, run.recipe.samples, r.steps, run.folder / "samples", stage)
-    with _attention(run.accelerator, data.latents[0, 0].numel()):
+    places = data.latents[0, 0].numel()
+    _fit(run, stage, loss, batch, r, places, warmup=r.warmup, ema=r.ema, show=sheets)
+
+
+def _fit(
+    run: Run,
+    stage: str,
+    loss: nn.Module,
+    batch: Batch,
+    r: Text | OtherWords | Unet,
+    places: int,
+    **more: Any,
+) -> None:
+    """Fits a loss whose networks attend over so many `places`; `more` goes to `fit` as it is."""
+    loss.to(run.accelerator.device)
+    with _attention(run.accelerator, places):
         fit(
             stage,
             loss,
@@ -192,9 +190,7 @@ def train_unet(run: Run, data: Captioned, stage: str, r: Unet) -> None:
             steps=r.steps,
             learning_rate=r.learning_rate,
             muon_rate=r.muon_rate,
-            warmup=r.warmup,
-            ema=r.ema,
-            show=sheets,
+            **more,
         )
 
 
