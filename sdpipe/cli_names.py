@@ -42,11 +42,8 @@ def names(
         )
     found = learned.find(asked)
     if not found:
-        near = [each if learned.find(each) else learned.nearest(each) for each in asked.split()]
-        meant = " ".join(each for each in near if each is not None)
-        remedy = "ask for fewer words, or for none."
-        if None not in near and learned.find(meant):
-            remedy = f"did you mean {meant}?"
+        meant = learned.nearest(asked)
+        remedy = f"did you mean {meant}?" if meant else "ask for fewer words, or for none."
         raise UsageError(f"none of the {len(learned.names):,} names has {asked!r}; {remedy}")
     messages.print_result(
         json.dumps(found, ensure_ascii=False, indent=2) if as_json else "\n".join(found)

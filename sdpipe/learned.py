@@ -64,10 +64,12 @@ class Learned:
         """After another training: what it told comes on top."""
         return Learned(tuple(dict.fromkeys(self.names + more.names)), self.words | more.words)
 
-    def nearest(self, word: str) -> str | None:
-        """The word of the names that may be meant by one that none of them has."""
+    def nearest(self, text: str) -> str | None:
+        """What may be meant by a text that no name has: the same, spelled as in a name."""
         known = {part for name in self.names for part in name.split()}
-        return next(iter(_near(word, known)), None)
+        near = [next(iter(_near(word, known)), word) for word in text.lower().split()]
+        meant = " ".join(near)
+        return meant if self.find(meant) else None
 
     def to_json(self) -> dict[str, Any]:
         """What `words.json` holds."""
