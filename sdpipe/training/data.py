@@ -24,6 +24,9 @@ from sdpipe.training.recipe import Words
 from sdpipe.training.tokenizer import RoughCuts
 from sdpipe.training.work import written
 
+TOGETHER = 8
+"""Pictures that are encoded at once: what becomes of more does not fit into a CPU's cache."""
+
 
 class Pictures(Protocol):
     """Captioned pictures, RGB, all of `size` x `size` pixels. i is in 0 ... len - 1."""
@@ -152,7 +155,7 @@ def encode(pictures: Pictures, vae: AutoencoderKL, path: Path, accelerator: Acce
     if accelerator.is_main_process and not path.exists():
         encoded = []
         with accelerator.autocast(), bar("encode") as move:
-            for part in _parts(len(pictures), 32):
+            for part in _parts(len(pictures), TOGETHER):
                 drawn = [pictures.picture(i) for i in part]
                 encoded.append(pil_to_latents(vae, drawn).half().cpu())
                 move(part.stop, len(pictures))
