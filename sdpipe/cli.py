@@ -23,8 +23,8 @@ from sdpipe import (
 )
 from sdpipe.cli_show import show_app
 from sdpipe.command import Command
-from sdpipe.device import check_device, check_dtype, check_speed
 from sdpipe.errors import UsageError
+from sdpipe.groups import Place, Speed, Weights, grouped
 from sdpipe.guidance import bounds
 from sdpipe.init import sides
 from sdpipe.interrupt import interruptible
@@ -66,8 +66,10 @@ def _top(
     short_help="Draw pictures of a prompt.",
     epilog="Example:  sdpipe generate 'red apple' --model emoji --seed 42 --n 4 --out apples",
 )
+@grouped
 def generate(
     prompt: options.Prompt,
+    *,
     negative: options.Negative = "",
     seed: options.Seed = None,
     n: options.N = 1,
@@ -95,16 +97,9 @@ def generate(
     fit: options.Fit = None,
     outpaint: options.Outpaint = None,
     safety: options.Safety = "off",
-    model: options.Model = None,
-    vae: options.Vae = None,
-    prediction: options.Prediction = None,
-    lora: options.LoraFiles = None,
-    embedding: options.EmbeddingFiles = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    no_speed: options.NoSpeed = False,
-    compile: options.Compile = False,
-    low_memory: options.LowMemory = False,
+    weights: Weights,
+    place: Place,
+    speed: Speed,
     out: options.Out = "outputs",
     save_int: options.SaveInt = False,
     as_json: options.Json = False,
@@ -147,24 +142,15 @@ def generate(
     for each in prompts:
         Settings(prompt=each, n=n, **inputs)
     Settings(prompt=prompts[0], n=n * len(prompts), **inputs)  # the last one's seed is a seed too
-    check_device(device)
-    check_dtype(dtype)
-    check_speed(not no_speed, compile, low_memory)
+    machine = {**place.checked(), **speed.checked()}
     destination = files.Destination(out, pictures)
-    weights = options.weights(model, vae, prediction, lora, embedding)
-    check_early(weights, dtype, [(prompts, {**inputs, "n": n})])
+    loaded = weights.checked()
+    check_early(loaded, place.dtype, [(prompts, {**inputs, "n": n})])
 
     with progress.status("loading the model ..."):
         from sdpipe import Pipeline
 
-        pipe = Pipeline(
-            **weights,
-            device=device,
-            dtype=dtype,
-            speed=not no_speed,
-            compile=compile,
-            low_memory=low_memory,
-        )
+        pipe = Pipeline(**loaded, **machine)
     started = time.monotonic()
     with progress.step_bar(pictures) as on_step:
         result = pipe.generate(prompts, n=n, on_step=on_step, **inputs)

@@ -8,6 +8,7 @@ import typer
 from sdpipe import files, messages, options, progress
 from sdpipe.device import check_device, check_dtype
 from sdpipe.errors import UsageError
+from sdpipe.groups import Weights, grouped
 from sdpipe.settings import Settings
 from sdpipe.show import style
 from sdpipe.show.output import DRAWINGS
@@ -45,8 +46,10 @@ Offline = Annotated[
 ]
 
 
+@grouped
 def compare(
     prompt: Prompt,
+    *,
     negative: options.Negative = "",
     seed: options.Seed = None,
     dim: options.Dim = None,
@@ -58,11 +61,7 @@ def compare(
     scheduler: options.Scheduler = None,
     lms_order: options.LmsOrder = None,
     karras: options.Karras = False,
-    model: options.Model = None,
-    vae: options.Vae = None,
-    prediction: options.Prediction = None,
-    lora: options.LoraFiles = None,
-    embedding: options.EmbeddingFiles = None,
+    weights: Weights,
     device: options.Device = "auto",
     dtype: Dtype = "float32",
     tolerance: Tolerance = None,
@@ -100,12 +99,12 @@ def compare(
     check_device(device)
     check_dtype(dtype)
     drawing = None if out is None else _drawing(out)
-    weights = options.weights(model, vae, prediction, lora, embedding)
+    loaded = weights.checked()
 
     with progress.status("loading the model ..."):
         from sdpipe import Pipeline
 
-        pipe = Pipeline(**weights, device=device, dtype=dtype)
+        pipe = Pipeline(**loaded, device=device, dtype=dtype)
     with progress.bar("drawing twice") as on_step:
         found = hold_against_diffusers(pipe, prompt, tolerance=tolerance, on_step=on_step, **inputs)
     written = {}

@@ -1,13 +1,13 @@
 """The commands that draw what happens inside: parse, check, call, print."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdpipe import messages, options, progress
-from sdpipe.device import check_device, check_dtype
 from sdpipe.errors import UsageError
+from sdpipe.groups import Place, Sampling, Weights, embeddings, grouped
 from sdpipe.loading.embedding import Embedding
 from sdpipe.settings import SCHEDULERS, Settings
 from sdpipe.show import checks
@@ -100,11 +100,11 @@ def tokens(
     """Draws how a prompt is cut into tokens, and what of it the text encoder never sees."""
     Settings(prompt=options.text("the prompt", prompt))
     output = Output("tokens", prompt, out=out, as_json=as_json)
-    embeddings = [Embedding.read(given) for given in options.words(embedding)]
+    inversions = [Embedding.read(given) for given in embeddings(embedding)]
     from sdpipe.show.parts import load_tokenizer
     from sdpipe.show.tokens import tokens_data, tokens_figure
 
-    data = tokens_data(load_tokenizer(model, embeddings), prompt)
+    data = tokens_data(load_tokenizer(model, inversions), prompt)
     messages.print_result(output.finish(data.numbers(), lambda: tokens_figure(data)))
 
 
@@ -139,8 +139,10 @@ def schedule(
 
 
 @show_app.command(short_help="A picture that drowns in noise.")
+@grouped
 def noise(
     picture: Picture,
+    *,
     t: Annotated[
         Numbers | None,
         options.option(
@@ -153,13 +155,8 @@ def noise(
     ] = None,
     seed: Seed = None,
     dim: options.Dim = None,
-    model: options.Model = None,
-    vae: options.Vae = None,
-    prediction: options.Prediction = None,
-    lora: options.LoraFiles = None,
-    embedding: options.EmbeddingFiles = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    weights: Weights,
+    place: Place,
     out: Out = None,
     as_json: Json = False,
     debug: options.Debug = False,
@@ -172,7 +169,7 @@ def noise(
     Settings(prompt="", seed=seed, dim=dim)
     image = read_picture(picture)
     output = Output("noise", Path(picture).stem, out=out, as_json=as_json)
-    pipe = _load(model, vae, prediction, lora, embedding, device, dtype)
+    pipe = _load(weights, place)
     from sdpipe.show.noise import noise_data, noise_figure
 
     data = noise_data(pipe, image, times, seed=seed, dim=dim)
@@ -180,16 +177,13 @@ def noise(
 
 
 @show_app.command(short_help="The latents of a picture, and what comes back.")
+@grouped
 def latents(
     picture: Picture,
+    *,
     dim: options.Dim = None,
-    model: options.Model = None,
-    vae: options.Vae = None,
-    prediction: options.Prediction = None,
-    lora: options.LoraFiles = None,
-    embedding: options.EmbeddingFiles = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    weights: Weights,
+    place: Place,
     out: Out = None,
     as_json: Json = False,
     debug: options.Debug = False,
@@ -200,7 +194,7 @@ def latents(
     Settings(prompt="", dim=dim)
     image = read_picture(picture)
     output = Output("latents", Path(picture).stem, out=out, as_json=as_json)
-    pipe = _load(model, vae, prediction, lora, embedding, device, dtype)
+    pipe = _load(weights, place)
     from sdpipe.show.latents import latents_data, latents_figure
 
     data = latents_data(pipe, image, dim=dim)
@@ -208,26 +202,19 @@ def latents(
 
 
 @show_app.command(short_help="One call of the U-Net, with its formulas.")
+@grouped
 def denoise(
     prompt: Prompt,
+    *,
     t: Annotated[int, options.whole(SHOW, "The timestep, 0 to 999.", "--t")] = 500,
     picture: Annotated[
         str | None,
         options.option(SHOW, "In place of one drawn from the prompt.", metavar="FILE"),
     ] = None,
     seed: Seed = None,
-    dim: options.Dim = None,
-    g: options.Guidance = None,
-    steps: options.Steps = None,
-    scheduler: options.Scheduler = None,
-    lms_order: options.LmsOrder = None,
-    model: options.Model = None,
-    vae: options.Vae = None,
-    prediction: options.Prediction = None,
-    lora: options.LoraFiles = None,
-    embedding: options.EmbeddingFiles = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    sampling: Sampling,
+    weights: Weights,
+    place: Place,
     out: Out = None,
     as_json: Json = False,
     debug: options.Debug = False,
@@ -236,10 +223,10 @@ def denoise(
     from sdpipe.pixels import read_picture
 
     checks.check_times([t])
-    inputs = _checked(prompt, seed, dim, g, steps, scheduler, lms_order)
+    inputs = sampling.checked(prompt, seed)
     image = None if picture is None else read_picture(picture)
     output = Output("denoise", prompt, out=out, as_json=as_json)
-    pipe = _load(model, vae, prediction, lora, embedding, device, dtype)
+    pipe = _load(weights, place)
     from sdpipe.show.denoise import denoise_data, denoise_figure
 
     with progress.step_bar(1) as on_step:
@@ -251,21 +238,14 @@ def denoise(
     short_help="Noise becoming a picture: strip or film.",
     epilog="Example:  sdpipe show steps 'red apple' --model emoji --gif apple.gif",
 )
+@grouped
 def steps(
     prompt: Prompt,
+    *,
     seed: Seed = None,
-    dim: options.Dim = None,
-    g: options.Guidance = None,
-    steps: options.Steps = None,
-    scheduler: options.Scheduler = None,
-    lms_order: options.LmsOrder = None,
-    model: options.Model = None,
-    vae: options.Vae = None,
-    prediction: options.Prediction = None,
-    lora: options.LoraFiles = None,
-    embedding: options.EmbeddingFiles = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    sampling: Sampling,
+    weights: Weights,
+    place: Place,
     out: Annotated[
         str | None,
         options.option(
@@ -281,9 +261,9 @@ def steps(
     debug: options.Debug = False,
 ) -> None:
     """Draws a filmstrip of x_t and of the picture that is predicted from it, or a film of all."""
-    inputs = _checked(prompt, seed, dim, g, steps, scheduler, lms_order)
+    inputs = sampling.checked(prompt, seed)
     output = Output("steps", prompt, out=out, as_json=as_json, gif=gif, mp4=mp4, formats=PIXELS)
-    pipe = _load(model, vae, prediction, lora, embedding, device, dtype)
+    pipe = _load(weights, place)
     from sdpipe.show.course import steps_data
     from sdpipe.show.films import MOST, steps_film
 
@@ -295,8 +275,10 @@ def steps(
 
 
 @show_app.command(short_help="Without the prompt, with it, and guided.")
+@grouped
 def guidance(
     prompt: Prompt,
+    *,
     at: Annotated[
         Numbers | None,
         options.option(
@@ -307,18 +289,9 @@ def guidance(
         ),
     ] = None,
     seed: Seed = None,
-    dim: options.Dim = None,
-    g: options.Guidance = None,
-    steps: options.Steps = None,
-    scheduler: options.Scheduler = None,
-    lms_order: options.LmsOrder = None,
-    model: options.Model = None,
-    vae: options.Vae = None,
-    prediction: options.Prediction = None,
-    lora: options.LoraFiles = None,
-    embedding: options.EmbeddingFiles = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    sampling: Sampling,
+    weights: Weights,
+    place: Place,
     out: Out = None,
     as_json: Json = False,
     debug: options.Debug = False,
@@ -326,13 +299,13 @@ def guidance(
     """Draws the two predictions of classifier-free guidance and the guided one, step by step."""
     from sdpipe.show.parts import read_defaults
 
-    inputs = _checked(prompt, seed, dim, g, steps, scheduler, lms_order)
+    inputs = sampling.checked(prompt, seed)
     chosen = at or Numbers()
-    known = {**read_defaults(model), **{k: v for k, v in inputs.items() if v is not None}}
+    known = {**read_defaults(weights.model), **{k: v for k, v in inputs.items() if v is not None}}
     checks.check_guidance(known.get("g"), known.get("steps"), known.get("scheduler"))
     checks.check_at(chosen, known.get("steps"), known.get("scheduler"))
     output = Output("guidance", prompt, out=out, as_json=as_json)
-    pipe = _load(model, vae, prediction, lora, embedding, device, dtype)
+    pipe = _load(weights, place)
     from sdpipe.show.guidance import guidance_data, guidance_figure
 
     with progress.step_bar(1) as on_step:
@@ -341,30 +314,23 @@ def guidance(
 
 
 @show_app.command(short_help="Where each word acted.")
+@grouped
 def attention(
     prompt: Prompt,
+    *,
     seed: Seed = None,
-    dim: options.Dim = None,
-    g: options.Guidance = None,
-    steps: options.Steps = None,
-    scheduler: options.Scheduler = None,
-    lms_order: options.LmsOrder = None,
-    model: options.Model = None,
-    vae: options.Vae = None,
-    prediction: options.Prediction = None,
-    lora: options.LoraFiles = None,
-    embedding: options.EmbeddingFiles = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    sampling: Sampling,
+    weights: Weights,
+    place: Place,
     out: Out = None,
     as_json: Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Draws a picture, and over it for each word how much attention it got in every place."""
-    inputs = _checked(prompt, seed, dim, g, steps, scheduler, lms_order)
-    checks.check_attention(prompt, g)
+    inputs = sampling.checked(prompt, seed)
+    checks.check_attention(prompt, sampling.g)
     output = Output("attention", prompt, out=out, as_json=as_json)
-    pipe = _load(model, vae, prediction, lora, embedding, device, dtype)
+    pipe = _load(weights, place)
     from sdpipe.show.attention import attention_data, attention_figure
 
     with progress.step_bar(1) as on_step:
@@ -377,10 +343,12 @@ def attention(
     epilog="Example:  sdpipe show interpolate 'red apple' 'green apple' --model emoji --seeds 1 2",
     context_settings={"allow_extra_args": True},
 )
+@grouped
 def interpolate(
     context: typer.Context,
     first: Annotated[str, typer.Argument(metavar="PROMPT", help="What is drawn first.")],
     last: Annotated[str, typer.Argument(metavar="PROMPT", help="What is drawn last.")],
+    *,
     seeds: Annotated[
         tuple[int, int] | None,
         options.option(
@@ -391,18 +359,9 @@ def interpolate(
         ),
     ] = None,
     frames: Annotated[int, options.whole(SHOW, "Pictures, both ends included.")] = 9,
-    dim: options.Dim = None,
-    g: options.Guidance = None,
-    steps: options.Steps = None,
-    scheduler: options.Scheduler = None,
-    lms_order: options.LmsOrder = None,
-    model: options.Model = None,
-    vae: options.Vae = None,
-    prediction: options.Prediction = None,
-    lora: options.LoraFiles = None,
-    embedding: options.EmbeddingFiles = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    sampling: Sampling,
+    weights: Weights,
+    place: Place,
     out: Out = None,
     gif: Gif = None,
     mp4: Mp4 = None,
@@ -416,11 +375,11 @@ def interpolate(
             "marks, and --seeds takes two numbers."
         )
     chosen = seeds or ()
-    inputs = _checked(first, None, dim, g, steps, scheduler, lms_order)
+    inputs = sampling.checked(first)
     options.text("the prompt", last)
-    checks.check_way(frames, chosen, scheduler)
+    checks.check_way(frames, chosen, sampling.scheduler)
     output = Output("interpolate", f"{first} {last}", out=out, as_json=as_json, gif=gif, mp4=mp4)
-    pipe = _load(model, vae, prediction, lora, embedding, device, dtype)
+    pipe = _load(weights, place)
     from sdpipe.show.films import way_film
     from sdpipe.show.interpolate import interpolate_data, interpolate_figure
 
@@ -433,42 +392,10 @@ def interpolate(
     messages.print_result(told)
 
 
-def _checked(
-    prompt: str,
-    seed: int | None,
-    dim: int | None,
-    g: Any,
-    steps: int | None,
-    scheduler: str | None,
-    lms_order: int | None,
-) -> dict[str, Any]:
-    """The settings of one picture, by name, none of which breaks its rule."""
-    inputs: dict[str, Any] = {
-        "seed": seed,
-        "dim": dim,
-        "g": g,
-        "steps": steps,
-        "scheduler": scheduler,
-        "lms_order": lms_order,
-    }
-    options.text("the prompt", prompt)
-    Settings(prompt=prompt, **inputs)
-    return inputs
-
-
-def _load(
-    model: str | None,
-    vae: str | None,
-    prediction: str | None,
-    lora: list[str] | None,
-    embedding: list[str] | None,
-    device: str,
-    dtype: str,
-) -> "Pipeline":
-    check_device(device)
-    check_dtype(dtype)
-    weights = options.weights(model, vae, prediction, lora, embedding)
+def _load(weights: Weights, place: Place) -> "Pipeline":
+    machine = place.checked()
+    loaded = weights.checked()
     with progress.status("loading the model ..."):
         from sdpipe import Pipeline
 
-        return Pipeline(**weights, device=device, dtype=dtype)
+        return Pipeline(**loaded, **machine)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdpipe import files, messages, options, progress, ranges
-from sdpipe.device import check_device, check_dtype, check_speed
 from sdpipe.errors import SdpipeWarning, UsageError
+from sdpipe.groups import Place, Speed, Weights, grouped
 from sdpipe.init import sides
 from sdpipe.settings import SCHEDULERS
 from sdpipe.sweep import BATCH, SWEPT, Sweep
@@ -109,9 +109,11 @@ Json = Annotated[
 ]
 
 
+@grouped
 def sweep(
     context: typer.Context,
     prompt: Prompt,
+    *,
     negative: Negative = None,
     seed: Seed = None,
     variation: Variation = None,
@@ -137,16 +139,9 @@ def sweep(
     strength: Strength = None,
     fit: options.Fit = None,
     outpaint: options.Outpaint = None,
-    model: options.Model = None,
-    vae: options.Vae = None,
-    prediction: options.Prediction = None,
-    lora: options.LoraFiles = None,
-    embedding: options.EmbeddingFiles = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    no_speed: options.NoSpeed = False,
-    compile: options.Compile = False,
-    low_memory: options.LowMemory = False,
+    weights: Weights,
+    place: Place,
+    speed: Speed,
     batch: Batch = BATCH,
     out: Out = None,
     as_json: Json = False,
@@ -160,15 +155,13 @@ def sweep(
     """
     from sdpipe.early import cells, check_early
 
-    weights = options.weights(model, vae, prediction, lora, embedding)
+    loaded = weights.checked()
     plan = _planned(context.params)
-    check_device(device)
-    check_dtype(dtype)
-    check_speed(not no_speed, compile, low_memory)
+    machine = {**place.checked(), **speed.checked()}
     if batch < 1:
         raise UsageError(f"batch={batch} is out of range: 1 or more pictures are drawn at once.")
     folder = _folder(out, plan)
-    check_early(weights, dtype, cells(plan))
+    check_early(loaded, place.dtype, cells(plan))
     for remark in plan.remarks:
         messages.say(remark)
 
@@ -178,14 +171,7 @@ def sweep(
             from sdpipe import Pipeline
             from sdpipe.sweeping import SweepFolder
 
-            pipe = Pipeline(
-                **weights,
-                device=device,
-                dtype=dtype,
-                speed=not no_speed,
-                compile=compile,
-                low_memory=low_memory,
-            )
+            pipe = Pipeline(**loaded, **machine)
         with progress.status("looking what is there ..."):
             work = SweepFolder(folder, plan, pipe)
         return _drawn(work, batch, as_json)

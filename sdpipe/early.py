@@ -16,7 +16,7 @@ Run = tuple[str | Sequence[str], Mapping[str, Any]]
 
 
 def check_early(weights: Mapping[str, Any], dtype: str, runs: Iterable[Run]) -> None:
-    """Holds runs against the model that `weights` name, see `options.weights`.
+    """Holds runs against the model that `weights` name, see `groups.Weights`.
 
     Raises:
         UsageError, ModelError: as `Pipeline` and `Pipeline.generate`.

@@ -3,8 +3,6 @@
 Where the model decides, the default is None, and the help says what that means for v1-4.
 """
 
-import re
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -12,10 +10,6 @@ import typer
 from sdpipe import messages
 from sdpipe.errors import UsageError
 from sdpipe.guidance import scale
-from sdpipe.loading.embedding import Embedding
-from sdpipe.loading.locate import check_model, check_part
-from sdpipe.loading.lora import Lora
-from sdpipe.loading.single_file import check_prediction
 from sdpipe.settings import SCHEDULERS
 
 PICTURE, SAMPLING, MODEL, OUTPUT = "Picture", "Sampling", "Model and machine", "Output"
@@ -62,63 +56,6 @@ def pictures(init: str | None, mask: str | None) -> dict[str, Any]:
     from sdpipe.canvas import take
 
     return dict(zip(("init", "mask"), take(init, mask), strict=True))
-
-
-def weights(
-    model: str | None,
-    vae: str | None,
-    prediction: str | None,
-    lora: Sequence[str] | None,
-    embedding: Sequence[str] | None,
-) -> dict[str, Any]:
-    """What `Pipeline` is to load, as it was asked for on the command line, and looked at.
-
-    Raises:
-        ModelError: there is no such model or file, or it is something else.
-        UsageError: an unknown prediction, a LoRA's weight is no number, or an embedding's word is
-            none.
-    """
-    if prediction is not None:
-        check_prediction(prediction)
-    check_model(model)
-    check_part(vae, "vae")
-    loras = tuple(_with_weight(text("--lora", each)) for each in lora or ())
-    for given in loras:
-        Lora.read(given)
-    return {
-        "model": model,
-        "vae": vae,
-        "prediction": prediction,
-        "loras": loras,
-        "embeddings": words(embedding),
-    }
-
-
-def words(embedding: Sequence[str] | None) -> tuple[str | tuple[str, str], ...]:
-    """The embeddings that were asked for on the command line, looked at. Raises as `weights`."""
-    pairs = [file_and_more(text("--embedding", each)) for each in embedding or ()]
-    found = tuple(file if word is None else (file, word) for file, word in pairs)
-    for given in found:
-        Embedding.read(given)
-    return found
-
-
-def _with_weight(text: str) -> tuple[str, float]:
-    """FILE or FILE:WEIGHT."""
-    file, weight = file_and_more(text)
-    try:
-        return file, 1.0 if weight is None else float(weight)
-    except ValueError:
-        raise UsageError(
-            f"--lora {text!r} ends in {weight!r}, which is no number; give FILE, or FILE:WEIGHT as "
-            f"in {file}:0.8."
-        ) from None
-
-
-def file_and_more(text: str) -> tuple[str, str | None]:
-    """FILE:MORE in two; what comes before the colon has a suffix, as no drive letter has."""
-    match = re.fullmatch(r"(.+\.\w+):(.*)", text, re.DOTALL)
-    return (text, None) if match is None else (match[1], match[2])
 
 
 def _parse_int(text: str) -> int:
