@@ -6,6 +6,7 @@ import pytest
 
 from sdpipe import UsageError
 from sdpipe.training.recipe import EMOJI, IMAGEFOLDER, adjusted, load_recipe
+from sdpipe.training.rules import RULES
 
 
 @pytest.mark.parametrize(
@@ -82,3 +83,9 @@ def test_numbers_that_cannot_be_trained_with_are_refused(change, message):
     tables = {k: dataclasses.replace(getattr(recipe, k), **v) for k, v in change.items()}
     with pytest.raises(UsageError, match=message):
         adjusted(dataclasses.replace(recipe, **tables), dim=dim)
+
+
+def test_every_rule_is_one_of_a_number_that_recipes_have():
+    numbers = load_recipe(EMOJI).numbers()
+    names = {*numbers, *(name.rpartition(".")[2] for name in numbers)}
+    assert not RULES.keys() - names

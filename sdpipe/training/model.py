@@ -20,7 +20,8 @@ from sdpipe.errors import ModelError, UsageError
 from sdpipe.latents import vae_factor
 from sdpipe.learned import FILE, Learned
 from sdpipe.training import ddpm, text, vae
-from sdpipe.training.recipe import PREDICTION_TYPES, Recipe
+from sdpipe.training.recipe import Recipe
+from sdpipe.training.rules import PREDICTION_TYPES
 from sdpipe.training.tokenizer import train_tokenizer
 from sdpipe.training.work import cannot_write
 

@@ -11,11 +11,10 @@ from typing import Any, TypeVar
 
 from sdpipe.errors import UsageError
 from sdpipe.settings import neighbours
-from sdpipe.training.scenes import KINDS
+from sdpipe.training.rules import check_numbers
 
 EMOJI = Path(__file__).with_name("emoji.toml")
 IMAGEFOLDER = Path(__file__).with_name("imagefolder.toml")
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,50 +285,9 @@ def _ema(decay: float, share: float) -> float:
     return decay if share >= 1 else max(1 - (1 - decay) / share, 0.0)
 
 
-MAY_BE_0 = {
-    "vae.steps",
-    "vae.decoder_steps",
-    "text.steps",
-    "unet.warmup",
-    "joint.steps",
-    "joint.warmup",
-    "other_words.steps",
-    "both.steps",
-    "both.warmup",
-    "unet.captions",
-    "joint.captions",
-    "both.captions",
-    "tune.warmup",
-}
-
-
 def _check(recipe: Recipe, *, anew: bool) -> None:
     """Refuses what would fail later. Where no part is made anew, `size` is not looked at."""
-    for name, value in recipe.numbers().items():
-        least = 0 if name in MAY_BE_0 else 1
-        last = name.rpartition(".")[2]
-        counts = ("steps", "decoder_steps", "batch", "warmup", "timesteps", "length", "captions")
-        if last in counts and value < least:
-            raise UsageError(f"{name} = {value} is out of range; it is {least} or more.")
-        if last in ("learning_rate", "decoder_rate", "early") and not value > 0:
-            raise UsageError(f"{name} = {value} is out of range; it is more than 0.")
-        if last == "muon_rate" and not value >= 0:
-            raise UsageError(f"{name} = {value} is out of range; it is 0 (all by AdamW) or more.")
-        if last == "prediction_type" and value not in PREDICTION_TYPES:
-            raise UsageError(
-                f"{name} = {value!r} is not known; it is {' or '.join(PREDICTION_TYPES)}."
-            )
-        if last in ("ema", "merge_dropout") and not 0 <= value < 1:
-            raise UsageError(f"{name} = {value} is out of range; it is from 0 to below 1.")
-        if last in ("dropped", "reworded", "alike", "hard") and not 0 <= value <= 1:
-            raise UsageError(f"{name} = {value} is out of range; it is from 0 to 1.")
-        if last in ("contrast", "kept", "captions_weight") and not value >= 0:
-            raise UsageError(f"{name} = {value} is out of range; it is 0 or more.")
-        if last == "shares" and value is not None and not _are_shares(value):
-            raise UsageError(
-                f"{name} = {value} cannot be; it is {len(KINDS)} numbers, of 0 or more and not all "
-                f"0, for {', '.join(KINDS)}."
-            )
+    check_numbers(recipe.numbers())
     if anew and (recipe.size < recipe.side or recipe.size % recipe.side):
         raise UsageError(
             f"dim={recipe.size} is not a multiple of {recipe.side}, which the networks of this "
@@ -343,11 +301,6 @@ def _check(recipe: Recipe, *, anew: bool) -> None:
     factor = 2 ** (len(recipe.vae.block_out_channels) - 1)
     if anew and (recipe.vae.crop < factor or recipe.vae.crop % factor):
         raise UsageError(f"vae.crop = {recipe.vae.crop} is not a multiple of {factor}.")
-
-
-def _are_shares(value: list[Any]) -> bool:
-    numbers = all(isinstance(share, int | float) and share >= 0 for share in value)
-    return len(value) == len(KINDS) and numbers and any(value)
 
 
 def _build(kind: type[Any], values: dict[str, Any], table: str) -> Any:
