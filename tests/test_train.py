@@ -127,7 +127,9 @@ def test_what_stands_in_the_folder(trained):
     modes = {stat.S_IMODE(p.stat().st_mode) for p in trained.rglob("*") if p.is_file()}
     assert len(modes) == 1  # whoever may read one file of it may read all
     samples = sorted(path.name for path in (training / "samples").iterdir())
-    assert samples == ["both-000002.png", "joint-000003.png", "unet-000006.png"]
+    assert samples == [
+        *("both-000002.png", "both2-000002.png", "joint-000003.png", "unet-000006.png")
+    ]
     with Image.open(training / "samples" / samples[0]) as picture:
         assert picture.width > 2 * 128  # two captions, small pictures four times as large
 
@@ -147,7 +149,7 @@ def test_the_text_encoder_learns_in_all_stages_but_the_unets(trained):
 
     alone, frozen = ends("text", "model"), ends("unet", "model")
     joint, words = ends("joint", "average"), ends("other_words", "model")
-    both = ends("both", "average")
+    both, again = ends("both", "average"), ends("both2", "average")
     [shipped] = [w for key, w in weights(trained).items() if key.startswith("text") and name in key]
     assert torch.equal(alone, frozen)
     assert not torch.equal(frozen, joint)
@@ -155,16 +157,20 @@ def test_the_text_encoder_learns_in_all_stages_but_the_unets(trained):
     assert not torch.equal(joint, words)
     assert torch.equal(words, ends("both", "model", before=True))
     assert not torch.equal(words, both)
-    assert torch.equal(both.half(), shipped)
+    assert torch.equal(both, ends("both2", "model", before=True))
+    assert not torch.equal(both, again)
+    assert torch.allclose((both + again) / 2, shipped.float(), rtol=1e-3)  # float16 in the file
 
 
 def test_the_unet_learns_on_in_the_last_stage(trained):
     name = "unet.mid_block.resnets.0.conv1.weight"
     weights_of = [
         torch.load(trained / "training" / f"{stage}.checkpoint")["average"][f"module.{name}"]
-        for stage in ("joint", "both")
+        for stage in ("joint", "both", "both2")
     ]
-    assert not torch.equal(*weights_of)
+    joint, both, again = weights_of
+    assert not torch.equal(joint, both)
+    assert not torch.equal(both, again)
 
 
 def test_a_sheet_has_the_picture_above_the_drawing_above_the_caption():

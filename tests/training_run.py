@@ -80,6 +80,7 @@ steps = 2
 batch = 4
 [both]
 captions = 3
+cycles = 2
 steps = 2
 batch = 4
 warmup = 1
@@ -103,6 +104,7 @@ STAGES = {
     "joint": 3,
     "other_words": 2,
     "both": 2,
+    "both2": 2,
 }
 COLOURS = ("red", "blue", "green")
 

@@ -112,7 +112,8 @@ class Joint:
     """A stage where U-Net and text encoder learn together; without steps there is none.
 
     With `captions` the text encoder learns so many in other words beside every batch, as in
-    `OtherWords`, with a loss of that weight.
+    `OtherWords`, with a loss of that weight. It is taken in so many `cycles`, of `steps` each, and
+    ends as the mean of them.
     """
 
     reworded: float = 0.0
@@ -120,6 +121,7 @@ class Joint:
     early: float = 1.0
     captions: int = 0
     captions_weight: float = 1.0
+    cycles: int = 1
     steps: int = 0
     batch: int = 32
     learning_rate: float = 1e-3

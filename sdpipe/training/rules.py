@@ -45,6 +45,7 @@ RULES: Mapping[str, Rule] = {
     "timesteps": FROM_1,
     "length": FROM_1,
     "captions": FROM_1,
+    "cycles": FROM_1,
     "learning_rate": ABOVE_0,
     "decoder_rate": ABOVE_0,
     "early": ABOVE_0,

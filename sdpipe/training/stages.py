@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel
 
 from sdpipe.latents import vae_factor
 from sdpipe.training import ddpm, text, vae
@@ -48,7 +49,8 @@ class Run:
         """How many steps those of `STAGES` take that come before this one: its random numbers are
         its own.
         """
-        return sum(getattr(self.recipe, s).steps for s in STAGES[: STAGES.index(stage)])
+        stages = [getattr(self.recipe, s) for s in STAGES[: STAGES.index(stage)]]
+        return sum(s.steps * (s.cycles if isinstance(s, Joint) else 1) for s in stages)
 
     def share(self, batch: int) -> int:
         """How much of a batch this process draws."""
@@ -141,15 +143,29 @@ def _other_words(
     return loss, say
 
 
-def together(unet: Unet, joint: Joint) -> Unet:
-    """The U-Net's training where the text encoder learns with it."""
-    return replace(unet, **asdict(joint), train_text_encoder=True)
+def train_together(run: Run, data: Captioned, stage: str) -> None:
+    """Trains the U-Net and the text encoder, in so many cycles as the stage has.
+
+    The rates rise and fall in each. It begins with the mean of what those before have ended with,
+    and the networks end as the mean of all: stochastic weight averaging, Izmailov et al. (2018).
+    """
+    told = asdict(getattr(run.recipe, stage))
+    cycles = told.pop("cycles")
+    r = replace(run.recipe.unet, **told, train_text_encoder=True)
+    networks = nn.ModuleList([run.model.unet, run.model.text_encoder])
+    mean = AveragedModel(networks)
+    for cycle in range(cycles):
+        train_unet(run, data, stage, r, cycle)
+        mean.update_parameters(networks)
+        networks.load_state_dict(mean.module.state_dict())
 
 
-def train_unet(run: Run, data: Captioned, stage: str, r: Unet) -> None:
+def train_unet(run: Run, data: Captioned, stage: str, r: Unet, cycle: int = 0) -> None:
     """Trains the U-Net; the text encoder goes on learning with it, or stays as it is."""
     draws, count, model = run.draws(), run.share(r.batch), run.model
-    before = run.steps_before(stage)
+    before = run.steps_before(stage) + cycle * r.steps
+    if cycle:
+        stage = f"{stage}{cycle + 1}"
     loss = ddpm.DenoisingLoss(model.unet, model.text_encoder, r)
     if r.captions:
         other_words, say = _other_words(run, data.pictures, run.share(r.captions))

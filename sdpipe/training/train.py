@@ -27,11 +27,10 @@ from sdpipe.training.job import Job
 from sdpipe.training.model import load_model, new_model, save_model
 from sdpipe.training.recipe import Recipe
 from sdpipe.training.stages import (
-    STAGES,
     Run,
-    together,
     train_other_words,
     train_text_encoder,
+    train_together,
     train_unet,
     train_vae,
 )
@@ -91,11 +90,11 @@ def _train(job: Job, accelerator: Accelerator) -> None:
         train_text_encoder(run, data)
     train_unet(run, data, "unet", run.recipe.unet)
     if origin is None and run.recipe.joint.steps:
-        train_unet(run, data, "joint", together(run.recipe.unet, run.recipe.joint))
+        train_together(run, data, "joint")
     if origin is None and run.recipe.other_words.steps:
         train_other_words(run, pictures)
     if origin is None and run.recipe.both.steps:
-        train_unet(run, data, "both", together(run.recipe.unet, run.recipe.both))
+        train_together(run, data, "both")
     _in_first(accelerator, lambda: save_model(model, job.out, run.folder))
 
 
@@ -149,9 +148,8 @@ def _begin(job: Job, run: Run, pictures: Emoji | ImageFolder, origin: str | None
     begun_with = {"recipe": run.recipe.numbers(), "from": origin, "data": data}
     new = work.claim(job.out, begun_with, job.recipe_path.read_text(encoding="utf-8"))
     if origin is None and not (run.folder / "vae.checkpoint").exists():
-        later = [f"{stage}.checkpoint" for stage in ("decoder", "text", *STAGES)]
-        for name in ("latents.safetensors", *later):
-            (run.folder / name).unlink(missing_ok=True)  # of another VAE, if there are any
+        for path in (run.folder / "latents.safetensors", *run.folder.glob("*.checkpoint")):
+            path.unlink(missing_ok=True)  # of another VAE, if there are any
     if not isinstance(pictures, ImageFolder):
         messages.say(f"{len(pictures.names)} glyphs, {len(pictures)} pictures")
         return
