@@ -6,9 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from sdpipe import files, messages, options, progress
-from sdpipe.device import check_device, check_dtype
 from sdpipe.errors import UsageError
-from sdpipe.groups import Weights, grouped
+from sdpipe.groups import Place, Weights, grouped
 from sdpipe.settings import Settings
 from sdpipe.show import style
 from sdpipe.show.output import DRAWINGS
@@ -96,15 +95,14 @@ def compare(
         plain_text(words)
     check_guidance(g, rescale)
     check_tolerance(tolerance)
-    check_device(device)
-    check_dtype(dtype)
+    machine = Place(device, dtype).checked()
     drawing = None if out is None else _drawing(out)
     loaded = weights.checked()
 
     with progress.status("loading the model ..."):
         from sdpipe import Pipeline
 
-        pipe = Pipeline(**loaded, device=device, dtype=dtype)
+        pipe = Pipeline(**loaded, **machine)
     with progress.bar("drawing twice") as on_step:
         found = hold_against_diffusers(pipe, prompt, tolerance=tolerance, on_step=on_step, **inputs)
     written = {}

@@ -134,10 +134,7 @@ class Sampling:
         Raises:
             UsageError: one of them, or the prompt, breaks its rule.
         """
-        settings = {
-            "seed": seed,
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
-        }
+        settings = {"seed": seed, **dataclasses.asdict(self)}
         Settings(prompt=options.text("the prompt", prompt), **settings)
         return settings
 
