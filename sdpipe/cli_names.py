@@ -1,7 +1,6 @@
 """The command that lists what a model draws."""
 
 import json
-import os
 from typing import Annotated
 
 import typer
@@ -9,7 +8,7 @@ import typer
 from sdpipe import messages, options
 from sdpipe.errors import ModelError, UsageError
 from sdpipe.learned import find_learned
-from sdpipe.loading.locate import BUILT_IN
+from sdpipe.loading.locate import BUILT_IN, chosen_model
 
 Words = Annotated[
     list[str] | None,
@@ -33,7 +32,7 @@ def names(
 ) -> None:
     """Prints the names of what a model draws, which it was trained on, one a line."""
     asked = " ".join(options.text("WORD", each) for each in word or [])
-    name = model or os.environ.get("SDPIPE_MODEL") or BUILT_IN[0]
+    name = model or chosen_model() or BUILT_IN[0]
     learned = find_learned(name)
     if learned is None or not learned.names:
         raise ModelError(

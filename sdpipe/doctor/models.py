@@ -14,7 +14,7 @@ from sdpipe.doctor.machine import free
 from sdpipe.errors import SdpipeError
 from sdpipe.loading.hub import announced, is_hub_id, lacking
 from sdpipe.loading.layout import Selection, select_model
-from sdpipe.loading.locate import BUILT_IN, BUILT_IN_FOLDER, DEFAULT
+from sdpipe.loading.locate import BUILT_IN, BUILT_IN_FOLDER, DEFAULT, chosen_model
 from sdpipe.loading.sources import Sources
 
 V1_4_BYTES = 2 * (859_520_964 + 83_653_863 + 123_060_480)
@@ -42,7 +42,7 @@ def default_model(*, offline: bool) -> Iterator[Finding]:
 
     offline: do not ask the hub.
     """
-    asked = os.environ.get("SDPIPE_MODEL")
+    asked = chosen_model()
     about, name = "default model", asked or DEFAULT
     if asked in BUILT_IN:
         yield Finding(about, "ok", f"SDPIPE_MODEL={asked!r}, the built-in model")
@@ -56,7 +56,7 @@ def default_model(*, offline: bool) -> Iterator[Finding]:
     except Exception as error:  # it is here and damaged, and no other model draws instead
         yield Finding(about, "problem", _said(error))
         return
-    yield _to_fetch(name, asked is not None and asked != "", missing, offline)
+    yield _to_fetch(name, asked is not None, missing, offline)
 
 
 def _to_fetch(name: str, asked: bool, missing: list[str] | None, offline: bool) -> Finding:

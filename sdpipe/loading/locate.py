@@ -74,7 +74,7 @@ def find_model(
     select = _select_model(tuple(parts), full)
     if model is not None:
         return _find(model, select, f"model={str(model)!r}", full)
-    if name := os.environ.get("SDPIPE_MODEL"):
+    if name := chosen_model():
         return _find(name, select, f"SDPIPE_MODEL={name!r}", full)
     try:
         return _find(DEFAULT, select, f"The default model {DEFAULT}", full)
@@ -89,6 +89,11 @@ def find_model(
         return Location(found.name, found.path, found.files, fallback=True, label=label)
 
 
+def chosen_model() -> str | None:
+    """The model of `$SDPIPE_MODEL`, which draws where none is asked for; None where it is empty."""
+    return os.environ.get("SDPIPE_MODEL") or None
+
+
 def is_cached(hub_id: str, *, full: bool = False) -> bool:
     """Whether a model of the hub is here, whole: `find_model` then asks nobody for it."""
     return cached(hub_id, _select_model(PARTS, full), full=full) is not None
@@ -100,7 +105,7 @@ def _select_model(parts: tuple[str, ...], full: bool) -> Select:
 
 def is_here(model: str | os.PathLike[str] | None, *, full: bool = False) -> bool:
     """Whether `find_model` asks nobody for a model, nor `configurations` for what a file lacks."""
-    name = os.fspath(model or os.environ.get("SDPIPE_MODEL") or DEFAULT)
+    name = os.fspath(model or chosen_model() or DEFAULT)
     if os.path.isfile(Path(name).expanduser()):
         return cached(DEFAULT, _select_configurations) is not None
     return not _only_on_hub(name) or is_cached(name, full=full)
