@@ -46,8 +46,9 @@ def test_a_recipe_is_changed_as_a_whole():
     assert joint.steps == round(emoji.joint.steps / 10)
     words = adjusted(emoji, steps=emoji.unet.steps // 10).other_words
     assert words.steps == round(emoji.other_words.steps / 10)
-    both = adjusted(emoji, steps=emoji.unet.steps // 10).both
-    assert both.steps == round(emoji.both.steps / 10)
+    for stage in ("both", "spelling", "reading"):
+        short = getattr(adjusted(emoji, steps=emoji.unet.steps // 10), stage)
+        assert short.steps == round(getattr(emoji, stage).steps / 10)
     assert adjusted(emoji, dim=32).vae.crop == 32
     tuned = adjusted(recipe, going_on=True).unet
     assert (tuned.steps, tuned.learning_rate) == (recipe.tune.steps, recipe.tune.learning_rate)
@@ -68,6 +69,7 @@ def test_a_recipe_is_changed_as_a_whole():
         ({"unet": {"reworded": 1.5}}, "unet.reworded = 1.5.*from 0 to 1"),
         ({"other_words": {"contrast": -1.0}}, "other_words.contrast = -1.0.*0 or more"),
         ({"other_words": {"hard": 1.5}}, "other_words.hard = 1.5 .*from 0 to 1"),
+        ({"spelling": {"taken": 1.5}}, "spelling.taken = 1.5 .*from 0 to 1"),
         ({"both": {"captions": -1}}, "both.captions = -1 .*0 or more"),
         ({"both": {"captions_weight": -0.5}}, "both.captions_weight = -0.5 .*0 or more"),
         ({"joint": {"early": 0.0}}, "joint.early = 0.0 .*more than 0"),

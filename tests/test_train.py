@@ -128,13 +128,13 @@ def test_what_stands_in_the_folder(trained):
     assert len(modes) == 1  # whoever may read one file of it may read all
     samples = sorted(path.name for path in (training / "samples").iterdir())
     assert samples == [
-        *("both-000002.png", "both2-000002.png", "joint-000003.png", "unet-000006.png")
+        f"{stage}-{STAGES[stage]:06}.png" for stage in ("both", "both2", "joint", "reading", "unet")
     ]
     with Image.open(training / "samples" / samples[0]) as picture:
         assert picture.width > 2 * 128  # two captions, small pictures four times as large
 
 
-def test_the_text_encoder_learns_in_all_stages_but_the_unets(trained):
+def test_the_text_encoder_learns_in_all_stages_but_the_unets_own(trained):
     name = "encoder.layers.0.mlp.fc1.weight"
 
     def ends(stage, part, *, before=False):
@@ -150,6 +150,7 @@ def test_the_text_encoder_learns_in_all_stages_but_the_unets(trained):
     alone, frozen = ends("text", "model"), ends("unet", "model")
     joint, words = ends("joint", "average"), ends("other_words", "model")
     both, again = ends("both", "average"), ends("both2", "average")
+    spelling, reading = ends("spelling", "model"), ends("reading", "average")
     [shipped] = [w for key, w in weights(trained).items() if key.startswith("text") and name in key]
     assert torch.equal(alone, frozen)
     assert not torch.equal(frozen, joint)
@@ -159,18 +160,23 @@ def test_the_text_encoder_learns_in_all_stages_but_the_unets(trained):
     assert not torch.equal(words, both)
     assert torch.equal(both, ends("both2", "model", before=True))
     assert not torch.equal(both, again)
-    assert torch.allclose((both + again) / 2, shipped.float(), rtol=1e-3)  # float16 in the file
+    mean = (both + again) / 2
+    assert torch.allclose(mean, ends("spelling", "model", before=True))
+    assert not torch.equal(mean, spelling)
+    assert torch.allclose(torch.lerp(mean, spelling, 0.75), reading)
+    assert torch.allclose(reading, shipped.float(), rtol=1e-3)  # float16 in the file
 
 
-def test_the_unet_learns_on_in_the_last_stage(trained):
+def test_the_unet_learns_on_in_the_last_stages(trained):
     name = "unet.mid_block.resnets.0.conv1.weight"
     weights_of = [
         torch.load(trained / "training" / f"{stage}.checkpoint")["average"][f"module.{name}"]
-        for stage in ("joint", "both", "both2")
+        for stage in ("joint", "both", "both2", "reading")
     ]
-    joint, both, again = weights_of
+    joint, both, again, reading = weights_of
     assert not torch.equal(joint, both)
     assert not torch.equal(both, again)
+    assert not torch.equal((both + again) / 2, reading)
 
 
 def test_a_sheet_has_the_picture_above_the_drawing_above_the_caption():

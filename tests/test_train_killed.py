@@ -41,6 +41,8 @@ def kill_at(call, loss):
         (2, "words", "other_words", 1),
         (4, "words", "both", 1),
         (6, "words", "both2", 1),
+        (8, "words", "spelling", 1),
+        (15, "unet", "reading", 1),
     ],
 )
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(

@@ -84,6 +84,15 @@ cycles = 2
 steps = 2
 batch = 4
 warmup = 1
+[spelling]
+taken = 0.75
+steps = 2
+batch = 4
+[reading]
+train_text_encoder = false
+steps = 2
+batch = 4
+warmup = 1
 [tune]
 steps = 3
 batch = 2
@@ -105,6 +114,8 @@ STAGES = {
     "other_words": 2,
     "both": 2,
     "both2": 2,
+    "spelling": 2,
+    "reading": 2,
 }
 COLOURS = ("red", "blue", "green")
 

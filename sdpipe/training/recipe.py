@@ -109,7 +109,8 @@ class Unet(Words):
 
 @dataclass(frozen=True, kw_only=True)
 class Joint:
-    """A stage where U-Net and text encoder learn together; without steps there is none.
+    """A stage where the U-Net learns, mostly together with the text encoder; without steps there is
+    none.
 
     With `captions` the text encoder learns so many in other words beside every batch, as in
     `OtherWords`, with a loss of that weight. It is taken in so many `cycles`, of `steps` each, and
@@ -121,6 +122,7 @@ class Joint:
     early: float = 1.0
     captions: int = 0
     captions_weight: float = 1.0
+    train_text_encoder: bool = True
     cycles: int = 1
     steps: int = 0
     batch: int = 32
@@ -132,8 +134,11 @@ class Joint:
 
 @dataclass(frozen=True, kw_only=True)
 class OtherWords(Words):
-    """The last stage, where the text encoder alone learns captions in other words; without steps
-    there is none. `shares` are those of its scenes, where they differ.
+    """A stage where the text encoder alone learns captions in other words; without steps there is
+    none.
+
+    `shares` are those of its scenes, where they differ; `taken` is how much of the way that its
+    weights go they are moved in the end.
     """
 
     dropped: float = 0.025
@@ -142,6 +147,7 @@ class OtherWords(Words):
     kept: float = 1.0
     contrast: float = 0.3
     hard: float = 0.0
+    taken: float = 1.0
     steps: int = 0
     batch: int = 128
     learning_rate: float = 4e-4
@@ -187,6 +193,8 @@ class Recipe:
     joint: Joint = Joint()
     other_words: OtherWords = OtherWords()
     both: Joint = Joint()
+    spelling: OtherWords = OtherWords()
+    reading: Joint = Joint()
     tune: Tune = Tune()
     samples: Samples = Samples()
     sampling: dict[str, Any]
@@ -261,13 +269,14 @@ def adjusted(
         decoder_steps=_times(recipe.vae.decoder_steps, share),
         ema=_ema(recipe.vae.ema, share),
     )
-    text = replace(recipe.text, steps=_times(recipe.text.steps, share))
-    joint, both = (
-        _scaled(stage, _times(stage.steps, share), share) for stage in (recipe.joint, recipe.both)
-    )
-    words = replace(recipe.other_words, steps=_times(recipe.other_words.steps, share))
-    recipe = replace(recipe, seed=seed, size=size, unet=unet, vae=vae, text=text, joint=joint)
-    recipe = replace(recipe, other_words=words, both=both)
+    stages: dict[str, Any] = {}
+    for name in ("text", "other_words", "spelling"):
+        stage = getattr(recipe, name)
+        stages[name] = replace(stage, steps=_times(stage.steps, share))
+    for name in ("joint", "both", "reading"):
+        stage = getattr(recipe, name)
+        stages[name] = _scaled(stage, _times(stage.steps, share), share)
+    recipe = replace(recipe, seed=seed, size=size, unet=unet, vae=vae, **stages)
     _check(recipe, anew=not going_on)
     return recipe
 

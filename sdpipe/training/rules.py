@@ -56,6 +56,7 @@ RULES: Mapping[str, Rule] = {
     "reworded": SHARE,
     "alike": SHARE,
     "hard": SHARE,
+    "taken": SHARE,
     "contrast": FROM_0,
     "kept": FROM_0,
     "captions_weight": FROM_0,
@@ -68,13 +69,17 @@ RULES: Mapping[str, Rule] = {
     "joint.steps": FROM_0,
     "other_words.steps": FROM_0,
     "both.steps": FROM_0,
+    "spelling.steps": FROM_0,
+    "reading.steps": FROM_0,
     "unet.warmup": FROM_0,
     "joint.warmup": FROM_0,
     "both.warmup": FROM_0,
+    "reading.warmup": FROM_0,
     "tune.warmup": FROM_0,
     "unet.captions": FROM_0,
     "joint.captions": FROM_0,
     "both.captions": FROM_0,
+    "reading.captions": FROM_0,
 }
 """By a number's name in one table, such as vae.steps, which comes first, or in any, as steps."""
 

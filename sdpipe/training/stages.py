@@ -21,12 +21,11 @@ from sdpipe.training import ddpm, text, vae
 from sdpipe.training.data import Captioned, Draws, Pictures, draw_subjects, padded, squares, words
 from sdpipe.training.fit import fit
 from sdpipe.training.glyphs import Emoji
-from sdpipe.training.imagefolder import ImageFolder
 from sdpipe.training.model import Model
 from sdpipe.training.recipe import Joint, OtherWords, Recipe, Text, Unet
 from sdpipe.training.samples import Sheets
 
-STAGES = ("unet", "joint", "other_words", "both")
+STAGES = ("unet", "joint", "other_words", "both", "spelling", "reading")
 """Those that follow the text encoder's first, in their order."""
 SHORT = 1024  # places of the latents, or tokens
 Batch = Callable[[int], tuple[Tensor, ...]]
@@ -113,24 +112,42 @@ def train_text_encoder(run: Run, data: Captioned) -> None:
     _fit(run, "text", loss, batch, r, run.recipe.tokenizer.length)
 
 
-def train_other_words(run: Run, pictures: Emoji | ImageFolder) -> None:
-    """Trains the text encoder alone, to say of other words what it says of the plain ones."""
-    r = run.recipe.other_words
-    draws, before = run.draws(), run.steps_before("other_words")
-    loss, say = _other_words(run, pictures, run.share(r.batch))
+def train_further(run: Run, data: Captioned) -> None:
+    """Trains what follows the U-Net's first training, as far as the recipe has steps for it."""
+    for stage in STAGES[1:]:
+        r = getattr(run.recipe, stage)
+        if r.steps:
+            learn = train_other_words if isinstance(r, OtherWords) else train_together
+            learn(run, data, stage)
+
+
+def train_other_words(run: Run, data: Captioned, stage: str) -> None:
+    """Trains the text encoder alone, to say of other words what it says of the plain ones.
+
+    Of the way that its weights have gone it keeps a share: in between it says of plain captions
+    more nearly what it said before, and of others little less than in the end (Wortsman et al.
+    2022, "Robust fine-tuning of zero-shot models").
+    """
+    r: OtherWords = getattr(run.recipe, stage)
+    draws, before = run.draws(), run.steps_before(stage)
+    loss, say = _other_words(run, data.pictures, r, run.share(r.batch))
+    start = [weight.clone() for weight in loss.encoder.parameters()]
     loss.encoder.requires_grad_(True)
 
     def batch(step: int) -> tuple[Tensor, ...]:
         return say(*draws.at(before + step))
 
-    _fit(run, "other_words", loss, batch, r, run.recipe.tokenizer.length)
+    _fit(run, stage, loss, batch, r, run.recipe.tokenizer.length)
+    with torch.no_grad():
+        for old, new in zip(start, loss.encoder.parameters(), strict=True):
+            new.copy_(torch.lerp(old.to(new.device), new, r.taken))
 
 
 def _other_words(
-    run: Run, pictures: Pictures, count: int
+    run: Run, pictures: Pictures, r: OtherWords, count: int
 ) -> tuple[text.OtherWords, Callable[[random.Random, torch.Generator], tuple[Tensor, ...]]]:
     """The loss of saying the same of other words, and what draws it so many captions."""
-    r, tokenizer, subjects = run.recipe.other_words, run.model.tokenizer, pictures.subjects()
+    tokenizer, subjects = run.model.tokenizer, pictures.subjects()
     if isinstance(pictures, Emoji):  # each name as often, so that picture i shows subject i % N
         pictures = pictures.with_shares(r.shares or pictures.recipe.shares)
     loss = text.OtherWords(run.model.text_encoder, r.kept, r.contrast, padded(subjects, tokenizer))
@@ -144,14 +161,14 @@ def _other_words(
 
 
 def train_together(run: Run, data: Captioned, stage: str) -> None:
-    """Trains the U-Net and the text encoder, in so many cycles as the stage has.
+    """Trains the U-Net, and the text encoder with it where the stage says so, in its cycles.
 
     The rates rise and fall in each. It begins with the mean of what those before have ended with,
     and the networks end as the mean of all: stochastic weight averaging, Izmailov et al. (2018).
     """
     told = asdict(getattr(run.recipe, stage))
     cycles = told.pop("cycles")
-    r = replace(run.recipe.unet, **told, train_text_encoder=True)
+    r = replace(run.recipe.unet, **told)
     networks = nn.ModuleList([run.model.unet, run.model.text_encoder])
     mean = AveragedModel(networks)
     for cycle in range(cycles):
@@ -168,7 +185,9 @@ def train_unet(run: Run, data: Captioned, stage: str, r: Unet, cycle: int = 0) -
         stage = f"{stage}{cycle + 1}"
     loss = ddpm.DenoisingLoss(model.unet, model.text_encoder, r)
     if r.captions:
-        other_words, say = _other_words(run, data.pictures, run.share(r.captions))
+        other_words, say = _other_words(
+            run, data.pictures, run.recipe.other_words, run.share(r.captions)
+        )
         loss = ddpm.WithOtherWords(model.unet, other_words, r)
 
     def batch(step: int) -> tuple[Tensor, ...]:

@@ -28,9 +28,8 @@ from sdpipe.training.model import load_model, new_model, save_model
 from sdpipe.training.recipe import Recipe
 from sdpipe.training.stages import (
     Run,
-    train_other_words,
+    train_further,
     train_text_encoder,
-    train_together,
     train_unet,
     train_vae,
 )
@@ -89,12 +88,8 @@ def _train(job: Job, accelerator: Accelerator) -> None:
     if origin is None:
         train_text_encoder(run, data)
     train_unet(run, data, "unet", run.recipe.unet)
-    if origin is None and run.recipe.joint.steps:
-        train_together(run, data, "joint")
-    if origin is None and run.recipe.other_words.steps:
-        train_other_words(run, pictures)
-    if origin is None and run.recipe.both.steps:
-        train_together(run, data, "both")
+    if origin is None:
+        train_further(run, data)
     _in_first(accelerator, lambda: save_model(model, job.out, run.folder))
 
 
