@@ -61,7 +61,7 @@ NAMES = {
     "spelling": "spelling",
     "reading": "reading",
 }  # of the stages in loss.csv
-TICKS = (0.06, 0.08, 0.1, 0.12, 0.14, 0.17, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
+TICKS = (0.06, 0.08, 0.1, 0.12, 0.13, 0.14, 0.17, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
 WIDEST = 1440  # pixels: a page is about 830 wide, on fine screens twice that
 
 
@@ -134,7 +134,7 @@ def plot_losses(path: Path) -> None:
     with LOSSES.open(newline="") as file:
         for row in csv.DictReader(file):
             stages[row["stage"]].append((int(row["step"]), float(row["loss"])))
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    figure = Figure(figsize=(10.5, 4.6), layout="constrained")
     drawn = figure.subplots(2, -(-len(stages) // 2))
     for axes in drawn.flat[len(stages) :]:
         axes.set_axis_off()
@@ -147,7 +147,7 @@ def plot_losses(path: Path) -> None:
         axes.yaxis.set_major_locator(FixedLocator([t for t in TICKS if low <= t <= high]))
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.grid(alpha=0.25, linewidth=0.5)
     for axes in drawn[:, 0]:
         axes.set_ylabel("loss")
