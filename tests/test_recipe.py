@@ -42,11 +42,7 @@ def test_a_recipe_is_changed_as_a_whole():
     assert adjusted(recipe) == recipe
     emoji = load_recipe(EMOJI)
     assert adjusted(emoji) == emoji
-    joint = adjusted(emoji, steps=emoji.unet.steps // 10).joint
-    assert joint.steps == round(emoji.joint.steps / 10)
-    words = adjusted(emoji, steps=emoji.unet.steps // 10).other_words
-    assert words.steps == round(emoji.other_words.steps / 10)
-    for stage in ("both", "spelling", "reading"):
+    for stage in ("joint", "other_words", "both", "spelling", "reading"):
         short = getattr(adjusted(emoji, steps=emoji.unet.steps // 10), stage)
         assert short.steps == round(getattr(emoji, stage).steps / 10)
     assert adjusted(emoji, dim=32).vae.crop == 32

@@ -270,12 +270,11 @@ def adjusted(
         ema=_ema(recipe.vae.ema, share),
     )
     stages: dict[str, Any] = {}
-    for name in ("text", "other_words", "spelling"):
-        stage = getattr(recipe, name)
-        stages[name] = replace(stage, steps=_times(stage.steps, share))
-    for name in ("joint", "both", "reading"):
-        stage = getattr(recipe, name)
-        stages[name] = _scaled(stage, _times(stage.steps, share), share)
+    for name, stage in vars(recipe).items():
+        if isinstance(stage, Text | OtherWords):
+            stages[name] = replace(stage, steps=_times(stage.steps, share))
+        elif isinstance(stage, Joint):
+            stages[name] = _scaled(stage, _times(stage.steps, share), share)
     recipe = replace(recipe, seed=seed, size=size, unet=unet, vae=vae, **stages)
     _check(recipe, anew=not going_on)
     return recipe
