@@ -4,16 +4,17 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sdpipe import foreign, png
+from sdpipe import png
 from sdpipe.errors import SdpipeError
+from sdpipe.foreign import a1111, invokeai
 from sdpipe.record import Record, RecordError
 
 READERS: Mapping[str, Callable[[Any], Record]] = {
     "sdpipe": Record.of_sdpipe,
-    "parameters": foreign.a1111,
-    "invokeai_metadata": foreign.invokeai,
-    "sd-metadata": foreign.invokeai_2,
-    "Dream": foreign.dream,
+    "parameters": a1111.read,
+    "invokeai_metadata": invokeai.read,
+    "sd-metadata": invokeai.read_2,
+    "Dream": invokeai.read_dream,
 }
 """By the names under which files carry it, as `png.read` finds them: the first that is there."""
 

@@ -8,9 +8,10 @@ from test_denoise import TARGET, run
 from test_info import INVOKEAI
 from test_parity import PROMPT, REFERENCE, assert_equal, diffusers_pipeline, diffusers_run
 
-from sdpipe import SdpipeWarning, UsageError, foreign, png
+from sdpipe import SdpipeWarning, UsageError, png
 from sdpipe.compare import compare
 from sdpipe.denoise import guided, rescaled
+from sdpipe.foreign import a1111, invokeai
 from sdpipe.guidance import Guidance, bounds, scale, shown
 from sdpipe.latents import latents_to_pil
 from sdpipe.settings import Settings
@@ -192,7 +193,7 @@ def test_what_is_shown_is_what_is_typed(g):
 
 
 def test_invokeai_calls_it_cfg_rescale_multiplier():
-    record = foreign.invokeai({**INVOKEAI, "cfg_rescale_multiplier": 0.7})
+    record = invokeai.read({**INVOKEAI, "cfg_rescale_multiplier": 0.7})
     assert record.settings().rescale == 0.7
     assert record.remarks == ("left out: loras, vae.",)
 
@@ -232,7 +233,7 @@ def test_it_is_drawn_told_and_drawn_again(run):
     settings = told["sdpipe"]["settings"]
     assert (settings["g"], settings["rescale"], settings["interval"]) == ([6, 2], 0.5, [0.1, 8])
     assert 'Sampler: LMS, CFG scale: "6:2", Seed: 7' in told["parameters"]
-    assert foreign.a1111(told["parameters"]).settings().g == (6, 2)
+    assert a1111.read(told["parameters"]).settings().g == (6, 2)
     _, out, _ = run("info", "x.png")
     shown = {line.split()[0]: line.split(maxsplit=1)[1:] for line in out.splitlines() if line}
     assert (shown["g"], shown["rescale"], shown["interval"]) == (["6:2"], ["0.5"], ["0.1,8"])

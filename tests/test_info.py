@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sdpipe import foreign, png
+from sdpipe import png
 from sdpipe.cli import main
 from sdpipe.errors import SdpipeError
+from sdpipe.foreign import a1111, invokeai
 from sdpipe.info import info, plain
 from sdpipe.pixels import difference
 from sdpipe.reading import read_record
@@ -220,7 +221,7 @@ def test_what_a1111_reads_otherwise_is_told(tmp_path):
     ],
 )
 def test_samplers_of_a1111(sampler, expected):
-    record = foreign.a1111(f"cat\nSteps: 20, Seed: 1, Size: 64x64, RNG: CPU, {sampler}")
+    record = a1111.read(f"cat\nSteps: 20, Seed: 1, Size: 64x64, RNG: CPU, {sampler}")
     settings = record.settings()
     assert (settings.scheduler, settings.karras, settings.lms_order) == expected
     told = {"DPM++ SDE", "Restart", "Euler a, Schedule type: Karras"}
@@ -232,7 +233,7 @@ def test_our_own_text_is_read_back_where_our_json_was_lost(scheduler):
     given = {"seed": 7, "steps": 30, "dim": 64, "g": 7.5, "negative_prompt": "dark, grey"}
     order = {"lms_order": 4} if scheduler == "lms" else {}
     settings = Settings(prompt='a "b", c: d\ne', scheduler=scheduler, **given, **order)
-    record = foreign.a1111(png.parameters(settings, {"name": "emoji", "sha256": "ab" * 32}))
+    record = a1111.read(png.parameters(settings, {"name": "emoji", "sha256": "ab" * 32}))
     assert record.settings() == settings
     assert record.remarks == ()
     assert record.versions["program"].startswith("sdpipe ")
@@ -240,7 +241,7 @@ def test_our_own_text_is_read_back_where_our_json_was_lost(scheduler):
 
 @pytest.mark.parametrize("text", ["", "just a prompt", "a cat\nSteps: 20, Seed: 3"])
 def test_a_text_with_fewer_than_three_values_is_a_prompt(text):
-    assert foreign.a1111(text).values["prompt"] == text
+    assert a1111.read(text).values["prompt"] == text
 
 
 def test_invokeai(tmp_path):
@@ -275,9 +276,9 @@ def test_the_weights_of_invokeai_are_text_and_its_clip_skip_counts_from_0(tmp_pa
 def test_clip_skip_is_told_as_a1111_tells_it():
     told = own(clip_skip=2)["parameters"]
     assert "Model: emoji, Clip skip: 2, RNG: CPU" in told
-    assert foreign.a1111(told).settings().clip_skip == 2
+    assert a1111.read(told).settings().clip_skip == 2
     assert "Clip skip" not in own()["parameters"]
-    refused = foreign.a1111(told.replace("skip: 2", "skip: two"))
+    refused = a1111.read(told.replace("skip: 2", "skip: two"))
     with pytest.raises(RecordError, match="clip_skip='two' is not a whole number"):
         refused.settings()
 
@@ -294,7 +295,7 @@ def test_invokeai_in_its_youth(tmp_path, told):
 
 
 def test_a_dream_without_quotes():
-    assert foreign.dream("a cat -s20 -S 3").values == {
+    assert invokeai.read_dream("a cat -s20 -S 3").values == {
         "prompt": "a cat",
         "negative_prompt": "",
         "steps": 20,
@@ -367,10 +368,10 @@ def test_settings_of_a_version_to_come_are_shown_and_not_drawn(tmp_path):
 
 def test_a_line_without_end_is_refused_and_a_long_one_costs_no_time():
     with pytest.raises(RecordError, match="a line of 1000000 characters"):
-        foreign.a1111("x" * 1_000_000)
-    assert foreign.a1111("ab " * (MAX_PROMPT // 3)).values["prompt"].startswith("ab ab")
+        a1111.read("x" * 1_000_000)
+    assert a1111.read("ab " * (MAX_PROMPT // 3)).values["prompt"].startswith("ab ab")
     with pytest.raises(RecordError, match="a command of"):
-        foreign.dream("-s" * MAX_PROMPT + "x")
+        invokeai.read_dream("-s" * MAX_PROMPT + "x")
 
 
 def test_values_are_brief_in_messages():
