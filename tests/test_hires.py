@@ -227,14 +227,14 @@ def test_a1111_writes_and_reads_it_by_its_own_names():
     text = parameters(settings, {"name": "m"})
     assert "Denoising strength: 0.4, Hires upscale: 2, Hires steps: 8" in text
     assert "Size: 512x512" in text
-    record = a1111(text)
+    record = a1111.read(text)
     assert (record.values["hires"], record.values["hires_strength"]) == (2.0, 0.4)
     assert not record.remarks
     theirs = text.replace("Hires steps: 8", "Hires steps: 12").replace("Lanczos", "Latent")
-    remarks = " ".join(a1111(theirs).remarks)
+    remarks = " ".join(a1111.read(theirs).remarks)
     assert "scaled up by 'Latent' there" in remarks
     assert "its second pass took 12 steps there, and takes 8 here" in remarks
-    record = a1111("x\nSteps: 20, Sampler: LMS, Seed: 1, Size: 512x512, Hires upscale: 2")
+    record = a1111.read("x\nSteps: 20, Sampler: LMS, Seed: 1, Size: 512x512, Hires upscale: 2")
     assert record.settings().hires == 2
 
 

@@ -181,7 +181,7 @@ def test_from_the_command_line_to_a_file_its_steps_and_back(folder, tmp_path):
 def test_a1111_writes_and_reads_it_by_its_own_name():
     text = parameters(Settings(prompt="x", seed=3, seamless="xy").resolved(V1_4), {"name": "m"})
     assert ", Tiling: True" in text
-    record = a1111(text)
+    record = a1111.read(text)
     assert record.values["seamless"] == "xy"
     assert not record.remarks
     text = parameters(Settings(prompt="x", seed=3, seamless="x").resolved(V1_4), {"name": "m"})

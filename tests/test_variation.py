@@ -180,7 +180,7 @@ def test_a1111_writes_and_reads_it_by_its_own_names():
     settings = Settings(prompt="x", seed=3, variation=0.25, variation_seed=8).resolved(V1_4)
     text = parameters(settings, {"name": "m"})
     assert "Variation seed: 8, Variation seed strength: 0.25" in text
-    record = a1111(text)
+    record = a1111.read(text)
     assert record.values["variation"] == 0.25
     assert record.values["variation_seed"] == 8
     assert not any("left out" in remark for remark in record.remarks)
