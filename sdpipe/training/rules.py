@@ -38,13 +38,9 @@ SHARES = Rule(
 )
 
 RULES: Mapping[str, Rule] = {
-    "steps": FROM_1,
-    "decoder_steps": FROM_1,
     "batch": FROM_1,
-    "warmup": FROM_1,
     "timesteps": FROM_1,
     "length": FROM_1,
-    "captions": FROM_1,
     "cycles": FROM_1,
     "learning_rate": ABOVE_0,
     "decoder_rate": ABOVE_0,
@@ -62,24 +58,13 @@ RULES: Mapping[str, Rule] = {
     "captions_weight": FROM_0,
     "shares": SHARES,
     "prediction_type": KIND,
-    # What may be left out is 0.
-    "vae.steps": FROM_0,
-    "vae.decoder_steps": FROM_0,
-    "text.steps": FROM_0,
-    "joint.steps": FROM_0,
-    "other_words.steps": FROM_0,
-    "both.steps": FROM_0,
-    "spelling.steps": FROM_0,
-    "reading.steps": FROM_0,
-    "unet.warmup": FROM_0,
-    "joint.warmup": FROM_0,
-    "both.warmup": FROM_0,
-    "reading.warmup": FROM_0,
-    "tune.warmup": FROM_0,
-    "unet.captions": FROM_0,
-    "joint.captions": FROM_0,
-    "both.captions": FROM_0,
-    "reading.captions": FROM_0,
+    # What may be left out is 0; these stages may not.
+    "steps": FROM_0,
+    "decoder_steps": FROM_0,
+    "warmup": FROM_0,
+    "captions": FROM_0,
+    "unet.steps": FROM_1,
+    "tune.steps": FROM_1,
 }
 """By a number's name in one table, such as vae.steps, which comes first, or in any, as steps."""
 
