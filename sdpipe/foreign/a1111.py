@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from sdpipe.foreign.common import as_ours, left_out, number, without_none
+from sdpipe.foreign.common import GPU_NOISE, as_ours, left_out, number, without_none
 from sdpipe.guidance import scale
 from sdpipe.init import steps_taken
 from sdpipe.png import HIRES_UPSCALER, SAMPLERS
@@ -51,7 +51,7 @@ def read(text: str) -> Record:
     values |= _hires(pairs, values["steps"], remarks)
     model = {"name": pairs.pop("Model", ""), "hash": pairs.pop("Model hash", "")}
     if pairs.get("RNG", "GPU") != "CPU":
-        remarks.append("its noise was drawn by a GPU; from the same seed a CPU draws another.")
+        remarks.append(GPU_NOISE)
     if values["variation"] is not None:
         remarks.append("its variation was mixed there column by column; here the noise as a whole.")
     if re.search(r"<\w+:|\bAND\b", f"{prompt} {negative}"):

@@ -6,6 +6,8 @@ from typing import Any
 from sdpipe.record import Value
 from sdpipe.settings import KARRAS_SCHEDULERS
 
+GPU_NOISE = "its noise was drawn by a GPU; from the same seed a CPU draws another."
+
 # What else is told but leaves the picture as it is; or, with this one value, does.
 _HARMLESS = {"RNG", "Tiling", "User", "Hashes", "rand_device", "type", "id"}
 _DEFAULTS: Mapping[str, Value] = {

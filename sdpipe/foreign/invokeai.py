@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sdpipe.foreign.common import as_ours, left_out, number, without_none
+from sdpipe.foreign.common import GPU_NOISE, as_ours, left_out, number, without_none
 from sdpipe.record import MAX_PROMPT, Record, RecordError, Value
 from sdpipe.syntax import literal
 
@@ -114,7 +114,7 @@ def _record(
     others = {k: _short(v) for k, v in rest.items() if v not in (None, "", [], {})}
     others = {k: v for k, v in others.items() if k not in _EDITORS_OWN}
     if rest.get("rand_device", "cpu") != "cpu":
-        remarks.append("its noise was drawn by a GPU; from the same seed a CPU draws another.")
+        remarks.append(GPU_NOISE)
     if re.search(r"[()]|\w[+-]{1,9}(?!\w)", f"{values['prompt']} {values['negative_prompt']}"):
         remarks.append("signs that weight words there, as in word++, are read as text here.")
     prompts = ((k, values[k]) for k in ("prompt", "negative_prompt"))
