@@ -175,7 +175,11 @@ def pair(bench: Bench) -> Figures:
 
 
 def words(bench: Bench) -> Figures:
-    """The names in other words. `points` is the difference from the same names alone."""
+    """The names in other words. `points` is the difference from the same names alone.
+
+    They are drawn as `sdpipe generate` draws what is typed, which mends some typing errors; where
+    it does, also as typed.
+    """
     rng = random.Random(0)
 
     def typo(name: str) -> str:
@@ -192,11 +196,16 @@ def words(bench: Bench) -> Figures:
     }
     found = {}
     for way, say in ways.items():
-        prompts = [say(name) for name in bench.names]
-        changed = [prompt != name for prompt, name in zip(prompts, bench.names, strict=True)]
-        tally = bench.on_white(prompts).only(changed)
-        said, alone = (t.figures()["glyph"] for t in (tally, bench.alone().only(changed)))
-        found[way] = {**tally.figures(), "alone": alone, "points": round(100 * (said - alone), 2)}
+        typed = [say(name) for name in bench.names]
+        changed = [prompt != name for prompt, name in zip(typed, bench.names, strict=True)]
+        asked = {way: [bench.pipe.mended(prompt) for prompt in typed]}
+        if asked[way] != typed:
+            asked[f"{way}, as typed"] = typed
+        for title, prompts in asked.items():
+            tally = bench.on_white(prompts).only(changed)
+            said, alone = (t.figures()["glyph"] for t in (tally, bench.alone().only(changed)))
+            points = round(100 * (said - alone), 2)
+            found[title] = {**tally.figures(), "alone": alone, "points": points}
     return found
 
 
@@ -401,12 +410,15 @@ def main() -> None:
     count = min(options.limit, QUICK_NAMES if options.quick else NAMES)
     bench = Bench(options.model, options.batch, count)
     model = bench.pipe.components
-    report: Figures = {
-        "model": {**model.identity(), "sha256": weights(model)},
+    here = {
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "device": str(model.device),
         "dtype": dtype_name(model.dtype),
         "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
+    }
+    report: Figures = {
+        "model": {**model.identity(), "sha256": weights(model)},
+        **here,
         "steps": STEPS,
         "judge": {},
         "parts": {},
@@ -415,12 +427,14 @@ def main() -> None:
     if options.only and options.output.exists():
         before = json.loads(options.output.read_text())
     if before and before["model"]["sha256"] == report["model"]["sha256"]:
-        report["judge"], report["parts"] = before["judge"], before["parts"]
+        report |= {name: before[name] for name in (*here, "judge", "parts")}
 
     def measure(part: Callable[[], Figures], name: str, among: Figures) -> None:
         started = time.monotonic()
         figures = part()
         among[name] = {**figures, "seconds": round(time.monotonic() - started, 1)}
+        if on := {key: value for key, value in here.items() if value != report[key]}:
+            among[name]["on"] = on  # another machine than that of the other parts
         print(f"{name}: {line(among[name])}", flush=True)
         options.output.write_text(json.dumps(report, indent=1) + "\n")
 

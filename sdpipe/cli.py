@@ -16,6 +16,7 @@ from sdpipe import (
     cli_repeat,
     cli_sweep,
     cli_train,
+    cli_typed,
     files,
     messages,
     options,
@@ -71,6 +72,7 @@ def generate(
     prompt: options.Prompt,
     *,
     negative: options.Negative = "",
+    as_typed: cli_typed.AsTyped = False,
     seed: options.Seed = None,
     n: options.N = 1,
     vary: options.Vary = None,
@@ -151,6 +153,8 @@ def generate(
         from sdpipe import Pipeline
 
         pipe = Pipeline(**loaded, **machine)
+    if not as_typed:
+        prompts = cli_typed.mended(pipe, prompts)
     started = time.monotonic()
     with progress.step_bar(pictures) as on_step:
         result = pipe.generate(prompts, n=n, on_step=on_step, **inputs)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdpipe import files, messages, options, progress, ranges
+from sdpipe.cli_typed import AsTyped, mended
 from sdpipe.errors import SdpipeWarning, UsageError
 from sdpipe.groups import Place, Speed, Weights, grouped
 from sdpipe.init import sides
@@ -115,6 +116,7 @@ def sweep(
     prompt: Prompt,
     *,
     negative: Negative = None,
+    as_typed: AsTyped = False,
     seed: Seed = None,
     variation: Variation = None,
     variation_seed: VariationSeed = None,
@@ -172,6 +174,8 @@ def sweep(
             from sdpipe.sweeping import SweepFolder
 
             pipe = Pipeline(**loaded, **machine)
+        if not as_typed:
+            plan = plan.with_prompt(*mended(pipe, [plan.prompt]))
         with progress.status("looking what is there ..."):
             work = SweepFolder(folder, plan, pipe)
         return _drawn(work, batch, as_json)

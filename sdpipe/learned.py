@@ -14,8 +14,9 @@ import difflib
 import re
 import shlex
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +29,7 @@ FILE = "words.json"
 ALIKE = 0.85
 """From this ratio of difflib's on two spellings are near, and from one wrong letter."""
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
+_SIGNS = re.compile(r"[^\w\s'\u2019-]+")
 _BREAK = re.compile(r"\bBREAK\b")
 
 
@@ -48,11 +50,29 @@ class Learned:
         """The words of a text that were never told, and for each the one that may be meant.
 
         That is the nearest, or of several that are near the one that makes a longer name of what
-        stands around it: in "moon cace" not case but cake.
+        stands around it, in "moon cace" not case but cake; then the one of the same letters.
         """
         said = words(text)
         new = dict.fromkeys(word for word in said if word not in self.words)
-        return {word: self._meant(word, " ".join(said)) for word in new}
+        return {word: self._meant(word, said) for word in new}
+
+    def mended(self, text: str, taught: Iterable[str] = ()) -> str:
+        """A text with its typing errors put right, as far as that is sure.
+
+        A word that was never told, and is one letter off another, may be one that the model just
+        does not know: "king" is no wing. It counts as mistyped where it makes a name with others
+        around it, "cool buttn", or alone and `_slipped`, "guittar"; and beside no other name, which
+        a comma or another sign would part from it.
+
+        taught: as for `tell_unknown`.
+        """
+        for part in _SIGNS.split(_without(text, taught)):
+            said = words(part)
+            meant = {word: other for word, other in self.unknown(part).items() if other is not None}
+            read = [meant.get(word, word) for word in said]
+            here = [i for i, word in enumerate(said) if word in meant]
+            text = _replaced(text, {said[i]: read[i] for i in here if self._sure(said, read, i)})
+        return text
 
     def find(self, text: str) -> list[str]:
         """The names that have every word of a text, the shortest first; all as they are if none."""
@@ -75,22 +95,70 @@ class Learned:
         """What `words.json` holds."""
         return {"names": list(self.names), "words": sorted(self.words)}
 
-    def _meant(self, word: str, text: str) -> str | None:
-        near = _near(word, self.words)
+    @cached_property
+    def _named(self) -> frozenset[tuple[str, ...]]:
+        """The names, each as its words."""
+        return frozenset(tuple(words(name)) for name in self.names)
 
-        def named(candidate: str) -> int:
-            """How many words the longest name has that it makes with those around it."""
-            corrected = f" {text.replace(word, candidate)} "
-            said = (words(name) for name in self.find(candidate))
-            made = [len(name) for name in said if f" {' '.join(name)} " in corrected]
-            return max(made, default=1)
+    def _meant(self, word: str, said: list[str]) -> str | None:
+        def likely(candidate: str) -> tuple[int, bool]:
+            read = [candidate if other == word else other for other in said]
+            first, end = self._name_at(read, read.index(candidate))
+            return end - first, _same_letters(word, candidate)
 
-        return max(near, key=named, default=None)
+        return max(_near(word, self.words), key=likely, default=None)
+
+    def _name_at(self, said: list[str], i: int) -> tuple[int, int]:
+        """The first and the end of the longest name that word i is part of; i, i where of none."""
+        places = ((a, b) for a in range(i + 1) for b in range(i + 1, len(said) + 1))
+        made = [place for place in places if tuple(said[slice(*place)]) in self._named]
+        return max(made, key=lambda place: place[1] - place[0], default=(i, i))
+
+    def _sure(self, said: list[str], read: list[str], i: int) -> bool:
+        """Whether word i was said by mistake for the one that is read."""
+        first, end = self._name_at(read, i)
+        if end - first < (1 if _slipped(said[i], read[i]) else 2):
+            return False
+        before = (tuple(read[a:first]) for a in range(first))
+        after = (tuple(read[end:b]) for b in range(end + 1, len(read) + 1))
+        return self._named.isdisjoint((*before, *after))
 
 
 def words(text: str) -> list[str]:
     """The words of a prompt or a caption, in lower case, without figures and signs."""
     return _WORD.findall(_BREAK.sub(" ", text).lower())
+
+
+def _same_letters(one: str, other: str) -> bool:
+    return sorted(one) == sorted(other)
+
+
+def _slipped(typed: str, other: str) -> bool:
+    """Whether fingers slip so and other words seldom differ so: letters have changed places, one is
+    double, in a word of five and more missing, of seven and more wrong. The first one is not.
+    """
+    doubled = (k for k in range(1, len(typed)) if typed[k] == typed[k - 1])
+    missing = range(1, len(other)) if len(typed) > 4 else ()
+    return (
+        (len(typed) > 3 and _same_letters(typed, other))
+        or any(typed[:k] + typed[k + 1 :] == other for k in doubled)
+        or any(other[:k] + other[k + 1 :] == typed for k in missing)
+        or (len(typed) > 6 and typed[0] == other[0] and one_letter_off(typed, other))
+    )
+
+
+def _without(text: str, taught: Iterable[str]) -> str:
+    for word in taught:
+        text = text.replace(word, " ")
+    return text
+
+
+def _replaced(text: str, others: Mapping[str, str]) -> str:
+    """The text with other words in the place of some of its own."""
+    for word, other in others.items():
+        here = rf"(?<![\w-]){re.escape(word)}(?![\w-])"
+        text = re.sub(here, other, text, flags=re.IGNORECASE)
+    return text
 
 
 def _near(word: str, known: Iterable[str]) -> list[str]:
@@ -148,10 +216,7 @@ def tell_unknown(
     """
     inversions = tuple(taught)
     for text in texts:
-        plain = text
-        for word in inversions:
-            plain = plain.replace(word, " ")
-        if unknown := learned.unknown(plain):
+        if unknown := learned.unknown(_without(text, inversions)):
             remedy = _remedy(learned, text, unknown, model)
             said = f"{model} has never read {_listed(unknown)}{remedy}"
             warnings.warn(said, SdpipeWarning, stacklevel=stacklevel)
@@ -163,11 +228,9 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def _remedy(learned: Learned, text: str, unknown: dict[str, str | None], model: str) -> str:
-    corrected = text
-    for word, meant in unknown.items():
-        if meant is None:
-            whose = "" if model == BUILT_IN[0] else f" --model {shlex.quote(model)}"
-            listed = f"; sdpipe names{whose} lists what it draws" if learned.names else ""
-            return f", and draws what the rest says{listed}."
-        corrected = re.sub(rf"\b{re.escape(word)}\b", meant, corrected, flags=re.IGNORECASE)
-    return f'; did you mean "{corrected}"?'
+    meant = {word: other for word, other in unknown.items() if other is not None}
+    if len(meant) == len(unknown):
+        return f'; did you mean "{_replaced(text, meant)}"?'
+    whose = "" if model == BUILT_IN[0] else f" --model {shlex.quote(model)}"
+    listed = f"; sdpipe names{whose} lists what it draws" if learned.names else ""
+    return f", and draws what the rest says{listed}."

@@ -227,6 +227,15 @@ class Pipeline:
                     raise
                 texts = smaller(texts)
 
+    def mended(self, prompt: str) -> str:
+        """A prompt with its typing errors put right, as far as that is sure; see `Learned.mended`.
+
+        `generate` draws what it is given. The command line mends what a person has typed, where the
+        model keeps a list of the words that it was told, as the built-in one does.
+        """
+        learned, tokenizer = self.components.learned, self.components.tokenizer
+        return prompt if learned is None else learned.mended(prompt, tokenizer.added_tokens_encoder)
+
     @cached_property
     def _checker(self) -> "Checker":
         """The model's safety checker, loaded when it is first asked for."""

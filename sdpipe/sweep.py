@@ -136,6 +136,10 @@ class Sweep:
         """The same sweep with other or more values."""
         return Sweep(self.prompt, **{**self.values, **values})
 
+    def with_prompt(self, prompt: str) -> "Sweep":
+        """The same sweep of another prompt."""
+        return Sweep(prompt, **self.values)
+
     def command(self, **options: str | list[str]) -> str:
         """What draws this on the command line; `options` are more of them, such as model."""
         words: list[str] = []

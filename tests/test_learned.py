@@ -11,7 +11,17 @@ import pytest
 from sdpipe import ModelError, Pipeline, SdpipeWarning
 from sdpipe.learned import FILE, Learned, find_learned, one_letter_off, read_learned, words
 from sdpipe.loading.locate import BUILT_IN_FOLDER
-from sdpipe.training.scenes import COLOURS, PLACES, RELATIONS, SIZES, Scene, caption, plural
+from sdpipe.png import read
+from sdpipe.training.scenes import (
+    COLOURS,
+    PLACES,
+    RELATIONS,
+    SIZES,
+    Scene,
+    caption,
+    mistype,
+    plural,
+)
 
 GARDEN = Learned.of(
     ["oak tree", "moon", "moon cake", "castle", "case", "hot", "guitar"],
@@ -51,6 +61,61 @@ def test_a_prompt_of_known_words_has_nothing_unknown():
 )
 def test_what_is_unknown_is_told_with_what_may_be_meant(text, found):
     assert GARDEN.unknown(text) == found
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("gutiar", "guitar"),  # two letters have changed places
+        ("Guitarr on a red background", "guitar on a red background"),  # one is double
+        ("small caste at the top", "small castle at the top"),  # one is missing
+        ("quitar", "quitar"),  # of six letters the first is another: a word, for all one knows
+        ("caxtles", "caxtles"),  # no name
+        ("moon cace", "moon cake"),  # one is another, but the two are a name
+        ("oak tre (moon caek:1.2)", "oak tree (moon cake:1.2)"),  # a sign parts them
+        ("oak tre moon caek", "oak tre moon caek"),  # names in a row are none
+        ("hut", "hut"),
+        ("caes", "case"),
+        ("a cas", "a cas"),
+        ("my-gutiar gutiar", "my-gutiar guitar"),
+        ("{gutiar|moon}", "{guitar|moon}"),
+        ("", ""),
+    ],
+)
+def test_what_is_surely_mistyped_is_mended(typed, told):
+    assert GARDEN.mended(typed) == told
+
+
+def test_what_embeddings_are_called_is_not_mended():
+    assert GARDEN.mended("gutiar", ["gutiar"]) == "gutiar"
+
+
+def test_hardly_a_typing_error_is_mended_to_another_name(emoji_learned):
+    """And most are; what the model was told is left as it is."""
+    rng, right, wrong, left = random.Random(2), 0, [], 0
+    for name in rng.sample(emoji_learned.names, 300):
+        for text in (name, f"large {name} on the left", f"a fox left of a {name}"):
+            assert emoji_learned.mended(text) == text
+        typed = mistype(name, rng)
+        if typed in emoji_learned.names or not emoji_learned.unknown(typed):
+            continue
+        told = emoji_learned.mended(typed)
+        right, left = right + (told == name), left + (told == typed)
+        wrong += [] if told in (name, typed) else [(name, typed, told)]
+    assert right > 0.8 * (right + left + len(wrong))
+    assert len(wrong) <= 3, wrong
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a nice cat", "king", "lake", "good food", "art", "slow", "home"),
+        *("a photo of a dog", "cute fox", "a house near a tree", "dark castle", "best friend"),
+    ],
+)
+def test_words_that_the_model_does_not_know_are_no_typing_errors(emoji_learned, text):
+    assert emoji_learned.unknown(text)
+    assert emoji_learned.mended(text) == text
 
 
 @pytest.mark.parametrize(
@@ -148,6 +213,48 @@ def test_a_prompt_with_unknown_words_is_drawn_and_they_are_told(emoji):
     with warnings.catch_warnings():
         warnings.simplefilter("error", SdpipeWarning)
         emoji.generate("Umbrella on a [red:blue:0.5] background", **asked)
+
+
+def test_typing_errors_are_mended_and_that_is_said(run, tmp_path):
+    asked = ("generate", "rokcet on a red background", *FAST, "--seed", "1", "--out", tmp_path)
+    status, out, err = run(*asked)
+    assert (status, out) == (0, f"{tmp_path}/0001-rocket-on-a-red-background.png\n")
+    assert (
+        'sdpipe: "rokcet on a red background" is drawn as "rocket on a red background", words that '
+        "emoji has read; --as-typed draws it as it is\n"
+    ) in err
+    assert "never read" not in err
+    mended = read(out.strip())
+    assert mended["parameters"].startswith("rocket on a red background\n")
+
+    status, out, err = run(*asked, "--as-typed")
+    assert (status, out) == (0, f"{tmp_path}/0002-rokcet-on-a-red-background.png\n")
+    assert 'emoji has never read "rokcet"; did you mean "rocket on a red background"?' in err
+    assert read(out.strip())["parameters"].startswith("rokcet on a red background\n")
+
+    _, out, err = run("generate", "rocket on a red background", *asked[2:])
+    assert "drawn as" not in err
+    drawn = read(out.strip())["sdpipe"]["pixels_sha256"]
+    assert drawn == mended["sdpipe"]["pixels_sha256"]
+
+
+def test_a_sweep_is_mended_too(run, tmp_path):
+    asked = ("sweep", "{gutiar|rokcet}", *FAST, "--seed", "1", "--out", tmp_path)
+    status, _, err = run(*asked)
+    assert status == 0
+    assert '"{gutiar|rokcet}" is drawn as "{guitar|rocket}"' in err
+    names = {path.name for path in tmp_path.glob("prompt*.png")}
+    assert names == {"prompt=guitar.png", "prompt=rocket.png"}
+    assert "2 pictures: 2 there before" in run(*asked)[2]
+    run(*asked, "--as-typed")
+    assert (tmp_path / "prompt=gutiar.png").is_file()
+
+
+def test_a_pipeline_draws_what_it_is_given(emoji):
+    assert emoji.mended("rokcet") == "rocket"
+    with pytest.warns(SdpipeWarning, match='did you mean "rocket"'):
+        result = emoji.generate("rokcet", steps=2, g=1.0, seed=1)
+    assert result.settings[0].prompt == "rokcet"
 
 
 def test_who_may_know_more_is_not_told(emoji):
