@@ -19,6 +19,7 @@ from sdpipe.device import (
 from sdpipe.learned import Learned, read_learned
 from sdpipe.loading import embedding, lora
 from sdpipe.loading.embedding import Embedding
+from sdpipe.loading.fit import check_fit
 from sdpipe.loading.locate import find_model, is_here, is_part_here
 from sdpipe.loading.lora import Lora
 from sdpipe.loading.networks import build
@@ -253,7 +254,7 @@ def _found(
     """Where everything is, once it is known that it fits together."""
     asked = {part: value for part, value in given.items() if value is not None}
     sources = Sources.find(model, asked, full=full, prediction=prediction)
-    sources.check_fit()
+    check_fit(sources)
     sources.check_loras(loras)
     sources.check_embeddings(embeddings)
     return sources

@@ -10,7 +10,8 @@ from sdpipe.canvas import Picture, Source
 from sdpipe.errors import SdpipeWarning, UsageError
 from sdpipe.guidance import Scale
 from sdpipe.init import size_for
-from sdpipe.settings import Settings, neighbours
+from sdpipe.settings import Settings
+from sdpipe.values import neighbours
 
 
 class Asked(TypedDict, total=False):

@@ -15,8 +15,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from sdpipe.errors import UsageError
-from sdpipe.settings import Settings, neighbours
+from sdpipe.settings import Settings
 from sdpipe.twin import Module, twin
+from sdpipe.values import neighbours
 
 
 class WrappedConv2d(nn.Conv2d):

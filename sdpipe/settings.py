@@ -6,8 +6,6 @@ metadata holds. It knows nothing of torch, models or files.
 
 import dataclasses
 import json
-import numbers
-import operator
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass
@@ -26,6 +24,7 @@ from sdpipe.init import (
     picture_id,
 )
 from sdpipe.syntax import parse
+from sdpipe.values import MAX_SIDE, check_hires, check_side, check_variation, check_whole
 
 SCHEDULERS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun", "dpm++", "unipc")
 SAFETY = ("off", "flag")
@@ -37,10 +36,8 @@ NEED_TWO_STEPS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun")
 SEAMLESS = ("xy", "x", "y")
 
 MAX_STEPS = 999  # between the 1000 timesteps that models are trained on; with 1000 some go over
-MAX_SIDE = 16384
 MAX_SEED = 2**64 - 1  # the largest that torch.Generator.manual_seed takes
 MAX_IMAGES = 100_000
-MAX_HIRES = 4
 HIRES_STRENGTH = 0.5  # of a second pass, where nobody says one
 VARIATION = 0.1  # where a variation is asked for and nobody says how much of one
 MAX_CLIP_SKIP = 100  # layers of a text encoder; how many a model's has is checked once it is there
@@ -143,26 +140,26 @@ class Settings:
         if dim is not None:
             if self.width is not None or self.height is not None:
                 raise UsageError("dim sets both width and height; give either dim or those two.")
-            keep("width", _side("dim", dim))
+            keep("width", check_side("dim", dim))
             keep("height", self.width)
         for name in ("width", "height"):
             if (side := getattr(self, name)) is not None:
-                keep(name, _side(name, side))
+                keep(name, check_side(name, side))
         if self.g is not None:
             keep("g", check_scale(self.g))
         keep("rescale", check_rescale(self.rescale))
         keep("interval", check_interval(self.interval))
         if self.steps is not None:
-            keep("steps", _whole("steps", self.steps, 1, MAX_STEPS))
-        keep("n", _whole("n", self.n, 1, MAX_IMAGES))
+            keep("steps", check_whole("steps", self.steps, 1, MAX_STEPS))
+        keep("n", check_whole("n", self.n, 1, MAX_IMAGES))
         if self.seed is not None:
             remedy = "leave it out to have one drawn"
-            keep("seed", _whole("seed", self.seed, 0, MAX_SEED - self.n + 1, remedy))
+            keep("seed", check_whole("seed", self.seed, 0, MAX_SEED - self.n + 1, remedy))
         self._check_variation(keep)
         if self.lms_order is not None:
-            keep("lms_order", _whole("lms_order", self.lms_order, 1, 4))
+            keep("lms_order", check_whole("lms_order", self.lms_order, 1, 4))
         remedy = "1 is the text encoder's last layer, 2 the one before"
-        keep("clip_skip", _whole("clip_skip", self.clip_skip, 1, MAX_CLIP_SKIP, remedy))
+        keep("clip_skip", check_whole("clip_skip", self.clip_skip, 1, MAX_CLIP_SKIP, remedy))
         for name in ("init", "mask"):
             keep(name, picture_id(name, getattr(self, name)))
         keep("strength", check_strength(self.strength, self.steps))
@@ -182,9 +179,9 @@ class Settings:
 
     def _check_variation(self, keep: Callable[[str, object], None]) -> None:
         if self.variation is not None:
-            keep("variation", _variation(self.variation))
+            keep("variation", check_variation(self.variation))
         if self.vary is not None:
-            keep("vary", _whole("vary", self.vary, 1, MAX_IMAGES))
+            keep("vary", check_whole("vary", self.vary, 1, MAX_IMAGES))
             if self.n != 1:
                 raise UsageError(
                     f"vary={self.vary} is variations of one picture, and {self.n} are asked for; "
@@ -192,7 +189,7 @@ class Settings:
                 )
         if self.variation_seed is not None:
             last = MAX_SEED - (self.vary or 1) + 1
-            keep("variation_seed", _whole("variation_seed", self.variation_seed, 0, last))
+            keep("variation_seed", check_whole("variation_seed", self.variation_seed, 0, last))
 
     def _check_hires(self, keep: Callable[[str, object], None]) -> None:
         if self.hires is None:
@@ -202,7 +199,7 @@ class Settings:
                     "none; give hires, or leave hires_strength out."
                 )
             return
-        keep("hires", _hires(self.hires))
+        keep("hires", check_hires(self.hires))
         if self.init is not None:
             raise UsageError(
                 f"hires={self.hires:g} draws a picture and goes over it a second time, and init is "
@@ -341,57 +338,3 @@ class Settings:
         except ValueError as error:
             raise UsageError(f"settings are not readable as JSON: {error}.") from error
         return cls.from_dict(values)
-
-
-def _whole(name: str, value: object, low: int, high: int, remedy: str = "") -> int:
-    """`value` as an int between low and high, both included."""
-    tail = f"; {remedy}." if remedy else "."
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        rule = f"{name} is a whole number from {low} to {high}"
-        raise UsageError(f"{name}={value!r} is not a whole number; {rule}{tail}") from None
-    if not low <= number <= high:
-        raise UsageError(f"{name}={number} is out of range: {low} to {high}{tail}")
-    return number
-
-
-def _side(name: str, value: object) -> int:
-    """A width or height in pixels: a multiple of 8, the factor of v1-4's VAE."""
-    side = _whole(name, value, 8, MAX_SIDE, "multiples of 8, 512 for v1-4")
-    if side % 8:
-        below, above = side - side % 8, side - side % 8 + 8
-        raise UsageError(
-            f"{name}={side} is not a multiple of 8; the nearest are {below} and {above}."
-        )
-    return side
-
-
-def neighbours(side: int, factor: int) -> str:
-    """The multiples of `factor` next to a number that is none, but for 0: "496 or 504"."""
-    below = side - side % factor
-    return " or ".join(str(s) for s in (below, below + factor) if s)
-
-
-def _hires(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise UsageError(f"hires={value!r} is not a number; it is above 1 and at most {MAX_HIRES}.")
-    if not 1 < float(value) <= MAX_HIRES:
-        raise UsageError(
-            f"hires={value} is out of range: a factor above 1, where nothing grows, and at most "
-            f"{MAX_HIRES}; 2 doubles width and height."
-        )
-    return float(value)
-
-
-def _variation(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise UsageError(f"variation={value!r} is not a number; it is from 0 to 1.")
-    if not 0 <= float(value) <= 1:
-        raise UsageError(
-            f"variation={value} is out of range: 0, the seed's own picture, to 1, that of the "
-            "variation seed."
-        )
-    return float(value)

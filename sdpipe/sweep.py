@@ -24,6 +24,7 @@ from sdpipe.errors import UsageError
 from sdpipe.files import slug
 from sdpipe.guidance import bounds, scale, shown
 from sdpipe.init import PictureId, picture_id
+from sdpipe.parts import joined, split
 from sdpipe.ranges import as_text, plain
 from sdpipe.settings import Settings
 
@@ -41,8 +42,6 @@ MAX_CELLS = 1000
 
 BATCH = 8  # cells that are drawn at once, at most
 BATCH_PIXELS = BATCH * 512 * 512  # and their pixels: large cells are fewer
-
-_BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,9 @@ class Sweep:
         for name, value in values.items():
             if (kept := self._checked(name, value)) is not None:
                 self.values[name] = kept
-        self._texts = {"prompt": _split("prompt", prompt)}
+        self._texts = {"prompt": split("prompt", prompt)}
         if "negative_prompt" in self.values:
-            self._texts["negative_prompt"] = _split("negative", self.values["negative_prompt"])
+            self._texts["negative_prompt"] = split("negative", self.values["negative_prompt"])
         self.axes = tuple(self._find_axes())
         self._check_size()
         self.cells = tuple(self._make_cells())
@@ -227,7 +226,7 @@ class Sweep:
             chosen = list(zip(self.axes, place, strict=True))
             values = dict(fixed)
             for name, (between, _) in self._texts.items():
-                values[name] = _joined(between, [a.values[i] for a, i in chosen if a.name == name])
+                values[name] = joined(between, [a.values[i] for a, i in chosen if a.name == name])
             values.update({a.name: a.values[i] for a, i in chosen if "prompt" not in a.name})
             for name, parse in (("g", scale), ("interval", bounds)):
                 if isinstance(values.get(name), str):
@@ -334,34 +333,3 @@ def _pair_as_text(name: str, value: Any) -> Any:
     if name == "g" and several and len(value) == 2:
         return shown(tuple(value), "")
     return ",".join(map(plain, value)) if name == "interval" and several else value
-
-
-def _split(name: str, text: Any) -> tuple[list[str], list[list[str]]]:
-    """A prompt as what is between its parts, one more than them, and their alternatives."""
-    if not isinstance(text, str):
-        raise UsageError(f"{name}={text!r} is not text; give a string.")
-    between, parts = [""], []
-    for i, piece in enumerate(_BRACES.split(text)):
-        if i % 2 and "|" in piece:
-            parts.append([alternative.strip() for alternative in piece.split("|")])
-            between.append("")
-        elif i % 2:
-            between[-1] += f"{{{piece}}}"  # braces without alternatives are nothing special
-        elif "|" in piece and ("{" in piece or "}" in piece):
-            raise UsageError(
-                f"{name}={text!r} has a part that is open at one end, or has another inside; a "
-                "part is written {cat|dog}."
-            )
-        else:
-            between[-1] += piece
-    return between, parts
-
-
-def _joined(between: Sequence[str], chosen: Sequence[str]) -> str:
-    """A prompt with one alternative in each place; an empty one leaves no gap."""
-    text = between[0]
-    for alternative, after in zip(chosen, between[1:], strict=True):
-        if not alternative and (not text or text.endswith(" ")):
-            after = after.removeprefix(" ")
-        text += alternative + after
-    return text.strip() if "" in chosen else text

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdpipe.latents import decode, vae_factor
+from sdpipe.loading.fit import check_fit
 from sdpipe.loading.sources import V1_4_SCHEDULER, Sources
 
 CONFIGURATIONS = Path(__file__).with_name("v1_4")
@@ -93,7 +94,7 @@ def sources():
 
 
 def test_v1_4_fits_and_draws_512_pixels(sources):
-    sources.check_fit()
+    check_fit(sources)
     assert sources.defaults() == {"width": 512, "height": 512}
 
 

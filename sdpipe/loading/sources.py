@@ -35,8 +35,7 @@ V1_4_SCHEDULER: Mapping[str, Any] = {
 }
 """What v1-4 was trained with: holds for parts that come without a scheduler."""
 
-# What the classes take where a configuration does not say; only what is looked at here.
-_CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "unet": {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280},
     "vae": {"latent_channels": 4, "block_out_channels": (64,)},
     "text_encoder": {
@@ -46,12 +45,7 @@ _CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "max_position_embeddings": 77,
     },
 }
-_INPUTS = {
-    9: "an inpainting model, which also takes a mask and the masked picture",
-    8: "an editing model, which also takes the latents of a picture to change",
-    7: "an upscaling model, which also takes a small picture",
-    5: "a depth model, which also takes a depth map",
-}
+"""What the classes take where a configuration does not say; only what is looked at here."""
 
 
 @dataclass(frozen=True)
@@ -200,12 +194,12 @@ class Sources:
         place = self.places[part]
         if not place.is_file:
             return place.path / place.files.roots[part]
-        if (own := self._own(part)) is not None:
+        if (own := self.own(part)) is not None:
             return own
         assert self.template is not None
         return self.template.path / self.template.files.roots[part]
 
-    def _own(self, part: str) -> Path | None:
+    def own(self, part: str) -> Path | None:
         """The folder that a model has for a part, also where another part stands in."""
         if self.model is None or self.model.is_file:
             return None
@@ -228,7 +222,7 @@ class Sources:
             values = values.get("text_config", values)  # of a whole CLIP only the text half counts
             if self.kind is not None and self.places[part] is self.model:
                 values = single_file.configured(part, values, self.kind)
-        return {**_CLASS_DEFAULTS.get(part, {}), **values}
+        return {**CLASS_DEFAULTS.get(part, {}), **values}
 
     def scheduler(self) -> dict[str, Any]:
         """The scheduler's configuration: v1-4's where no model comes with one."""
@@ -241,62 +235,6 @@ class Sources:
         """What the tokenizer has other than its files say: Stable Diffusion 2 pads with a "!"."""
         version_2 = self.kind is not None and self.kind.version == 2
         return {"pad_token": "!"} if version_2 and self.places["tokenizer"] is self.model else {}
-
-    def check_fit(self) -> None:
-        """Refuses parts that do not fit each other, or that ask for more than a text.
-
-        Raises:
-            ModelError: which parts, and the numbers that differ.
-        """
-        unet, vae, encoder = (self.config(part) for part in ("unet", "vae", "text_encoder"))
-        takes, gives = unet["in_channels"], vae["latent_channels"]
-        who = self.who("unet")
-        if takes != gives and takes in _INPUTS:
-            raise ModelError(
-                f"{who} has in_channels={takes}: it is {_INPUTS[takes]}. Take a model with "
-                "in_channels=4, which redraws parts of a picture too."
-            )
-        if takes != gives:
-            raise ModelError(
-                f"{who} takes {takes} latent channels, but {self.who('vae')} gives {gives}; take "
-                "a UNet and a VAE that were made for each other."
-            )
-        self._check_factor(vae)
-        if unet["out_channels"] != takes:
-            raise ModelError(
-                f"{who} has out_channels={unet['out_channels']} for in_channels={takes}: it does "
-                "not predict noise alone, which is what the loop expects."
-            )
-        for name in ("addition_embed_type", "class_embed_type"):
-            if unet.get(name) not in (None, "text"):
-                raise ModelError(
-                    f"{who} has {name}={unet[name]!r}: it takes more than the embedding of one "
-                    "text, as Stable Diffusion XL does. Take a model of the family of v1-4."
-                )
-        wants = unet.get("encoder_hid_dim") or unet["cross_attention_dim"]
-        wide = {wants} if isinstance(wants, int) else set(wants)
-        if wide != {encoder["hidden_size"]}:
-            raise ModelError(
-                f"{who} attends to a text {' or '.join(map(str, sorted(wide)))} wide "
-                f"(cross_attention_dim), but {self.who('text_encoder')} gives "
-                f"{encoder['hidden_size']} (hidden_size); take a UNet and a text encoder that "
-                "were made for each other."
-            )
-
-    def _check_factor(self, vae: Mapping[str, Any]) -> None:
-        """Refuses a VAE whose latents are of another size than those that a model learned."""
-        if "vae" not in self.swapped or (folder := self._own("vae")) is None:
-            return
-        own = {
-            **_CLASS_DEFAULTS["vae"],
-            **read_json(folder / "config.json", self.model.label if self.model else ""),
-        }
-        gives, learned = (2 ** (len(v["block_out_channels"]) - 1) for v in (vae, own))
-        if gives != learned:
-            raise ModelError(
-                f"{self.who('vae')} has one latent for {gives} x {gives} pixels, and the model's "
-                f"own has one for {learned} x {learned}; take a VAE that was made like it."
-            )
 
     def who(self, part: str) -> str:
         """How messages name a part."""

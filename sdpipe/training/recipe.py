@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sdpipe.errors import UsageError
-from sdpipe.settings import neighbours
 from sdpipe.training.rules import check_numbers
+from sdpipe.values import neighbours
 
 EMOJI = Path(__file__).with_name("emoji.toml")
 IMAGEFOLDER = Path(__file__).with_name("imagefolder.toml")
