@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 BEGIN, END = "<!-- speed.py writes this table -->", "<!-- here the table ends -->"
 AVX512 = " (AVX-512 BF16)"
-"""Ends the name of a row that was measured without AMX: it is another row of the table."""
+FLOAT32 = " (float32)"
+"""End the name of a row that was measured without AMX, or in float32 without AVX-512 BF16 too: it
+is another row of the table."""
 
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 PACKAGES = ("torch", "diffusers", "transformers", "scipy", "openvino")
@@ -50,6 +52,7 @@ class Row:
     figure: "times" is theirs / ours, "share" is ours / theirs, "alone" is ours; the target is a
         lower bound of the first and an upper bound of the others. None: no target, but a curve.
     needs: "bfloat16", matrix instructions of the CPU for it, or "cuda".
+    anywhere: where a CPU has none of them, the row is measured in float32.
     """
 
     title: str
@@ -57,6 +60,7 @@ class Row:
     target: float | None
     figure: Figure = "times"
     needs: Literal["bfloat16", "cuda"] | None = None
+    anywhere: bool = False
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -207,7 +211,7 @@ def table(rows: Mapping[str, Row], results: Mapping[str, Any]) -> str:
     ]
     places: dict[str, str] = {}
     for name, row in rows.items():
-        for key in (name, name + AVX512):
+        for key in (name, name + AVX512, name + FLOAT32):
             found = results.get(key, {"not_measured": "not yet"} if key == name else None)
             if found is not None:
                 cells = [key, row.title, _target(row, found), *_cells(found, places)]

@@ -25,6 +25,7 @@ from typing import Any
 
 from measure import (
     AVX512,
+    FLOAT32,
     Measured,
     NotMeasured,
     Row,
@@ -87,6 +88,7 @@ ROWS = {
         cpu("step_compiled"),
         target=1.15,
         needs="bfloat16",
+        anywhere=True,
     ),
     "host-time": Row(
         "what a step costs beside the UNet (a stub) and VAE, LMS, against diffusers' pipeline",
@@ -286,9 +288,11 @@ def suffix(row: Row) -> str:
         flags = cpuinfo().get("flags", "").split()
         if "amx_bf16" in flags:
             return ""
-        if "avx512_bf16" not in flags:
-            raise NotMeasured("no AMX, no AVX-512 BF16")
-        return AVX512
+        if "avx512_bf16" in flags:
+            return AVX512
+        if row.anywhere:
+            return FLOAT32
+        raise NotMeasured("no AMX, no AVX-512 BF16")
     return ""
 
 

@@ -84,7 +84,8 @@ class Pipeline:
     low_memory: keep text encoder, U-Net and VAE out of the GPU's memory but while they work. Of
         v1-4's 2.1 GB in float16 at most the 1.7 of the U-Net are there then.
     compile: compile the U-Net too, with torch.compile: v1-4's takes two CPU cores a minute once,
-        and seconds in every other process, for torch keeps the code.
+        and seconds in every other process, for torch keeps the code. In float32 on a CPU a minute
+        or two in each, and the memory of its weights once more, which are laid out for it.
 
     Raises:
         UsageError: an unknown or unavailable device, dtype or prediction, a LoRA's weight is no

@@ -98,12 +98,17 @@ class Compiled:
 
     torch keeps what it made for other processes: in $TORCHINDUCTOR_CACHE_DIR, where that is set,
     and else in the system's folder for temporary files.
+
+    In float32 on a CPU what is compiled has weights of its own, laid out for its convolutions and
+    products once and not at every call: they take as much memory again, and torch keeps no more
+    than the kernels. A change of the U-Net's weights after the first call is not seen.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         # diffusers remembers its answer to which torch this is, and torch warns of such memories.
         warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
         self.unet = unet
+        self._frozen = unet.device.type == "cpu" and unet.dtype == torch.float32
         mode = "max-autotune" if unet.device.type == "cuda" else None
         self._call = torch.compile(unet, mode=mode, dynamic=False)
 
@@ -119,9 +124,12 @@ class Compiled:
             SdpipeError: torch cannot compile it here.
         """
         from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor import config
 
         try:
-            return self._call(x, t, text)
+            # As an option of torch.compile it comes too late for the tracer.
+            with config.patch(freezing=self._frozen):
+                return self._call(x, t, text)
         except TorchDynamoException as error:
             why, *_ = str(error).strip().splitlines()
             raise SdpipeError(

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny import tiny_model
+from torch.profiler import profile
 
 from sdpipe import Pipeline, UsageError, speed
 from sdpipe.device import check_speed
@@ -94,6 +96,37 @@ def test_compiled_it_computes_the_same(tmp_path, monkeypatch):
         same = {"seed": 3, "steps": 3, "g": g, "dim": 64}
         steps = zip(plain.stream("cat", **same), compiled.stream("cat", **same), strict=True)
         assert all(torch.equal(a.latents, b.latents) for a, b in steps)
+
+
+class OneLayer(torch.nn.Module):
+    """Called as a U-Net, it is a convolution."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(4, 16, 3, padding=1, dtype=dtype).requires_grad_(False)
+        self.dtype, self.device = dtype, torch.device("cpu")
+
+    def forward(self, x, t, text):
+        return torch.nn.functional.silu(self.layer(x) * t + text)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch about itself
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with a C++ compiler")
+@pytest.mark.parametrize(("dtype", "laid_out"), [(torch.float32, True), (torch.float64, False)])
+def test_compiled_in_float32_the_weights_are_laid_out_once(dtype, laid_out, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    plain = OneLayer(dtype)
+    compiled = speed.Compiled(plain)
+    given = torch.randn(2, 4, 8, 8, dtype=dtype), torch.tensor(2.0), torch.zeros(1, dtype=dtype)
+    with torch.no_grad(), profile() as seen:
+        found = compiled(*given)
+        assert torch.allclose(found, plain(*given), atol=1e-5)
+        before = plain.layer.weight.clone()
+        plain.layer.weight.zero_()
+        stays = torch.equal(compiled(*given), found)
+        plain.layer.weight.copy_(before)
+    assert stays == laid_out
+    assert ("mkldnn::_convolution_pointwise" in {e.key for e in seen.key_averages()}) == laid_out
 
 
 def test_where_nothing_compiles_it_is_told_how_something_would(tmp_path):
