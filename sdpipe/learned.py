@@ -103,15 +103,18 @@ class Learned:
     def _meant(self, word: str, said: list[str]) -> str | None:
         def likely(candidate: str) -> tuple[int, bool]:
             read = [candidate if other == word else other for other in said]
-            first, end = self._name_at(read, read.index(candidate))
+            first, end = self._name_at(read, said.index(word))
             return end - first, _same_letters(word, candidate)
 
         return max(_near(word, self.words), key=likely, default=None)
 
     def _name_at(self, said: list[str], i: int) -> tuple[int, int]:
         """The first and the end of the longest name that word i is part of; i, i where of none."""
-        places = ((a, b) for a in range(i + 1) for b in range(i + 1, len(said) + 1))
-        made = [place for place in places if tuple(said[slice(*place)]) in self._named]
+        long = max(map(len, self._named), default=0)
+        places = (
+            (a, b) for a in range(max(i - long, 0), i + 1) for b in range(i + 1, a + long + 1)
+        )
+        made = [(a, b) for a, b in places if b <= len(said) and tuple(said[a:b]) in self._named]
         return max(made, key=lambda place: place[1] - place[0], default=(i, i))
 
     def _sure(self, said: list[str], read: list[str], i: int) -> bool:
