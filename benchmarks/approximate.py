@@ -1,12 +1,13 @@
 """What approximate methods save on v1-4's architecture, and what they do to pictures.
 
-    python benchmarks/approximate.py [--only METHOD ...] [--folder MODEL] [--quick]
+    python benchmarks/approximate.py [--only METHOD ...] [--folder MODEL] [--pictures] [--quick]
 
 Each method runs in turn with none, in one process. What it saves is measured on v1-4's architecture
 with random weights, 512 x 512, from prompt to latents; what it does to pictures on the
 built-in model: how far they are from those without it, and in how many the judge of
 prompt_accuracy.py still finds the glyph that was asked for. Writes approximate.json beside this
-file, and the table in README.md.
+file, and the table in README.md. With --pictures the times stay as they are: for a built-in model
+that was trained anew.
 
 DeepCache and tomesd are not of sdpipe: pip install DeepCache tomesd. Needs what
 prompt_accuracy.py needs.
@@ -162,7 +163,13 @@ def drawn(chosen: Sequence[str], names: int) -> dict[str, Any]:
 
     found: list[int] = []
     full = pictures(nothing, {})
-    report: dict[str, Any] = {"pictures": names, "full": found[0], "methods": {}}
+    report: dict[str, Any] = {
+        "model": pipe.components.identity()["sha256"],
+        "dtype": dtype_name(pipe.components.dtype),
+        "pictures": names,
+        "full": found[0],
+        "methods": {},
+    }
     for name in chosen:
         made = pictures(METHODS[name].change, METHODS[name].settings(STEPS))
         report["methods"][name] = {
@@ -192,7 +199,8 @@ def table(report: dict[str, Any]) -> str:
     rows.append(("a tiny VAE: all it could save of 50 steps", f"{most:.3f}x", "not measured", ""))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     on = report["machine"]
-    lines.append(f"\nOn {on['cpu']}, {on['threads']} threads, {report['dtype']}.")
+    drawn_in = "" if pictures["dtype"] == report["dtype"] else f"; pictures {pictures['dtype']}"
+    lines.append(f"\nOn {on['cpu']}, {on['threads']} threads, {report['dtype']}{drawn_in}.")
     return "\n".join(lines)
 
 
@@ -202,24 +210,37 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="a model of v1-4's architecture, written if not"
     )
+    parser.add_argument(
+        "--pictures", action="store_true", help="draw anew, and keep the times of before"
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny model, and no result kept")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(quick=options.quick, scratch=Path(scratch))
-        folder = options.folder or bench.v1_4()
-        rounds, names = (1, 2) if options.quick else (ROUNDS, NAMES)
-        report = {
-            "machine": machine(),
-            "versions": versions() | {name: version(name) for name in ("DeepCache", "tomesd")},
-            "dtype": dtype_name(pick_dtype("auto", pick_device("auto"))),
-            "pictures": drawn(options.only, names),
-            "speed": saved(folder, options.only, bench.side, rounds),
-        }
+    rounds, names = (1, 2) if options.quick else (ROUNDS, NAMES)
+    if options.pictures:
+        report = json.loads(RESULTS.read_text(encoding="utf-8"))
+        report["pictures"] = drawn(list(report["speed"]["methods"]), names)
+    else:
+        report = measured(options.only, options.folder, rounds, names, quick=options.quick)
     print(table(report))
     if options.quick:
         return
     RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     put_between(PAGE, BEGIN, END, table(report))
+
+
+def measured(
+    chosen: Sequence[str], folder: Path | None, rounds: int, names: int, *, quick: bool
+) -> dict[str, Any]:
+    """What the methods save, and what they do to pictures."""
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(quick=quick, scratch=Path(scratch))
+        return {
+            "machine": machine(),
+            "versions": versions() | {name: version(name) for name in ("DeepCache", "tomesd")},
+            "dtype": dtype_name(pick_dtype("auto", pick_device("auto"))),
+            "pictures": drawn(chosen, names),
+            "speed": saved(folder or bench.v1_4(), chosen, bench.side, rounds),
+        }
 
 
 if __name__ == "__main__":
