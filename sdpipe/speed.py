@@ -99,16 +99,17 @@ class Compiled:
     torch keeps what it made for other processes: in $TORCHINDUCTOR_CACHE_DIR, where that is set,
     and else in the system's folder for temporary files.
 
-    In float32 on a CPU what is compiled has weights of its own, laid out for its convolutions and
-    products once and not at every call: they take as much memory again, and torch keeps no more
-    than the kernels. A change of the U-Net's weights after the first call is not seen.
+    In float32 on a CPU what is compiled for the first shape has weights of its own, laid out for
+    its convolutions and products once and not at every call: they take as much memory again, and
+    torch keeps no more than the kernels. A change of the U-Net's weights after that is not seen.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         # diffusers remembers its answer to which torch this is, and torch warns of such memories.
         warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
         self.unet = unet
-        self._frozen = unet.device.type == "cpu" and unet.dtype == torch.float32
+        self._may_freeze = unet.device.type == "cpu" and unet.dtype == torch.float32
+        self._first: torch.Size | None = None  # the shape whose code has its own weights
         mode = "max-autotune" if unet.device.type == "cuda" else None
         self._call = torch.compile(unet, mode=mode, dynamic=False)
 
@@ -126,9 +127,10 @@ class Compiled:
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor import config
 
+        self._first = self._first or x.shape
         try:
             # As an option of torch.compile it comes too late for the tracer.
-            with config.patch(freezing=self._frozen):
+            with config.patch(freezing=self._may_freeze and x.shape == self._first):
                 return self._call(x, t, text)
         except TorchDynamoException as error:
             why, *_ = str(error).strip().splitlines()

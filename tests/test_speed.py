@@ -125,6 +125,11 @@ def test_compiled_in_float32_the_weights_are_laid_out_once(dtype, laid_out, tmp_
         plain.layer.weight.zero_()
         stays = torch.equal(compiled(*given), found)
         plain.layer.weight.copy_(before)
+        fewer = given[0][:1], *given[1:]
+        assert torch.allclose(compiled(*fewer), plain(*fewer), atol=1e-5)
+        plain.layer.weight.zero_()  # seen where another shape came later
+        assert torch.allclose(compiled(*fewer), plain(*fewer), atol=1e-5)
+        assert torch.equal(compiled(*given), found) == laid_out
     assert stays == laid_out
     assert ("mkldnn::_convolution_pointwise" in {e.key for e in seen.key_averages()}) == laid_out
 
