@@ -16,7 +16,6 @@ from sdpipe import (
     cli_repeat,
     cli_sweep,
     cli_train,
-    cli_typed,
     files,
     messages,
     options,
@@ -31,6 +30,7 @@ from sdpipe.init import sides
 from sdpipe.interrupt import interruptible
 from sdpipe.saving import saved, saved_steps
 from sdpipe.settings import Settings
+from sdpipe.typed import AsTyped, mended
 
 DONE, INTERRUPTED = 0, 130
 
@@ -72,7 +72,7 @@ def generate(
     prompt: options.Prompt,
     *,
     negative: options.Negative = "",
-    as_typed: cli_typed.AsTyped = False,
+    as_typed: AsTyped = False,
     seed: options.Seed = None,
     n: options.N = 1,
     vary: options.Vary = None,
@@ -154,7 +154,7 @@ def generate(
 
         pipe = Pipeline(**loaded, **machine)
     if not as_typed:
-        prompts = cli_typed.mended(pipe, prompts)
+        prompts = mended(pipe, prompts)
     started = time.monotonic()
     with progress.step_bar(pictures) as on_step:
         result = pipe.generate(prompts, n=n, on_step=on_step, **inputs)

@@ -4,7 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 from sdpipe import messages, options
-from sdpipe.cli_show_options import (
+from sdpipe.groups import Place, Weights, embeddings, grouped
+from sdpipe.loading.embedding import Embedding
+from sdpipe.settings import SCHEDULERS, Settings
+from sdpipe.show import checks
+from sdpipe.show.output import Output
+from sdpipe.show_options import (
     SHOW,
     Json,
     Names,
@@ -17,11 +22,6 @@ from sdpipe.cli_show_options import (
     names,
     numbers,
 )
-from sdpipe.groups import Place, Weights, embeddings, grouped
-from sdpipe.loading.embedding import Embedding
-from sdpipe.settings import SCHEDULERS, Settings
-from sdpipe.show import checks
-from sdpipe.show.output import Output
 
 
 def tokens(

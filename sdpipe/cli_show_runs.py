@@ -5,7 +5,11 @@ from typing import Annotated
 import typer
 
 from sdpipe import messages, options, progress
-from sdpipe.cli_show_options import (
+from sdpipe.errors import UsageError
+from sdpipe.groups import Place, Sampling, Weights, grouped
+from sdpipe.show import checks
+from sdpipe.show.output import PIXELS, Output
+from sdpipe.show_options import (
     SHOW,
     Gif,
     Json,
@@ -18,10 +22,6 @@ from sdpipe.cli_show_options import (
     numbers,
     one_of_two,
 )
-from sdpipe.errors import UsageError
-from sdpipe.groups import Place, Sampling, Weights, grouped
-from sdpipe.show import checks
-from sdpipe.show.output import PIXELS, Output
 
 
 @grouped

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdpipe import files, messages, options, progress, ranges
-from sdpipe.cli_typed import AsTyped, mended
 from sdpipe.errors import SdpipeWarning, UsageError
 from sdpipe.groups import Place, Speed, Weights, grouped
 from sdpipe.init import sides
 from sdpipe.settings import SCHEDULERS
 from sdpipe.sweep import BATCH, SWEPT, Sweep
+from sdpipe.typed import AsTyped, mended
 
 if TYPE_CHECKING:
     from sdpipe.sweeping import SweepFolder
@@ -175,7 +175,8 @@ def sweep(
 
             pipe = Pipeline(**loaded, **machine)
         if not as_typed:
-            plan = plan.with_prompt(*mended(pipe, [plan.prompt]))
+            (prompt,) = mended(pipe, [plan.prompt])
+            plan = plan.with_values(prompt=prompt)
         with progress.status("looking what is there ..."):
             work = SweepFolder(folder, plan, pipe)
         return _drawn(work, batch, as_json)

@@ -100,6 +100,11 @@ class Learned:
         """The names, each as its words."""
         return frozenset(tuple(words(name)) for name in self.names)
 
+    @cached_property
+    def _longest(self) -> int:
+        """Words of the longest name."""
+        return max(map(len, self._named), default=0)
+
     def _meant(self, word: str, said: list[str]) -> str | None:
         def likely(candidate: str) -> tuple[int, bool]:
             read = [candidate if other == word else other for other in said]
@@ -110,7 +115,7 @@ class Learned:
 
     def _name_at(self, said: list[str], i: int) -> tuple[int, int]:
         """The first and the end of the longest name that word i is part of; i, i where of none."""
-        long = max(map(len, self._named), default=0)
+        long = self._longest
         places = (
             (a, b) for a in range(max(i - long, 0), i + 1) for b in range(i + 1, a + long + 1)
         )

@@ -132,12 +132,8 @@ class Sweep:
         return {"prompt": self.prompt, **shown}
 
     def with_values(self, **values: Any) -> "Sweep":
-        """The same sweep with other or more values."""
-        return Sweep(self.prompt, **{**self.values, **values})
-
-    def with_prompt(self, prompt: str) -> "Sweep":
-        """The same sweep of another prompt."""
-        return Sweep(prompt, **self.values)
+        """The same sweep with other or more values, or with another prompt."""
+        return Sweep(**{"prompt": self.prompt, **self.values, **values})
 
     def command(self, **options: str | list[str]) -> str:
         """What draws this on the command line; `options` are more of them, such as model."""
