@@ -211,7 +211,9 @@ def main() -> None:
         "--folder", type=Path, help="a model of v1-4's architecture, written if not"
     )
     parser.add_argument(
-        "--pictures", action="store_true", help="draw anew, and keep the times of before"
+        "--pictures",
+        action="store_true",
+        help="draw all of them anew, and keep the times of before",
     )
     parser.add_argument("--quick", action="store_true", help="a tiny model, and no result kept")
     options = parser.parse_args()

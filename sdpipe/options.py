@@ -270,7 +270,7 @@ Dtype = Annotated[str, option(MODEL, "auto, float32, float16, bfloat16.", metava
 NoSpeed = Annotated[
     bool, flag(MODEL, "Run the networks plainly, as diffusers loads them.", "--no-speed")
 ]
-Compile = Annotated[bool, flag(MODEL, "Compile the U-Net: a wait once, then faster.", "--compile")]
+Compile = Annotated[bool, flag(MODEL, "Compile the U-Net: a wait first, then faster.", "--compile")]
 LowMemory = Annotated[
     bool, flag(MODEL, "On a GPU: only what works is in its memory.", "--low-memory")
 ]
