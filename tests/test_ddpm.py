@@ -10,6 +10,7 @@ from torch import nn
 
 from sdpipe.training import ddpm
 from sdpipe.training.recipe import load_recipe
+from sdpipe.training.rivals import Rivals
 
 
 def test_alpha_bar_is_that_of_diffusers():
@@ -86,6 +87,50 @@ def test_both_losses_are_counted_together():
     assert spoken > 0
     assert value.item() == pytest.approx((alone + 0.3 * spoken).item(), rel=1e-5)
     assert both.text_encoder is words.encoder  # what learns from the one learns from the other
+
+
+def test_what_is_guessed_of_a_picture_is_what_diffusers_guesses():
+    generator = torch.Generator().manual_seed(0)
+    x_t, predicted = (torch.randn((3, 4, 2, 2), generator=generator) for _ in range(2))
+    t = torch.tensor([0, 500, 999])
+    for kind in ("epsilon", "v_prediction"):
+        recipe = dataclasses.replace(load_recipe().unet, prediction_type=kind)
+        theirs = DDPMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type=kind,
+            clip_sample=False,
+        )
+        guess = ddpm.DenoisingLoss(Knows(x_t), Mute(), recipe).guess(predicted, x_t, t)
+        for i in range(3):
+            known = theirs.step(predicted[i], int(t[i]), x_t[i]).pred_original_sample
+            assert torch.allclose(guess[i], known, rtol=1e-3, atol=1e-4)
+
+
+def test_rivals_are_counted_beside_both_losses():
+    generator = torch.Generator().manual_seed(0)
+    x_0, eps = (torch.randn((3, 4, 2, 2), generator=generator) for _ in range(2))
+    recipe = dataclasses.replace(
+        load_recipe().unet, captions_weight=0.3, rivals_weight=0.5, prediction_type="v_prediction"
+    )
+    t = torch.tensor([900, 10, 500])
+    tokens = torch.tensor([[8, 1, 9, 4], [8, 2, 9, 2], [8, 3, 9, 3]])
+    said, about, shown = tokens.flip(0).clone(), torch.tensor([0, 0, 0]), torch.tensor([1, 0])
+    rivals = Rivals(x_0[[1, 0]], [0, 0], ["one", "two"])
+    words = other_words(Numbers(), kept=1.0, contrast=0.3)
+    both = ddpm.WithOtherWords(Knows(eps), words, recipe)(x_0, tokens, t, eps, said, tokens, about)
+    apart = ddpm.ToldApart(Knows(eps), words, rivals, recipe)
+    value = apart(x_0, tokens, t, eps, said, tokens, about, shown)
+    noise = apart.alpha_bar[t].view(-1, 1, 1, 1)
+    x_t = noise.sqrt() * x_0 + (1 - noise).sqrt() * eps
+    guess = noise.sqrt() * x_t - (1 - noise).sqrt() * eps
+    again = Rivals(x_0[[1, 0]], [0, 0], ["one", "two"])
+    mistaken = again.loss(guess[:2], shown, torch.tensor([True, False]))
+    assert mistaken > 0
+    assert value.item() == pytest.approx((both + 0.5 * mistaken).item(), rel=1e-5)
+    assert torch.equal(rivals.wrong, again.wrong)  # heard of the noisy one alone
+    assert rivals.wrong[0] == 1
 
 
 def test_noisier_timesteps_are_drawn_more_often():

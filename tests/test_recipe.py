@@ -42,7 +42,7 @@ def test_a_recipe_is_changed_as_a_whole():
     assert adjusted(recipe) == recipe
     emoji = load_recipe(EMOJI)
     assert adjusted(emoji) == emoji
-    for stage in ("joint", "other_words", "both", "spelling", "reading"):
+    for stage in ("joint", "other_words", "both", "spelling", "reading", "placing"):
         short = getattr(adjusted(emoji, steps=emoji.unet.steps // 10), stage)
         assert short.steps == round(getattr(emoji, stage).steps / 10)
     assert adjusted(emoji, dim=32).vae.crop == 32
@@ -68,6 +68,10 @@ def test_a_recipe_is_changed_as_a_whole():
         ({"spelling": {"taken": 1.5}}, "spelling.taken = 1.5 .*from 0 to 1"),
         ({"both": {"captions": -1}}, "both.captions = -1 .*0 or more"),
         ({"both": {"captions_weight": -0.5}}, "both.captions_weight = -0.5 .*0 or more"),
+        ({"placing": {"rivals_hard": 1.5}}, "placing.rivals_hard = 1.5 .*from 0 to 1"),
+        ({"placing": {"rivals_weight": -1.0}}, "placing.rivals_weight = -1.0 .*0 or more"),
+        ({"placing": {"rivals_early": 0.0}}, "placing.rivals_early = 0.0 .*more than 0"),
+        ({"placing": {"rivals": 3}}, "placing.rivals = 3 .*placing.captions is 0; take 1"),
         ({"joint": {"early": 0.0}}, "joint.early = 0.0 .*more than 0"),
         ({"other_words": {"shares": [1, 2]}}, r"other_words.shares = \[1, 2\].*4 numbers.*placed"),
         ({"other_words": {"shares": [0, 0, 0, 0]}}, "not all 0"),

@@ -1,6 +1,7 @@
 """Scenes and their captions: what is said is what is drawn, and what is held out stays out."""
 
 import dataclasses
+import itertools
 import random
 
 import numpy as np
@@ -156,6 +157,26 @@ def test_a_stage_may_have_scenes_of_other_shares(emoji):
     assert all(pairs.scene(i).other and not pairs.scene(i).held_out for i in range(60))
     assert len(pairs) == len(emoji)
     assert not all(emoji.scene(i).other for i in range(60))
+
+
+def test_rivals_are_all_glyphs_of_a_size_at_a_place_or_on_a_colour(emoji, inks):
+    emoji.inks = {**inks, "crimson disc": inks["red disc"]}  # looks the same: no rival of it
+    pictures, groups = emoji.rivals()
+    scenes = [pictures.scene(i) for i in range(len(pictures))]
+    places = [place for place in PLACES if place != "centre"]
+    every = [Scene(n, size=s, place=p) for n in inks for s in SIZES for p in places]
+    every += [Scene(n, colour) for n in inks for colour in COLOURS if colour != "white"]
+    assert set(scenes) == {scene for scene in every if not scene.held_out}
+    assert len(scenes) == len(set(scenes)) < len(every)
+    of = dict(zip(scenes, groups, strict=True))
+    for one, other in itertools.product(of, of):
+        alike = dataclasses.replace(one, name="") == dataclasses.replace(other, name="")
+        assert (of[one] == of[other]) == alike
+    left = next(i for i, scene in enumerate(scenes) if scene.place == "left")
+    assert pictures.caption(left) == caption(scenes[left])
+    ink = np.asarray(pictures.picture(left).convert("L"), float)
+    across = ((255 - ink) * np.arange(64)).sum() / (255 - ink).sum()
+    assert across < 31  # more of it on the left
 
 
 def test_look_alikes_are_shown_more_often(inks, monkeypatch):

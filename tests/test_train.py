@@ -118,7 +118,8 @@ def test_what_stands_in_the_folder(trained):
     training = trained / "training"
     names = {path.name for path in training.iterdir()}
     assert names == {
-        *("run.json", "recipe.toml", "loss.csv", "pictures.rgb", "latents.safetensors", "samples"),
+        *("run.json", "recipe.toml", "loss.csv", "pictures.rgb", "samples"),
+        *("latents.safetensors", "rivals.safetensors"),
         *(f"{stage}.checkpoint" for stage in STAGES),
     }
     assert (training / "recipe.toml").read_text() == RECIPE
@@ -128,7 +129,8 @@ def test_what_stands_in_the_folder(trained):
     assert len(modes) == 1  # whoever may read one file of it may read all
     samples = sorted(path.name for path in (training / "samples").iterdir())
     assert samples == [
-        f"{stage}-{STAGES[stage]:06}.png" for stage in ("both", "both2", "joint", "reading", "unet")
+        f"{stage}-{STAGES[stage]:06}.png"
+        for stage in ("both", "both2", "joint", "placing", "reading", "unet")
     ]
     with Image.open(training / "samples" / samples[0]) as picture:
         assert picture.width > 2 * 128  # two captions, small pictures four times as large
@@ -164,19 +166,23 @@ def test_the_text_encoder_learns_in_all_stages_but_the_unets_own(trained):
     assert torch.allclose(mean, ends("spelling", "model", before=True))
     assert not torch.equal(mean, spelling)
     assert torch.allclose(torch.lerp(mean, spelling, 0.75), reading)
-    assert torch.equal(reading.half(), shipped)
+    assert torch.equal(reading, ends("placing", "model", before=True))
+    placing = ends("placing", "average")
+    assert not torch.equal(reading, placing)
+    assert torch.equal(placing.half(), shipped)
 
 
 def test_the_unet_learns_on_in_the_last_stages(trained):
     name = "unet.mid_block.resnets.0.conv1.weight"
     weights_of = [
         torch.load(trained / "training" / f"{stage}.checkpoint")["average"][f"module.{name}"]
-        for stage in ("joint", "both", "both2", "reading")
+        for stage in ("joint", "both", "both2", "reading", "placing")
     ]
-    joint, both, again, reading = weights_of
+    joint, both, again, reading, placing = weights_of
     assert not torch.equal(joint, both)
     assert not torch.equal(both, again)
     assert not torch.equal((both + again) / 2, reading)
+    assert not torch.equal(reading, placing)
 
 
 def test_a_sheet_has_the_picture_above_the_drawing_above_the_caption():

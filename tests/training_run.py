@@ -93,6 +93,15 @@ train_text_encoder = false
 steps = 2
 batch = 4
 warmup = 1
+[placing]
+captions = 2
+rivals = 3
+rivals_weight = 0.1
+rivals_early = 0.5
+rivals_hard = 0.5
+steps = 2
+batch = 2
+warmup = 1
 [tune]
 steps = 3
 batch = 2
@@ -116,6 +125,7 @@ STAGES = {
     "both2": 2,
     "spelling": 2,
     "reading": 2,
+    "placing": 2,
 }
 COLOURS = ("red", "blue", "green")
 

@@ -50,6 +50,9 @@ class Pictures(Protocol):
     def subjects(self) -> list[str]:
         """What the pictures show, each in plain words; picture i shows the subject i % N of N."""
 
+    def rivals(self) -> tuple["Pictures", list[int]]:
+        """Pictures that are to be told from each other, and the group of each: rivals share one."""
+
     def learned(self) -> Learned:
         """The words that the model is told, for its folder."""
 

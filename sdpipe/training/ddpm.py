@@ -17,7 +17,11 @@ from transformers import CLIPTextModel
 
 from sdpipe.latents import add_noise
 from sdpipe.training.recipe import Unet
+from sdpipe.training.rivals import Rivals
 from sdpipe.training.text import OtherWords
+
+NOISY = 0.85
+"""From this share of the timesteps on a guess tells how well the caption is known."""
 
 
 def build_unet(recipe: Unet, size: int, latent_channels: int, width: int) -> UNet2DConditionModel:
@@ -53,14 +57,16 @@ def cumulative_alpha(beta_start: float, beta_end: float, timesteps: int) -> Tens
     return torch.cumprod(1 - beta, dim=0)
 
 
-def draw_timesteps(count: int, recipe: Unet, generator: torch.Generator) -> Tensor:
+def draw_timesteps(
+    count: int, recipe: Unet, generator: torch.Generator, early: float | None = None
+) -> Tensor:
     """t for each of B pictures, (B,), in 0 ... T - 1: T u^early of a uniform u.
 
     With an exponent below 1 there are more of the noisy ones, where a picture is given its subject
-    and the caption says most.
+    and the caption says most. `early` stands in for the recipe's.
     """
     u = torch.rand(count, generator=generator, dtype=torch.float64)
-    return (recipe.timesteps * u**recipe.early).long()
+    return (recipe.timesteps * u ** (recipe.early if early is None else early)).long()
 
 
 def loss_weight(alpha_bar: Tensor, limit: float) -> Tensor:
@@ -97,13 +103,25 @@ class DenoisingLoss(nn.Module):
 
     def loss(self, x_0: Tensor, text: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The same of embedded captions, (B, L, D)."""
-        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
         x_t = add_noise(x_0, eps, self.alpha_bar[t])
-        predicted = self.unet(x_t, t, text).sample.float()
+        return self.error(self.unet(x_t, t, text).sample.float(), x_0, t, eps)
+
+    def error(self, predicted: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The squared error of what the U-Net has predicted, (B, C, h, w): of v, or of the noise
+        with its weight.
+        """
+        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
         if self.predicts_v:
             v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
             return (v - predicted).square().mean()
         return (loss_weight(alpha_bar, self.limit) * (eps - predicted).square()).mean()
+
+    def guess(self, predicted: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The x_0 that what was predicted amounts to, (B, C, h, w)."""
+        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
+        if self.predicts_v:
+            return alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * predicted
+        return (x_t - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt()
 
 
 class WithOtherWords(DenoisingLoss):
@@ -128,7 +146,50 @@ class WithOtherWords(DenoisingLoss):
         subjects: Tensor,
     ) -> Tensor:
         """The first four as in `DenoisingLoss`, the others as in `OtherWords`."""
+        text, words = self.read(tokens, said, meant, subjects)
+        return self.loss(x_0, text, t, eps) + self.weight * words
+
+    def read(
+        self, tokens: Tensor, said: Tensor, meant: Tensor, subjects: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the encoder says of B captions, (B, L, D), and its loss of other words."""
         outputs = self.text_encoder(torch.cat([tokens, said])).last_hidden_state
         text, spoken = outputs[: len(tokens)], outputs[len(tokens) :]
-        words = self.other_words.loss(spoken, said, meant, subjects)
-        return self.loss(x_0, text, t, eps) + self.weight * words
+        return text, self.other_words.loss(spoken, said, meant, subjects)
+
+
+class ToldApart(WithOtherWords):
+    """Both losses, and that of taking a picture for one of its rivals.
+
+    A squared error over all latents hardly notices what tells a clock at eight from one at five.
+    This one is about nothing else, at the noisy steps where the subject is decided.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, other_words: OtherWords, rivals: Rivals, recipe: Unet
+    ) -> None:
+        super().__init__(unet, other_words, recipe)
+        self.rivals, self.rivals_weight = rivals, recipe.rivals_weight
+
+    def forward(  # type: ignore[override]
+        self,
+        x_0: Tensor,
+        tokens: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        said: Tensor,
+        meant: Tensor,
+        subjects: Tensor,
+        shown: Tensor,
+    ) -> Tensor:
+        """All but the last as in `WithOtherWords`; the first P pictures are the rivals `shown`,
+        (P,).
+        """
+        text, words = self.read(tokens, said, meant, subjects)
+        x_t = add_noise(x_0, eps, self.alpha_bar[t])
+        predicted = self.unet(x_t, t, text).sample.float()
+        first = slice(len(shown))
+        guess = self.guess(predicted[first], x_t[first], t[first])
+        mistaken = self.rivals.loss(guess, shown, t[first] > NOISY * len(self.alpha_bar))
+        denoised = self.error(predicted, x_0, t, eps)
+        return denoised + self.weight * words + self.rivals_weight * mistaken

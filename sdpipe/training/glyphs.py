@@ -235,6 +235,13 @@ class Emoji:
         other = rng.choice(self.names)
         return Scene(name, said, relation=rng.choice(list(RELATIONS)), other=other)
 
+    def rivals(self) -> tuple["Combinations", list[int]]:
+        """All glyphs of a size at a place, or on a colour, are rivals of each other."""
+        pictures = Combinations(self)
+        kinds = [replace(scene, name="") for scene in pictures.scenes]
+        numbers = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
+        return pictures, [numbers[kind] for kind in kinds]
+
     def caption(self, i: int) -> str:
         """Scene i in plain words."""
         return caption(self.scene(i))
@@ -283,3 +290,25 @@ class Emoji:
 
     def _rng(self, i: int) -> random.Random:
         return random.Random(self.seed * 1_000_003 + i)
+
+
+class Combinations(Emoji):
+    """Each glyph once in each size at each place off the centre, and once on each colour but white;
+    what is held out is not among them.
+    """
+
+    def __init__(self, emoji: Emoji) -> None:
+        self.__dict__ |= vars(emoji)
+        distinct = sorted(set(classes(self.inks).values()))
+        places = [place for place in PLACES if place != "centre"]
+        colours = [colour for colour in COLOURS if colour != "white"]
+        scenes = [Scene(n, size=s, place=p) for n in distinct for s in SIZES for p in places]
+        scenes += [Scene(n, colour) for n in distinct for colour in colours]
+        self.scenes = [scene for scene in scenes if not scene.held_out]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def scene(self, i: int) -> Scene:
+        """Scene i."""
+        return self.scenes[i]

@@ -163,6 +163,10 @@ class ImageFolder:
         """All captions: no two pictures are known to show the same."""
         return self.captions()
 
+    def rivals(self) -> tuple["ImageFolder", list[int]]:
+        """All of them, rivals of each other."""
+        return self, [0] * len(self)
+
     def learned(self) -> Learned:
         """The words of the captions; a caption is no name, and stays with its pictures."""
         return Learned.of([], self.captions())

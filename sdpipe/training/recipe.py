@@ -99,6 +99,10 @@ class Unet(Words):
     early: float = 1.0
     captions: int = 0
     captions_weight: float = 1.0
+    rivals: int = 0
+    rivals_weight: float = 0.0
+    rivals_early: float = 1.0
+    rivals_hard: float = 0.0
     steps: int
     batch: int
     learning_rate: float
@@ -113,8 +117,9 @@ class Joint:
     none.
 
     With `captions` the text encoder learns so many in other words beside every batch, as in
-    `OtherWords`, with a loss of that weight. It is taken in so many `cycles`, of `steps` each, and
-    ends as the mean of them.
+    `OtherWords`, with a loss of that weight; with `rivals` so many of a batch's pictures are to be
+    told from theirs. It is taken in so many `cycles`, of `steps` each, and ends as the mean of
+    them.
     """
 
     reworded: float = 0.0
@@ -122,6 +127,10 @@ class Joint:
     early: float = 1.0
     captions: int = 0
     captions_weight: float = 1.0
+    rivals: int = 0
+    rivals_weight: float = 0.0
+    rivals_early: float = 1.0
+    rivals_hard: float = 0.0
     train_text_encoder: bool = True
     cycles: int = 1
     steps: int = 0
@@ -195,6 +204,7 @@ class Recipe:
     both: Joint = Joint()
     spelling: OtherWords = OtherWords()
     reading: Joint = Joint()
+    placing: Joint = Joint()
     tune: Tune = Tune()
     samples: Samples = Samples()
     sampling: dict[str, Any]
@@ -298,6 +308,12 @@ def _ema(decay: float, share: float) -> float:
 def _check(recipe: Recipe, *, anew: bool) -> None:
     """Refuses what would fail later. Where no part is made anew, `size` is not looked at."""
     check_numbers(recipe.numbers())
+    for name, stage in vars(recipe).items():
+        if isinstance(stage, Joint) and stage.rivals and not stage.captions:
+            raise UsageError(
+                f"{name}.rivals = {stage.rivals} is learned beside captions in other words, and "
+                f"{name}.captions is 0; take 1 or more."
+            )
     if anew and (recipe.size < recipe.side or recipe.size % recipe.side):
         raise UsageError(
             f"dim={recipe.size} is not a multiple of {recipe.side}, which the networks of this "

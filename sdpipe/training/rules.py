@@ -45,6 +45,7 @@ RULES: Mapping[str, Rule] = {
     "learning_rate": ABOVE_0,
     "decoder_rate": ABOVE_0,
     "early": ABOVE_0,
+    "rivals_early": ABOVE_0,
     "muon_rate": MUON,
     "ema": BELOW_1,
     "merge_dropout": BELOW_1,
@@ -52,10 +53,12 @@ RULES: Mapping[str, Rule] = {
     "reworded": SHARE,
     "alike": SHARE,
     "hard": SHARE,
+    "rivals_hard": SHARE,
     "taken": SHARE,
     "contrast": FROM_0,
     "kept": FROM_0,
     "captions_weight": FROM_0,
+    "rivals_weight": FROM_0,
     "shares": SHARES,
     "prediction_type": KIND,
     # What may be left out is 0; these stages may not.
@@ -63,6 +66,7 @@ RULES: Mapping[str, Rule] = {
     "decoder_steps": FROM_0,
     "warmup": FROM_0,
     "captions": FROM_0,
+    "rivals": FROM_0,
     "unet.steps": FROM_1,
     "tune.steps": FROM_1,
 }

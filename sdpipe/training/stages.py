@@ -18,14 +18,24 @@ from torch.optim.swa_utils import AveragedModel
 
 from sdpipe.latents import vae_factor
 from sdpipe.training import ddpm, text, vae
-from sdpipe.training.data import Captioned, Draws, Pictures, draw_subjects, padded, squares, words
+from sdpipe.training.data import (
+    Captioned,
+    Draws,
+    Pictures,
+    draw_subjects,
+    encode,
+    padded,
+    squares,
+    words,
+)
 from sdpipe.training.fit import fit
 from sdpipe.training.glyphs import Emoji
 from sdpipe.training.model import Model
 from sdpipe.training.recipe import Joint, OtherWords, Recipe, Text, Unet
+from sdpipe.training.rivals import Rivals
 from sdpipe.training.samples import Sheets
 
-STAGES = ("unet", "joint", "other_words", "both", "spelling", "reading")
+STAGES = ("unet", "joint", "other_words", "both", "spelling", "reading", "placing")
 """Those that follow the text encoder's first, in their order."""
 SHORT = 1024  # places of the latents, or tokens
 Batch = Callable[[int], tuple[Tensor, ...]]
@@ -189,19 +199,47 @@ def train_unet(run: Run, data: Captioned, stage: str, r: Unet, cycle: int = 0) -
             run, data.pictures, run.recipe.other_words, run.share(r.captions)
         )
         loss = ddpm.WithOtherWords(model.unet, other_words, r)
+    if r.rivals:
+        rivals, show = _rivals(run, data.pictures, r)
+        loss = ddpm.ToldApart(model.unet, other_words, rivals, r)
 
     def batch(step: int) -> tuple[Tensor, ...]:
         rng, generator = draws.at(before + step)
         x_0, said = data.batch(count, r, rng, generator)
         t = ddpm.draw_timesteps(count, r, generator)
+        shown: tuple[Tensor, ...] = ()
+        if r.rivals:
+            *first, numbers = show(generator)
+            x_0, said, t = map(torch.cat, zip(first, (x_0, said, t), strict=True))
+            shown = (numbers,)
         denoised = x_0, said, t, torch.randn(x_0.shape, generator=generator)
-        return denoised + say(rng, generator) if r.captions else denoised
+        return denoised + (say(rng, generator) if r.captions else ()) + shown
 
     loss.unet.requires_grad_(True)
     loss.text_encoder.requires_grad_(r.train_text_encoder)
     sheets = Sheets(data, model, run.recipe.samples, r.steps, run.folder / "samples", stage)
     places = data.latents[0, 0].numel()
     _fit(run, stage, loss, batch, r, places, warmup=r.warmup, ema=r.ema, show=sheets)
+
+
+def _rivals(
+    run: Run, pictures: Pictures, r: Unet
+) -> tuple[Rivals, Callable[[torch.Generator], tuple[Tensor, ...]]]:
+    """The pictures that are to be told apart, and what draws some of a batch: their latents,
+    tokens, timesteps and numbers.
+    """
+    some, groups = pictures.rivals()
+    path = run.folder / "rivals.safetensors"
+    latents = encode(some, run.model.vae, path, run.accelerator)
+    rivals = Rivals(latents, groups, [some.caption(i) for i in range(len(some))])
+
+    def show(generator: torch.Generator) -> tuple[Tensor, ...]:
+        shown = rivals.draw(run.share(r.rivals), r.rivals_hard, generator)
+        said = padded([rivals.captions[i] for i in shown], run.model.tokenizer)
+        t = ddpm.draw_timesteps(len(shown), r, generator, r.rivals_early)
+        return rivals.latents(shown).cpu(), said, t, shown
+
+    return rivals, show
 
 
 def _fit(

@@ -143,7 +143,8 @@ def _begin(job: Job, run: Run, pictures: Emoji | ImageFolder, origin: str | None
     begun_with = {"recipe": run.recipe.numbers(), "from": origin, "data": data}
     new = work.claim(job.out, begun_with, job.recipe_path.read_text(encoding="utf-8"))
     if origin is None and not (run.folder / "vae.checkpoint").exists():
-        for path in (run.folder / "latents.safetensors", *run.folder.glob("*.checkpoint")):
+        latents = (run.folder / f"{name}.safetensors" for name in ("latents", "rivals"))
+        for path in (*latents, *run.folder.glob("*.checkpoint")):
             path.unlink(missing_ok=True)  # of another VAE, if there are any
     if not isinstance(pictures, ImageFolder):
         messages.say(f"{len(pictures.names)} glyphs, {len(pictures)} pictures")

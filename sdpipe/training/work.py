@@ -2,7 +2,8 @@
 
 OUT/training/run.json       what the run was begun with: numbers, data, the model it goes on from
 OUT/training/recipe.toml    the recipe's file, as it was
-OUT/training/loss.csv, *.checkpoint, latents.safetensors, pictures.rgb, samples/
+OUT/training/loss.csv, *.checkpoint, latents.safetensors, rivals.safetensors, pictures.rgb,
+             samples/
 """
 
 import contextlib
