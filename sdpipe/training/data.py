@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
@@ -20,6 +19,7 @@ from sdpipe.errors import SdpipeError
 from sdpipe.latents import pil_to_latents, to_tensor
 from sdpipe.learned import Learned
 from sdpipe.progress import bar
+from sdpipe.training import mistaken
 from sdpipe.training.recipe import Words
 from sdpipe.training.tokenizer import RoughCuts
 from sdpipe.training.work import written
@@ -141,8 +141,7 @@ def draw_subjects(
     pictures: how many there are; as many of each subject, one at least, and a rest is left out.
     """
     subjects = len(wrong)
-    weights = hard * F.normalize(wrong.cpu().double().square(), p=1, dim=0) + (1 - hard) / subjects
-    drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
+    drawn = mistaken.draw(wrong.cpu().double().square(), count, hard, generator)
     of_each = max(pictures // subjects, 1)
     return drawn + subjects * torch.randint(of_each, (count,), generator=generator)
 

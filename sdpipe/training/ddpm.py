@@ -103,8 +103,13 @@ class DenoisingLoss(nn.Module):
 
     def loss(self, x_0: Tensor, text: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The same of embedded captions, (B, L, D)."""
+        _, predicted = self.predict(x_0, text, t, eps)
+        return self.error(predicted, x_0, t, eps)
+
+    def predict(self, x_0: Tensor, text: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t, and what the U-Net predicts from it, (B, C, h, w)."""
         x_t = add_noise(x_0, eps, self.alpha_bar[t])
-        return self.error(self.unet(x_t, t, text).sample.float(), x_0, t, eps)
+        return x_t, self.unet(x_t, t, text).sample.float()
 
     def error(self, predicted: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The squared error of what the U-Net has predicted, (B, C, h, w): of v, or of the noise
@@ -144,18 +149,13 @@ class WithOtherWords(DenoisingLoss):
         said: Tensor,
         meant: Tensor,
         subjects: Tensor,
+        *more: Tensor,
     ) -> Tensor:
-        """The first four as in `DenoisingLoss`, the others as in `OtherWords`."""
-        text, words = self.read(tokens, said, meant, subjects)
-        return self.loss(x_0, text, t, eps) + self.weight * words
-
-    def read(
-        self, tokens: Tensor, said: Tensor, meant: Tensor, subjects: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What the encoder says of B captions, (B, L, D), and its loss of other words."""
+        """The first four as in `DenoisingLoss`, the next as in `OtherWords`, `more` for `loss`."""
         outputs = self.text_encoder(torch.cat([tokens, said])).last_hidden_state
         text, spoken = outputs[: len(tokens)], outputs[len(tokens) :]
-        return text, self.other_words.loss(spoken, said, meant, subjects)
+        words = self.other_words.loss(spoken, said, meant, subjects)
+        return self.loss(x_0, text, t, eps, *more) + self.weight * words
 
 
 class ToldApart(WithOtherWords):
@@ -171,25 +171,14 @@ class ToldApart(WithOtherWords):
         super().__init__(unet, other_words, recipe)
         self.rivals, self.rivals_weight = rivals, recipe.rivals_weight
 
-    def forward(  # type: ignore[override]
-        self,
-        x_0: Tensor,
-        tokens: Tensor,
-        t: Tensor,
-        eps: Tensor,
-        said: Tensor,
-        meant: Tensor,
-        subjects: Tensor,
-        shown: Tensor,
+    def loss(  # type: ignore[override]
+        self, x_0: Tensor, text: Tensor, t: Tensor, eps: Tensor, shown: Tensor
     ) -> Tensor:
-        """All but the last as in `WithOtherWords`; the first P pictures are the rivals `shown`,
+        """All but the last as in `DenoisingLoss`; the first P pictures are the rivals `shown`,
         (P,).
         """
-        text, words = self.read(tokens, said, meant, subjects)
-        x_t = add_noise(x_0, eps, self.alpha_bar[t])
-        predicted = self.unet(x_t, t, text).sample.float()
+        x_t, predicted = self.predict(x_0, text, t, eps)
         first = slice(len(shown))
         guess = self.guess(predicted[first], x_t[first], t[first])
         mistaken = self.rivals.loss(guess, shown, t[first] > NOISY * len(self.alpha_bar))
-        denoised = self.error(predicted, x_0, t, eps)
-        return denoised + self.weight * words + self.rivals_weight * mistaken
+        return self.error(predicted, x_0, t, eps) + self.rivals_weight * mistaken

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdpipe.training import mistaken
+
 NEAR = 0.03
 """By this share of how far rivals are apart, nearer is e times likelier."""
 NEWS = 0.5
@@ -17,7 +19,7 @@ LEAST = 0.05
 
 
 class Rivals(nn.Module):
-    """N pictures as latents (N, C, h, w), each in a group, and the captions that tell them apart.
+    """N pictures as latents (N, C, h, w), each in one of G groups, and their captions.
 
     `wrong` is how often the guess of each was nearer to a rival of late, (N,).
     """
@@ -25,15 +27,19 @@ class Rivals(nn.Module):
     wrong: Tensor  # (N,)
     flat: Tensor  # (N, C h w)
     groups: Tensor  # (N,)
+    apart: Tensor  # (G,), the mean squared distance of two of a group
     said: Tensor  # (N,), the same number where the caption is the same
 
     def __init__(self, latents: Tensor, groups: list[int], captions: list[str]) -> None:
         super().__init__()
         self.register_buffer("wrong", torch.ones(len(latents)))
         numbers = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+        flat, group = latents.float().flatten(1), torch.tensor(groups)
+        kinds = [flat[group == k] for k in range(max(groups) + 1)]
         told = {
-            "flat": latents.float().flatten(1),
-            "groups": torch.tensor(groups),
+            "flat": flat,
+            "groups": group,
+            "apart": torch.stack([2 * kind.var(0, correction=0).sum() for kind in kinds]),
             "said": torch.tensor([numbers[caption] for caption in captions]),
         }
         for name, value in told.items():
@@ -44,9 +50,7 @@ class Rivals(nn.Module):
         """Numbers of so many pictures, (P,): a share `hard` of them in proportion to how wrong they
         are, the others regardless of it.
         """
-        wrong = self.wrong.cpu().double().clamp(min=LEAST)
-        weights = hard * wrong / wrong.sum() + (1 - hard) / len(wrong)
-        return torch.multinomial(weights, count, replacement=True, generator=generator)
+        return mistaken.draw(self.wrong.clamp(min=LEAST), count, hard, generator)
 
     def latents(self, shown: Tensor) -> Tensor:
         """Those of P pictures, (P, C, h, w)."""
@@ -60,23 +64,19 @@ class Rivals(nn.Module):
             p(j | i) = softmax_j(-|guess_i - x_0j|^2 / (NEAR d)),
 
         d the mean squared distance of two of the group. Those with the same caption are not to be
-        told apart. It is the contrastive loss of van den Oord et al. (2018), equation 4. Where the
-        guess was made from `noisy` latents, (P,), `wrong` hears of it.
+        told apart. Where the guess was made from `noisy` latents, (P,), `wrong` hears of it.
         """
         guess, value = guess.float().flatten(1), guess.new_zeros(())
         found = torch.zeros(len(shown), dtype=torch.bool, device=shown.device)
         for group in self.groups[shown].unique():
             members = (self.groups == group).nonzero().flatten()
             here = (self.groups[shown] == group).nonzero().flatten()
-            flat, own = self.flat[members], members == shown[here, None]  # (M, C h w), (p, M)
-            d = 2 * flat.var(0, correction=0).sum().clamp(min=1e-6)
-            # The square of the guess is left out: for one i it is the same for all j.
-            logits = (2 * guess[here] @ flat.T - flat.square().sum(1)) / (NEAR * d)
+            own = (members == shown[here, None]).int().argmax(1)
             alike = self.said[members] == self.said[shown[here], None]
-            logits = logits.masked_fill(alike & ~own, -torch.inf)
-            target = own.int().argmax(1)
-            value = value + F.cross_entropy(logits, target, reduction="sum")
-            found[here] = logits.argmax(1) == target
+            near = NEAR * self.apart[group]
+            logits = mistaken.logits(guess[here], self.flat[members], own, alike, near)
+            value = value + F.cross_entropy(logits, own, reduction="sum")
+            found[here] = logits.argmax(1) == own
         self._note(shown[noisy], found[noisy])
         return value / max(len(shown), 1)
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from sdpipe.training.mistaken import logits
 from sdpipe.training.recipe import Text
 
 TEMPERATURE = 0.1
@@ -158,18 +159,13 @@ def confusion(meant: Tensor, said: Tensor, alike: Tensor) -> Tensor:
         p(j | i) = softmax_j(-|said_i - meant_j|^2 / (TEMPERATURE d)),
 
     d the mean squared distance of two of the captions' own. Those that are `alike`, (B, M), are not
-    to be told apart. Only what was said learns from it. Contrastive learning, van den Oord et al.
-    (2018), equation 4.
+    to be told apart. Only what was said learns from it.
     """
     meant, said = meant.detach().float().flatten(1), said.float().flatten(1)
-    centre = meant.mean(0)  # without it the products below would be large, and round in 16 bits
-    meant, said = meant - centre, said - centre
-    batch, squares = len(said), meant.square().sum(1)
-    others = ~alike[:, :batch]
-    apart = squares[:batch, None] + squares[:batch] - 2 * meant[:batch] @ meant[:batch].T
+    batch = len(said)
+    own_meant = meant[:batch] - meant[:batch].mean(0)  # or the products below would be large
+    squares, others = own_meant.square().sum(1), ~alike[:, :batch]
+    apart = squares[:, None] + squares - 2 * own_meant @ own_meant.T
     d = apart[others].sum() / others.sum().clamp(min=1)
-    # The square of what was said is left out: for one i it is the same for all j.
-    logits = (2 * said @ meant.T - squares) / (TEMPERATURE * d).clamp(min=1e-6)
-    own = torch.eye(batch, len(meant), dtype=torch.bool, device=meant.device)
-    logits = logits.masked_fill(alike & ~own, -torch.inf)
-    return F.cross_entropy(logits, torch.arange(batch, device=meant.device))
+    own = torch.arange(batch, device=meant.device)
+    return F.cross_entropy(logits(said, meant, own, alike, TEMPERATURE * d), own)
