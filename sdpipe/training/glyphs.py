@@ -118,21 +118,25 @@ def classes(inks: dict[str, Image.Image]) -> dict[str, str]:
     return {name: first.setdefault(ink.tobytes(), name) for name, ink in inks.items()}
 
 
+def distinct(inks: dict[str, Image.Image]) -> list[str]:
+    """One name of every glyph, the first."""
+    return sorted(set(classes(inks).values()))
+
+
 def look_alikes(inks: dict[str, Image.Image], side: int = 24) -> list[str]:
     """The half of the names whose glyphs are the nearest to another one, pixel by pixel.
 
     side: pixels a side to which glyphs are scaled before they are compared, on gray.
     """
-    of = classes(inks)
-    distinct = sorted(set(of.values()))
+    of, names = classes(inks), distinct(inks)
     pixels = np.stack(
-        [np.asarray(draw([(inks[name], 1.0, (0, 0))], side, COLOURS["gray"])) for name in distinct]
-    ).reshape(len(distinct), -1)
+        [np.asarray(draw([(inks[name], 1.0, (0, 0))], side, COLOURS["gray"])) for name in names]
+    ).reshape(len(names), -1)
     pixels = pixels.astype(np.float32) / 255
     squares = np.square(pixels).sum(axis=1)
     apart = squares[:, None] + squares - 2 * pixels @ pixels.T  # squared distances
     np.fill_diagonal(apart, np.inf)
-    nearest = dict(zip(distinct, apart.min(axis=1).tolist(), strict=True))
+    nearest = dict(zip(names, apart.min(axis=1).tolist(), strict=True))
     return sorted(inks, key=lambda name: (nearest[of[name]], name))[: len(inks) // 2]
 
 
@@ -197,7 +201,7 @@ class Emoji:
         self.recipe, self.size, self.seed = recipe, size, seed
         self.inks = render_all()
         self.names = list(self.inks)
-        self.distinct = [self.inks[name] for name in sorted(set(classes(self.inks).values()))]
+        self.distinct = distinct(self.inks)
         self.alike = look_alikes(self.inks) if recipe.alike else []
 
     def __len__(self) -> int:
@@ -270,7 +274,7 @@ class Emoji:
         """What the VAE learns from: a glyph of any size anywhere, also mirrored, also in wrong
         colours, on any colour, so that it learns to see and not to remember.
         """
-        ink = rng.choice(self.distinct)
+        ink = self.inks[rng.choice(self.distinct)]
         if rng.random() < 0.5:
             ink = ink.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if rng.random() < 0.35:
@@ -299,11 +303,10 @@ class Combinations(Emoji):
 
     def __init__(self, emoji: Emoji) -> None:
         self.__dict__ |= vars(emoji)
-        distinct = sorted(set(classes(self.inks).values()))
         places = [place for place in PLACES if place != "centre"]
         colours = [colour for colour in COLOURS if colour != "white"]
-        scenes = [Scene(n, size=s, place=p) for n in distinct for s in SIZES for p in places]
-        scenes += [Scene(n, colour) for n in distinct for colour in colours]
+        scenes = [Scene(n, size=s, place=p) for n in self.distinct for s in SIZES for p in places]
+        scenes += [Scene(n, colour) for n in self.distinct for colour in colours]
         self.scenes = [scene for scene in scenes if not scene.held_out]
 
     def __len__(self) -> int:
