@@ -99,6 +99,7 @@ rivals = 3
 rivals_weight = 0.1
 rivals_early = 0.5
 rivals_hard = 0.5
+taken = 0.8
 steps = 2
 batch = 2
 warmup = 1

@@ -119,7 +119,7 @@ class Joint:
     With `captions` the text encoder learns so many in other words beside every batch, as in
     `OtherWords`, with a loss of that weight; with `rivals` so many of a batch's pictures are to be
     told from theirs. It is taken in so many `cycles`, of `steps` each, and ends as the mean of
-    them.
+    them; `taken` is how much of the way there the weights are moved in the end.
     """
 
     reworded: float = 0.0
@@ -133,6 +133,7 @@ class Joint:
     rivals_hard: float = 0.0
     train_text_encoder: bool = True
     cycles: int = 1
+    taken: float = 1.0
     steps: int = 0
     batch: int = 32
     learning_rate: float = 1e-3

@@ -4,6 +4,7 @@ Each ends where `fit` does, and leaves its checkpoint in the run's folder.
 """
 
 import contextlib
+import copy
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -132,25 +133,29 @@ def train_further(run: Run, data: Captioned) -> None:
 
 
 def train_other_words(run: Run, data: Captioned, stage: str) -> None:
-    """Trains the text encoder alone, to say of other words what it says of the plain ones.
-
-    Of the way that its weights have gone it keeps a share: in between it says of plain captions
-    more nearly what it said before, and of others little less than in the end (Wortsman et al.
-    2022, "Robust fine-tuning of zero-shot models").
-    """
+    """Trains the text encoder alone, to say of other words what it says of the plain ones."""
     r: OtherWords = getattr(run.recipe, stage)
     draws, before = run.draws(), run.steps_before(stage)
     loss, say = _other_words(run, data.pictures, r, run.share(r.batch))
-    start = [weight.clone() for weight in loss.encoder.parameters()]
+    start = copy.deepcopy(loss.encoder)
     loss.encoder.requires_grad_(True)
 
     def batch(step: int) -> tuple[Tensor, ...]:
         return say(*draws.at(before + step))
 
     _fit(run, stage, loss, batch, r, run.recipe.tokenizer.length)
-    with torch.no_grad():
-        for old, new in zip(start, loss.encoder.parameters(), strict=True):
-            new.copy_(torch.lerp(old.to(new.device), new, r.taken))
+    _take_back(loss.encoder, start, r.taken)
+
+
+@torch.no_grad()
+def _take_back(network: nn.Module, start: nn.Module, taken: float) -> None:
+    """Of the way that a network's weights have gone since a `start` it keeps a share.
+
+    In between it does more nearly what it did before, and of what is new little less than in the
+    end: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models".
+    """
+    for old, new in zip(start.parameters(), network.parameters(), strict=True):
+        new.copy_(torch.lerp(old.to(new.device), new, taken))
 
 
 def _other_words(
@@ -174,17 +179,19 @@ def train_together(run: Run, data: Captioned, stage: str) -> None:
     """Trains the U-Net, and the text encoder with it where the stage says so, in its cycles.
 
     The rates rise and fall in each. It begins with the mean of what those before have ended with,
-    and the networks end as the mean of all: stochastic weight averaging, Izmailov et al. (2018).
+    and the networks end as the mean of all, stochastic weight averaging, Izmailov et al. (2018), or
+    on the way there.
     """
     told = asdict(getattr(run.recipe, stage))
-    cycles = told.pop("cycles")
+    cycles, taken = told.pop("cycles"), told.pop("taken")
     r = replace(run.recipe.unet, **told)
     networks = nn.ModuleList([run.model.unet, run.model.text_encoder])
-    mean = AveragedModel(networks)
+    start, mean = copy.deepcopy(networks), AveragedModel(networks)
     for cycle in range(cycles):
         train_unet(run, data, stage, r, cycle)
         mean.update_parameters(networks)
         networks.load_state_dict(mean.module.state_dict())
+    _take_back(networks, start, taken)
 
 
 def train_unet(run: Run, data: Captioned, stage: str, r: Unet, cycle: int = 0) -> None:
