@@ -60,6 +60,7 @@ NAMES = {
     "both": "both at once",
     "spelling": "spelling",
     "reading": "reading",
+    "placing": "placing",
 }  # of the stages in loss.csv
 TICKS = (0.06, 0.08, 0.1, 0.12, 0.13, 0.14, 0.17, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
 WIDEST = 1440  # pixels: a page is about 830 wide, on fine screens twice that
