@@ -137,14 +137,13 @@ def train_other_words(run: Run, data: Captioned, stage: str) -> None:
     r: OtherWords = getattr(run.recipe, stage)
     draws, before = run.draws(), run.steps_before(stage)
     loss, say = _other_words(run, data.pictures, r, run.share(r.batch))
-    start = copy.deepcopy(loss.encoder)
     loss.encoder.requires_grad_(True)
 
     def batch(step: int) -> tuple[Tensor, ...]:
         return say(*draws.at(before + step))
 
     _fit(run, stage, loss, batch, r, run.recipe.tokenizer.length)
-    _take_back(loss.encoder, start, r.taken)
+    _take_back(loss.encoder, loss.before, r.taken)
 
 
 @torch.no_grad()
