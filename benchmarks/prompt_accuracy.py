@@ -62,6 +62,7 @@ SEEDS, SEEDED_NAMES = 16, 20
 SOLVERS = {"lms": "LMS", "euler": "Euler", "dpm++": "DPM++ 2M"}
 
 Figures = dict[str, Any]
+Kind = Callable[..., Tally]  # draws a kind of scenes, for a Bench and settings of generate
 
 
 class Bench:
@@ -80,7 +81,7 @@ class Bench:
         scenes = load_recipe().scenes
         assert scenes is not None
         self.scale: Range = scenes.scale  # of a glyph whose size is not said
-        self._alone: dict[tuple[float, str], Tally] = {}
+        self._drawn: dict[tuple[str, float, str], Tally] = {}
 
     def draw(self, prompts: Sequence[str], **settings: Any) -> Iterator[Image.Image]:
         settings = {"g": self.own["g"], "steps": STEPS, **settings}
@@ -98,12 +99,13 @@ class Bench:
             tally.add(prompt, said, glyph=self.judge.is_a(name, seen), background=on == "white")
         return tally
 
-    def alone(self, g: float | None = None, scheduler: str | None = None) -> Tally:
-        """The names, and nothing else said. Each g and scheduler is drawn once."""
-        key = (self.own["g"] if g is None else g, scheduler or self.own["scheduler"])
-        if key not in self._alone:
-            self._alone[key] = self.on_white(self.names, g=key[0], scheduler=key[1])
-        return self._alone[key]
+    def drawn(self, kind: "Kind", g: float | None = None, scheduler: str | None = None) -> Tally:
+        """A kind of scenes, at the model's own g by its own scheduler. Each is drawn once."""
+        g = self.own["g"] if g is None else g
+        key = (kind.__name__, g, scheduler or self.own["scheduler"])
+        if key not in self._drawn:
+            self._drawn[key] = kind(self, g=g, scheduler=key[2])
+        return self._drawn[key]
 
     def held_out(self, scenes: list[Scene], count: int) -> list[Scene]:
         """So many of those that training left out; a glyph with two names may have been seen."""
@@ -112,32 +114,27 @@ class Bench:
         return random.Random(0).sample(never, NAMES)[:count]
 
 
-def glyph(bench: Bench) -> Figures:
-    """Glyph and background, from the name alone."""
-    return {"g": bench.own["g"], **bench.alone().figures()}
+def alone(bench: Bench, **settings: Any) -> Tally:
+    """The names, and nothing else said: glyph, and a white background."""
+    return bench.on_white(bench.names, **settings)
 
 
-def solvers(bench: Bench) -> Figures:
-    """The same at a high g, by three schedulers."""
-    return {name: bench.alone(HIGH_G, name).figures() for name in SOLVERS}
-
-
-def colour(bench: Bench) -> Figures:
-    """Glyph and background, of names and colours that training never had together."""
+def coloured(bench: Bench, **settings: Any) -> Tally:
+    """Names and colours that training never had together: glyph and background."""
     said = [c for c in COLOURS if c != "white"]
     scenes = [Scene(name, c) for name in bench.judge.names for c in said]
     scenes = bench.held_out(scenes, bench.count)
     tally = Tally()
-    for scene, picture in zip(scenes, bench.draw([*map(caption, scenes)]), strict=True):
+    for scene, picture in zip(scenes, bench.draw([*map(caption, scenes)], **settings), strict=True):
         seen = bench.judge.name(picture, scales=bench.scale)
         on = bench.judge.background(picture)
         right = {"glyph": bench.judge.is_a(scene.name, seen), "background": on == scene.colour}
         tally.add(caption(scene), f"{seen} on {on}", **right)
-    return tally.figures()
+    return tally
 
 
-def place(bench: Bench) -> Figures:
-    """Glyph, size and place, of names, sizes and places that training never had together."""
+def placed(bench: Bench, **settings: Any) -> Tally:
+    """Names, sizes and places that training never had together: glyph, size and place."""
     scenes = [
         Scene(name, size=size, place=where)
         for name in bench.judge.names
@@ -146,33 +143,89 @@ def place(bench: Bench) -> Figures:
     ]
     scenes = bench.held_out(scenes, bench.count)
     tally = Tally()
-    for scene, picture in zip(scenes, bench.draw([*map(caption, scenes)]), strict=True):
+    for scene, picture in zip(scenes, bench.draw([*map(caption, scenes)], **settings), strict=True):
         assert scene.size is not None
         seen = bench.judge.name(picture, scales=(SIZES[scene.size], SIZES[scene.size]))
         size, where = bench.judge.size_and_place(picture, scene.name)
         right = {"size": size == scene.size, "place": where == scene.place}
         right |= {"glyph": bench.judge.is_a(scene.name, seen)}
         tally.add(caption(scene), f"{seen}, {size}, {where}", **right)
-    return tally.figures()
+    return tally
 
 
-def pair(bench: Bench) -> Figures:
-    """Two glyphs, each in its place, of names that training never had together."""
-    rng = random.Random(0)
-    tally, relations = Tally(), {}
-    scenes: list[Scene] = []
-    for i, relation in enumerate(RELATIONS):
-        couples = [rng.sample(bench.judge.names, 2) for _ in range(20 * NAMES)]
-        some = [Scene(one, relation=relation, other=other) for one, other in couples]
-        scenes += bench.held_out(some, (bench.count + i) // len(RELATIONS))  # count in all
-        relations[relation] = Tally()
-    for scene, picture in zip(scenes, bench.draw([*map(caption, scenes)]), strict=True):
+def paired(bench: Bench, **settings: Any) -> Tally:
+    """Two names that training never had together: each glyph in its place."""
+    scenes, tally = couples(bench), Tally()
+    for scene, picture in zip(scenes, bench.draw([*map(caption, scenes)], **settings), strict=True):
         assert scene.relation is not None
         seen = bench.judge.pair(picture, scene.relation)
         first, second = map(bench.judge.is_a, scene.names, seen)
-        for one in (tally, relations[scene.relation]):
-            one.add(caption(scene), ", ".join(seen), first=first, second=second)
-    by_relation = {name: t.figures()["all"] for name, t in relations.items() if t.asked}
+        tally.add(caption(scene), ", ".join(seen), first=first, second=second)
+    return tally
+
+
+def couples(bench: Bench) -> list[Scene]:
+    """The scenes of two glyphs, as many in each relation."""
+    rng = random.Random(0)
+    scenes: list[Scene] = []
+    for i, relation in enumerate(RELATIONS):
+        two = [rng.sample(bench.judge.names, 2) for _ in range(20 * NAMES)]
+        some = [Scene(one, relation=relation, other=other) for one, other in two]
+        scenes += bench.held_out(some, (bench.count + i) // len(RELATIONS))  # count in all
+    return scenes
+
+
+KINDS: dict[str, Kind] = {
+    "the name alone": alone,
+    "on another colour": coloured,
+    "of a size, at a place": placed,
+    "two glyphs": paired,
+}
+
+
+def glyph(bench: Bench) -> Figures:
+    """Glyph and background, from the name alone."""
+    return {"g": bench.own["g"], **bench.drawn(alone).figures()}
+
+
+def guidance(bench: Bench) -> Figures:
+    """Every kind of scene at each g: the share in which all is right, and of all kinds together."""
+    curve: Figures = {}
+    for g in CURVE:
+        tallies = {kind: bench.drawn(draw, g) for kind, draw in KINDS.items()}
+        right = [all(picture.values()) for tally in tallies.values() for picture in tally.right]
+        curve[f"{g:g}"] = {
+            **{kind: tally.figures() for kind, tally in tallies.items()},
+            "pictures": len(right),
+            "all": round(sum(right) / len(right), 4),
+        }
+    best = max(figures["all"] for figures in curve.values())
+    return {**curve, "best at": [g for g, figures in curve.items() if figures["all"] == best]}
+
+
+def solvers(bench: Bench) -> Figures:
+    """The names alone at a high g, by three schedulers."""
+    return {name: bench.drawn(alone, HIGH_G, name).figures() for name in SOLVERS}
+
+
+def colour(bench: Bench) -> Figures:
+    """Glyph and background, of names and colours held out."""
+    return bench.drawn(coloured).figures()
+
+
+def place(bench: Bench) -> Figures:
+    """Glyph, size and place, of names, sizes and places held out."""
+    return bench.drawn(placed).figures()
+
+
+def pair(bench: Bench) -> Figures:
+    """Two glyphs, each in its place, of pairs held out."""
+    tally, relations = bench.drawn(paired), [scene.relation for scene in couples(bench)]
+    by_relation = {
+        name: tally.only([relation == name for relation in relations]).figures()["all"]
+        for name in RELATIONS
+        if name in relations
+    }
     return {**tally.figures(), "by relation": by_relation}
 
 
@@ -205,17 +258,11 @@ def words(bench: Bench) -> Figures:
             asked[f"{way}, as typed"] = typed
         for title, prompts in asked.items():
             tally = bench.on_white(prompts).only(changed)
-            said, alone = (t.figures()["glyph"] for t in (tally, bench.alone().only(changed)))
-            points = round(100 * (said - alone), 2)
-            found[title] = {**tally.figures(), "alone": alone, "points": points}
+            both = (tally, bench.drawn(alone).only(changed))
+            said, unsaid = (t.figures()["glyph"] for t in both)
+            points = round(100 * (said - unsaid), 2)
+            found[title] = {**tally.figures(), "alone": unsaid, "points": points}
     return found
-
-
-def guidance(bench: Bench) -> Figures:
-    """The names alone at each g."""
-    curve = {f"{g:g}": bench.alone(g).figures() for g in CURVE}
-    best = max(figures["glyph"] for figures in curve.values())
-    return {**curve, "best at": [g for g, figures in curve.items() if figures["glyph"] == best]}
 
 
 def seeds(bench: Bench) -> Figures:
@@ -360,9 +407,12 @@ def table(report: Figures) -> str:
             said = f"{percent(p, 'glyph')} ({p['points']:+.1f} points)"
             rows.append((f"other words, {way}: glyph", "at most 5 points lower", said))
     if p := parts.get("guidance"):
-        title = f"the name alone, g {', '.join(f'{g:g}' for g in CURVE)}: glyph"
-        said = ", ".join(percent(p[f"{g:g}"], "glyph") for g in CURVE)
-        rows.append((title, "", f"{said}; best at g {', '.join(p['best at'])}"))
+        gs = [f"{g:g}" for g in CURVE]
+        for kind in KINDS:
+            said = ", ".join(percent(p[g][kind], "all") for g in gs)
+            rows.append((f"{kind}, g {', '.join(gs)}: all right", "", said))
+        said = f"{', '.join(percent(p[g], 'all') for g in gs)}; best at g {', '.join(p['best at'])}"
+        rows.append((f"all these, g {', '.join(gs)}", "where the model's g is", said))
     if p := parts.get("seeds"):
         said = f"{p['mean distance']:.1f} (the nearest two {p['nearest two'][0]:.1f})"
         rows.append((f"{SEEDS} seeds: distance of two pictures, of 255", "", said))
