@@ -412,7 +412,7 @@ def table(report: Figures) -> str:
             said = ", ".join(percent(p[g][kind], "all") for g in gs)
             rows.append((f"{kind}, g {', '.join(gs)}: all right", "", said))
         said = f"{', '.join(percent(p[g], 'all') for g in gs)}; best at g {', '.join(p['best at'])}"
-        rows.append((f"all these, g {', '.join(gs)}", "where the model's g is", said))
+        rows.append((f"all these, g {', '.join(gs)}", "peaks at the model's g", said))
     if p := parts.get("seeds"):
         said = f"{p['mean distance']:.1f} (the nearest two {p['nearest two'][0]:.1f})"
         rows.append((f"{SEEDS} seeds: distance of two pictures, of 255", "", said))
