@@ -2,8 +2,9 @@
 
 All of them come from the built-in model, and need matplotlib. Every `sdpipe show NAME ...` in
 the README is run as it stands there, and its drawing becomes NAME.png. So is every `sdpipe sweep`
-that has a picture below it, which its grid becomes, and the command that draws without a seam, for
-seamless.png. With names, as in `make_pictures.py steps sheet`, it draws those alone.
+that has a picture below it, which its grid becomes; the command that draws without a seam, for
+seamless.png; and the one that draws each line of sheet.txt, for sheet.png. With names, as in
+`make_pictures.py steps sheet`, it draws those alone.
 """
 
 import csv
@@ -14,41 +15,24 @@ import tempfile
 from collections import defaultdict
 from contextlib import redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 from PIL import Image
 
 import sdpipe
-from sdpipe import Pipeline
 from sdpipe.cli import main as run
 from sdpipe.show.animation import in_few_colors
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 COMMAND = re.compile(r"^sdpipe (show (\w+) .+?)(?: +#.*)?$", re.MULTILINE)
+SHEET = re.compile(r"^sdpipe (generate - .+) < docs/sheet\.txt", re.MULTILINE)
 SEAMLESS = re.compile(r"^sdpipe (generate .+ --seamless \w+)$", re.MULTILINE)
 SWEEP = re.compile(
     r"^(?:\$ )?sdpipe (sweep .+)\n(?:.+/grid\.png\n)?```\n\n!\[[^]]*\]\(docs/(\w+)\.png\)",
     re.MULTILINE,
 )
 LOSSES = Path(sdpipe.__file__).parent / "models" / "emoji" / "loss.csv"
-SHEET = [
-    "red apple", "panda", "rocket", "octopus", "sunflower", "pizza", "guitar", "tiger face",
-    "woman astronaut", "thinking face", "balloon on a blue background",
-    "avocado on a pink background", "ghost on a purple background", "owl on a green background",
-    "light bulb on a black background", "rainbow on a gray background",
-    "whale on a yellow background", "sailboat on an orange background",
-    "robot on a yellow background", "cactus on a pink background", "small fox on the left",
-    "large frog on the right", "medium crab at the bottom", "small mushroom at the top",
-    "large snail", "small key in the centre on a black background", "large lemon at the top",
-    "medium ant on the right on a yellow background",
-    "small moai on the left on a pink background",
-    "large trophy at the bottom on a blue background", "a cat left of a rocket",
-    "a full moon above a house", "an owl right of a hamburger", "a red heart below a snail",
-    "a ghost left of a jack-o-lantern", "a dolphin above a water wave",
-    "an avocado right of a tulip", "a mouse face left of a cheese wedge",
-    "a rocket above a globe showing Americas on a black background",
-    "a frog below a crown on a pink background",
-]  # fmt: skip
 ACROSS, GAP = 10, 4
 NAMES = {
     "vae": "VAE",
@@ -76,7 +60,8 @@ def main() -> None:
         [command] = SEAMLESS.findall(readme)
         draw_tiles(shlex.split(command), HERE / "seamless.png")
     if not wanted or "sheet" in wanted:
-        draw_sheet(HERE / "sheet.png")
+        [command] = SHEET.findall(readme)
+        draw_sheet(shlex.split(command), HERE / "sheet.png")
     if not wanted or "loss" in wanted:
         plot_losses(HERE / "loss.png")
 
@@ -116,9 +101,17 @@ def draw_tiles(command: list[str], path: Path) -> None:
     in_few_colors(sheet).save(path, optimize=True)
 
 
-def draw_sheet(path: Path) -> None:
-    """One picture of everything in `SHEET`."""
-    images = Pipeline("emoji").generate(SHEET, seed=0, exact=True).images
+def draw_sheet(command: list[str], path: Path) -> None:
+    """All the pictures that a command draws from the lines of sheet.txt, on one sheet."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        (HERE / "sheet.txt").open(encoding="utf-8") as lines,
+        patch.object(sys, "stdin", lines),
+        redirect_stdout(None),
+    ):
+        if run([*command, "--out", folder]) != 0:
+            raise SystemExit(f"sdpipe {shlex.join(command)} failed")
+        images = [Image.open(file).convert("RGB") for file in sorted(Path(folder).glob("*.png"))]
     side = images[0].width + GAP
     sheet = Image.new("RGB", (side * ACROSS - GAP, side * (len(images) // ACROSS) - GAP), "white")
     for i, image in enumerate(images):
