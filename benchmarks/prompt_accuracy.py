@@ -2,11 +2,11 @@
 
     python benchmarks/prompt_accuracy.py [--model emoji] [--only PART ...] [--quick] [--batch 16]
 
-Each function from `glyph` to `cost` measures one thing; judge.py says what a picture shows, from
-the font alone. Needs the font and the package emoji, as training does. Writes prompt_accuracy.json
-beside this file, anew after each part; with --only the other parts stay, if they are of the same
-weights. --quick runs four parts with fewer pictures, --limit N all of them with N names, for a
-trial.
+Each function from `glyph` to `cost` measures one thing; accuracy_scenes.py has what is asked for,
+and judge.py says what a picture shows, from the font alone. Needs the font and the package emoji,
+as training does. Writes prompt_accuracy.json beside this file, anew after each part; with --only
+the other parts stay, if they are of the same weights. --quick runs four parts with fewer pictures,
+--limit N all of them with N names, for a trial.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import random
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -28,159 +28,36 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from judge import Judge, Range, Tally, check
+from accuracy_scenes import (
+    FIRST_SEED,
+    KINDS,
+    NAMES,
+    STEPS,
+    Bench,
+    alone,
+    coloured,
+    couples,
+    paired,
+    placed,
+)
+from judge import Tally, check
 from PIL import Image
 
-from sdpipe import Pipeline
-from sdpipe.components import Components, load
+from sdpipe.components import load
 from sdpipe.device import dtype_name
 from sdpipe.errors import SdpipeWarning
 from sdpipe.latents import latents_to_pil, pil_to_latents
 from sdpipe.loading.weight_files import sha256
-from sdpipe.settings import FALLBACKS
 from sdpipe.training import glyphs
-from sdpipe.training.recipe import load_recipe
-from sdpipe.training.scenes import (
-    COLOURS,
-    PLACES,
-    RELATIONS,
-    SIZES,
-    Scene,
-    caption,
-    mistype,
-    plural,
-    with_article,
-)
+from sdpipe.training.scenes import RELATIONS, mistype, plural, with_article
 
-NAMES = 200
 QUICK_NAMES = 64
-STEPS = 30
-FIRST_SEED = 1000  # picture i of a part has seed FIRST_SEED + i: a name and its other words too
 HIGH_G = 7.5
 CURVE = (1.0, 2.0, 3.0, 5.0, HIGH_G, 12.0)
 SEEDS, SEEDED_NAMES = 16, 20
 SOLVERS = {"lms": "LMS", "euler": "Euler", "dpm++": "DPM++ 2M"}
 
 Figures = dict[str, Any]
-Kind = Callable[..., Tally]  # draws a kind of scenes, for a Bench and settings of generate
-
-
-class Bench:
-    """A model, the judge, and the names that the parts ask for: `count` at most in each.
-
-    all_names: nothing is left out, this is no trial.
-    """
-
-    def __init__(self, model: str, batch: int, count: int) -> None:
-        self.model, self.batch, self.count = model, batch, count
-        self.all_names = count == NAMES
-        self.pipe = Pipeline(model)
-        self.own = {**FALLBACKS, **self.pipe.components.defaults}
-        self.judge = Judge()
-        self.names = random.Random(0).sample(self.judge.names, NAMES)[:count]
-        scenes = load_recipe().scenes
-        assert scenes is not None
-        self.scale: Range = scenes.scale  # of a glyph whose size is not said
-        self._drawn: dict[tuple[str, float, str], Tally] = {}
-
-    def draw(self, prompts: Sequence[str], **settings: Any) -> Iterator[Image.Image]:
-        settings = {"g": self.own["g"], "steps": STEPS, **settings}
-        for i in range(0, len(prompts), self.batch):
-            some = prompts[i : i + self.batch]
-            yield from self.pipe.generate(some, seed=FIRST_SEED + i, **settings).images
-
-    def on_white(self, prompts: Sequence[str], **settings: Any) -> Tally:
-        """Draws a prompt for each of the names, and looks for its glyph and a white background."""
-        tally = Tally()
-        pictures = self.draw(prompts, **settings)
-        for name, prompt, picture in zip(self.names, prompts, pictures, strict=True):
-            seen, on = self.judge.name(picture, scales=self.scale), self.judge.background(picture)
-            said = seen if on == "white" else f"{seen} on {on}"
-            tally.add(prompt, said, glyph=self.judge.is_a(name, seen), background=on == "white")
-        return tally
-
-    def drawn(self, kind: "Kind", g: float | None = None, scheduler: str | None = None) -> Tally:
-        """A kind of scenes, at the model's own g by its own scheduler. Each is drawn once."""
-        g = self.own["g"] if g is None else g
-        key = (kind.__name__, g, scheduler or self.own["scheduler"])
-        if key not in self._drawn:
-            self._drawn[key] = kind(self, g=g, scheduler=key[2])
-        return self._drawn[key]
-
-    def held_out(self, scenes: list[Scene], count: int) -> list[Scene]:
-        """So many of those that training left out; a glyph with two names may have been seen."""
-        known_twice = {n for both in self.judge.same.items() if both[0] != both[1] for n in both}
-        never = [s for s in scenes if s.held_out and known_twice.isdisjoint(s.names)]
-        return random.Random(0).sample(never, NAMES)[:count]
-
-
-def alone(bench: Bench, **settings: Any) -> Tally:
-    """The names, and nothing else said: glyph, and a white background."""
-    return bench.on_white(bench.names, **settings)
-
-
-def coloured(bench: Bench, **settings: Any) -> Tally:
-    """Names and colours that training never had together: glyph and background."""
-    said = [c for c in COLOURS if c != "white"]
-    scenes = [Scene(name, c) for name in bench.judge.names for c in said]
-    scenes = bench.held_out(scenes, bench.count)
-    tally = Tally()
-    for scene, picture in zip(scenes, bench.draw([*map(caption, scenes)], **settings), strict=True):
-        seen = bench.judge.name(picture, scales=bench.scale)
-        on = bench.judge.background(picture)
-        right = {"glyph": bench.judge.is_a(scene.name, seen), "background": on == scene.colour}
-        tally.add(caption(scene), f"{seen} on {on}", **right)
-    return tally
-
-
-def placed(bench: Bench, **settings: Any) -> Tally:
-    """Names, sizes and places that training never had together: glyph, size and place."""
-    scenes = [
-        Scene(name, size=size, place=where)
-        for name in bench.judge.names
-        for size in SIZES
-        for where in PLACES
-    ]
-    scenes = bench.held_out(scenes, bench.count)
-    tally = Tally()
-    for scene, picture in zip(scenes, bench.draw([*map(caption, scenes)], **settings), strict=True):
-        assert scene.size is not None
-        seen = bench.judge.name(picture, scales=(SIZES[scene.size], SIZES[scene.size]))
-        size, where = bench.judge.size_and_place(picture, scene.name)
-        right = {"size": size == scene.size, "place": where == scene.place}
-        right |= {"glyph": bench.judge.is_a(scene.name, seen)}
-        tally.add(caption(scene), f"{seen}, {size}, {where}", **right)
-    return tally
-
-
-def paired(bench: Bench, **settings: Any) -> Tally:
-    """Two names that training never had together: each glyph in its place."""
-    scenes, tally = couples(bench), Tally()
-    for scene, picture in zip(scenes, bench.draw([*map(caption, scenes)], **settings), strict=True):
-        assert scene.relation is not None
-        seen = bench.judge.pair(picture, scene.relation)
-        first, second = map(bench.judge.is_a, scene.names, seen)
-        tally.add(caption(scene), ", ".join(seen), first=first, second=second)
-    return tally
-
-
-def couples(bench: Bench) -> list[Scene]:
-    """The scenes of two glyphs, as many in each relation."""
-    rng = random.Random(0)
-    scenes: list[Scene] = []
-    for i, relation in enumerate(RELATIONS):
-        two = [rng.sample(bench.judge.names, 2) for _ in range(20 * NAMES)]
-        some = [Scene(one, relation=relation, other=other) for one, other in two]
-        scenes += bench.held_out(some, (bench.count + i) // len(RELATIONS))  # count in all
-    return scenes
-
-
-KINDS: dict[str, Kind] = {
-    "the name alone": alone,
-    "on another colour": coloured,
-    "of a size, at a place": placed,
-    "two glyphs": paired,
-}
 
 
 def glyph(bench: Bench) -> Figures:
@@ -361,11 +238,10 @@ def cost(bench: Bench) -> Figures:
     }
 
 
-def weights(model: Components) -> dict[str, str]:
+def weights(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file of a model's weights."""
-    assert model.folder is not None
-    files = sorted(model.folder.rglob("*.safetensors"))
-    return {path.relative_to(model.folder).as_posix(): sha256(path) for path in files}
+    files = sorted(folder.rglob("*.safetensors"))
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 # The curve comes early: where it peaks is the g that most of the others are measured at.
@@ -469,8 +345,9 @@ def main() -> None:
         "dtype": dtype_name(model.dtype),
         "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
     }
+    assert model.folder is not None
     report: Figures = {
-        "model": {**model.identity(), "sha256": weights(model)},
+        "model": {**model.identity(), "sha256": weights(model.folder)},
         **here,
         "steps": STEPS,
         "judge": {},

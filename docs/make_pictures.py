@@ -80,12 +80,17 @@ def drawn(command: list[str]) -> Image.Image:
     with tempfile.TemporaryDirectory() as folder:
         sweep = command[0] == "sweep"
         path = Path(folder) / ("grid.png" if sweep else "drawn.png")
-        with redirect_stdout(None):
-            status = run([*command, "--out", folder if sweep else str(path)])
-        if status != 0:
-            raise SystemExit(f"sdpipe {shlex.join(command)} failed")
+        draw_into(folder if sweep else str(path), command)
         with Image.open(path) as image:
             return image.convert("RGB")
+
+
+def draw_into(out: str, command: list[str]) -> None:
+    """Runs a command of sdpipe's with this --out."""
+    with redirect_stdout(None):
+        status = run([*command, "--out", out])
+    if status != 0:
+        raise SystemExit(f"sdpipe {shlex.join(command)} failed")
 
 
 def draw_tiles(command: list[str], path: Path) -> None:
@@ -107,10 +112,8 @@ def draw_sheet(command: list[str], path: Path) -> None:
         tempfile.TemporaryDirectory() as folder,
         (HERE / "sheet.txt").open(encoding="utf-8") as lines,
         patch.object(sys, "stdin", lines),
-        redirect_stdout(None),
     ):
-        if run([*command, "--out", folder]) != 0:
-            raise SystemExit(f"sdpipe {shlex.join(command)} failed")
+        draw_into(folder, command)
         images = [Image.open(file).convert("RGB") for file in sorted(Path(folder).glob("*.png"))]
     side = images[0].width + GAP
     sheet = Image.new("RGB", (side * ACROSS - GAP, side * (len(images) // ACROSS) - GAP), "white")
