@@ -1,8 +1,10 @@
 """Ctrl-C that ends a program within a second, whatever it is doing.
 
 Python hears of a signal between two of its own instructions. One convolution can take longer than
-a person waits, and libraries have a bare `except:` that swallows it. So a thread, woken by the C
-part of the handler, ends a process that has not ended by itself after a moment.
+a person waits, libraries have a bare `except:` that swallows it, and Python itself reports and then
+drops what is raised in a `__del__` or a weak reference's callback, as every import has one. So a
+thread, woken by the C part of the handler, ends a process that has not ended by itself after a
+moment.
 """
 
 import contextlib
@@ -56,9 +58,17 @@ def interruptible() -> Iterator[Interruption]:
     watcher.start()
     old_handlers = [signal.signal(number, interruption.handle) for number in SIGNALS]
     old_wakeup = signal.set_wakeup_fd(outside.fileno(), warn_on_full_buffer=False)
+    old_report = sys.unraisablehook
+
+    def report(unraisable: "sys.UnraisableHookArgs") -> None:
+        if interruption.status is None:  # what an interrupt breaks off is no news
+            old_report(unraisable)
+
+    sys.unraisablehook = report
     try:
         yield interruption
     finally:
+        sys.unraisablehook = old_report
         signal.set_wakeup_fd(old_wakeup)
         for number, handler in zip(SIGNALS, old_handlers, strict=True):
             signal.signal(number, handler)

@@ -27,14 +27,37 @@ with interruptible(), unfinished(Path(sys.argv[1])) as temporary:
             pass
 """
 
+# An import holds a weak reference to its lock, with a callback: where the signal finds it, Python
+# reports the exception and drops it.
+IN_A_CALLBACK = """
+import sys, time, weakref
+from pathlib import Path
+from sdpipe.files import unfinished
+from sdpipe.interrupt import interruptible
+
+class Lock: pass
+
+def callback(_):
+    print("ready", flush=True)
+    time.sleep(30)
+
+with interruptible(), unfinished(Path(sys.argv[1])) as temporary:
+    temporary.touch()
+    lock = Lock()
+    reference = weakref.ref(lock, callback)
+    del lock
+    time.sleep(30)
+"""
+
 
 @pytest.mark.parametrize(
     ("number", "times", "status"),
     [(signal.SIGINT, 1, 130), (signal.SIGTERM, 1, 143), (signal.SIGINT, 2, 130)],
 )
-def test_a_program_that_does_not_end_is_ended(tmp_path, number, times, status):
+@pytest.mark.parametrize("program", [STUBBORN, IN_A_CALLBACK], ids=["stubborn", "callback"])
+def test_a_program_that_does_not_end_is_ended(program, tmp_path, number, times, status):
     with subprocess.Popen(
-        [sys.executable, "-c", STUBBORN, str(tmp_path)],
+        [sys.executable, "-c", program, str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -63,6 +86,21 @@ def test_a_program_that_ends_by_itself_is_left_alone():
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert signal.set_wakeup_fd(-1) == -1
     time.sleep(GRACE + 0.2)  # longer than its patience: had the watcher lived on, this were the end
+
+
+def test_what_else_is_dropped_is_reported_as_ever(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    hook = sys.unraisablehook
+
+    class Failing:
+        def __del__(self):
+            raise ValueError("told")
+
+    with interruptible():
+        Failing()
+    assert [type(one.exc_value) for one in reported] == [ValueError]
+    assert sys.unraisablehook == hook
 
 
 def test_other_signals_are_none_of_its_business():
