@@ -29,10 +29,16 @@ class Interruption:
     status: int | None = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler: unwinds the stack as Ctrl-C always does."""
-        if self.status is None:  # a second one would break into the tidying up; the watcher has it
-            self.status = 128 + number
+        """The signal handler: unwinds the stack as Ctrl-C always does, but for that of an import.
+
+        C++ that sets up a module calls Python, and aborts the process where that raises.
+        """
+        if self.status is not None:
+            return  # a second one would break into the tidying up; the watcher has it
+        self.status = 128 + number
+        if not _is_importing(frame):
             raise KeyboardInterrupt
+        signal.raise_signal(number)  # that second one: the watcher waits no more
 
     def end(self) -> NoReturn:
         """Ends the process at once: taking torch apart in good order costs another second."""
@@ -74,6 +80,14 @@ def interruptible() -> Iterator[Interruption]:
             signal.signal(number, handler)
         outside.close()
         watcher.join()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _watch(inside: socket.socket) -> None:

@@ -49,15 +49,41 @@ with interruptible(), unfinished(Path(sys.argv[1])) as temporary:
     time.sleep(30)
 """
 
+# Torch's C++ calls Python while it is imported, and aborts if that raises.
+IN_AN_IMPORT = """
+import sys
+from pathlib import Path
+from sdpipe.files import unfinished
+from sdpipe.interrupt import interruptible
+
+Path(sys.argv[2], "slow_to_import.py").write_text('''
+import time
+try:
+    print("ready", flush=True)
+    time.sleep(30)
+except KeyboardInterrupt:
+    print("raised", flush=True)
+''')
+sys.path.append(sys.argv[2])
+
+with interruptible(), unfinished(Path(sys.argv[1])) as temporary:
+    temporary.touch()
+    import slow_to_import
+"""
+
 
 @pytest.mark.parametrize(
     ("number", "times", "status"),
     [(signal.SIGINT, 1, 130), (signal.SIGTERM, 1, 143), (signal.SIGINT, 2, 130)],
 )
-@pytest.mark.parametrize("program", [STUBBORN, IN_A_CALLBACK], ids=["stubborn", "callback"])
-def test_a_program_that_does_not_end_is_ended(program, tmp_path, number, times, status):
+@pytest.mark.parametrize(
+    "program", [STUBBORN, IN_A_CALLBACK, IN_AN_IMPORT], ids=["stubborn", "callback", "import"]
+)
+def test_a_program_that_does_not_end_is_ended(
+    program, tmp_path, tmp_path_factory, number, times, status
+):
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)],
+        [sys.executable, "-c", program, str(tmp_path), str(tmp_path_factory.mktemp("modules"))],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -70,6 +96,7 @@ def test_a_program_that_does_not_end_is_ended(program, tmp_path, number, times, 
         assert process.wait(20) == status
         assert time.monotonic() - started < GRACE + BUSY
         assert process.stderr.read() == "\nsdpipe: interrupted\n"
+        assert "raised" not in process.stdout.read()
     assert os.listdir(tmp_path) == []
 
 
