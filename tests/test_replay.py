@@ -95,14 +95,18 @@ def test_what_is_drawn_again_is_the_same_file(draw, run, tmp_path):
     assert all(torch.equal(tensor, latents[1][name]) for name, tensor in latents[0].items())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_in_the_place_of_neighbours_any_picture_will_do(dtype):
+@pytest.mark.parametrize(
+    ("model", "dtype"), [("emoji", "float32"), ("emoji", "auto"), ("tiny", "bfloat16")]
+)
+def test_in_the_place_of_neighbours_any_picture_will_do(models, model, dtype):
     """What `replay` rests on: of a batch, its shape has an influence on a picture, and no more."""
-    pipe = sdpipe.pipeline.Pipeline("emoji", device="cpu", dtype=dtype)
+    model = models[0] if model == "tiny" else model
+    pipe = sdpipe.pipeline.Pipeline(model, device="cpu", dtype=dtype)
     prompts = ["red apple", "crab", "rocket on a blue background"]
-    batch = pipe.generate(prompts, seed=3, steps=4).images
+    same = {"seed": 3, "steps": 4, "scheduler": "ddim"}
+    batch = pipe.generate(prompts, **same).images
     for k, prompt in enumerate(prompts):
-        again = pipe.generate(prompt, n=3, seed=3, steps=4).images[k]
+        again = pipe.generate(prompt, n=3, **same).images[k]
         assert again.tobytes() == batch[k].tobytes()
 
 
@@ -122,14 +126,16 @@ def test_an_edited_pixel_is_named(draw, run):
     assert "(their sizes differ); drawn again it has the recorded hash" in out
 
 
-def test_another_dtype_is_close_and_named(draw, run):
-    (path,) = draw("red apple", "--out", "x.png")
-    status, out, err = run("replay", path, "--verify", "--dtype", "bfloat16")
+def test_another_dtype_is_close_and_named(models, run):
+    arguments = [*FAST, "--seed", "7", "--scheduler", "ddim", "--out", "x.png"]
+    assert run("generate", "red apple", "--model", models[0], *arguments)[0] == 0
+    again = ["replay", "x.png", "--verify", "--model", models[0], "--dtype", "bfloat16"]
+    status, out, err = run(*again)
     assert status == 3
     assert out.startswith("close: largest ")
     assert out.endswith("  dtype: float32 then, bfloat16 now\n")
     assert err.endswith("not the recorded pixels: see --verify\n")
-    status, out, _ = run("replay", path, "--verify", "--dtype", "bfloat16", "--json")
+    status, out, _ = run(*again, "--json")
     told = json.loads(out)
     assert status == 3
     assert told["verdict"] == "close"

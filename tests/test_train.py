@@ -89,10 +89,10 @@ def test_what_is_learned_is_drawn(tmp_path):
         unet={
             "block_out_channels": [32, 32],
             "norm_num_groups": 8,
-            "steps": 200,
+            "steps": 120,
             "batch": 16,
             "learning_rate": 3e-3,
-            "muon_rate": 1e-2,
+            "muon_rate": 0.0,  # AdamW is as good at this size, and does without bfloat16
             "warmup": 10,
             "ema": 0.95,
         },
