@@ -79,7 +79,7 @@ def test_what_is_learned_is_drawn(tmp_path):
         vae={
             "block_out_channels": [16] * 4,
             "norm_num_groups": 1,  # more of them would take the colour out of a plain picture
-            "steps": 120,
+            "steps": 80,
             "batch": 16,
             "learning_rate": 3e-3,
             "whole": 0.0,
@@ -89,7 +89,7 @@ def test_what_is_learned_is_drawn(tmp_path):
         unet={
             "block_out_channels": [32, 32],
             "norm_num_groups": 8,
-            "steps": 120,
+            "steps": 80,
             "batch": 16,
             "learning_rate": 3e-3,
             "muon_rate": 0.0,  # AdamW is as good at this size, and does without bfloat16
