@@ -8,14 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_model
-
-from sdpipe import Pipeline
-
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-from measure import (  # noqa: E402
+from measure import (
     AVX512,
     BEGIN,
     END,
@@ -30,6 +23,11 @@ from measure import (  # noqa: E402
     turns,
     write_table,
 )
+from tiny import tiny_model
+
+from sdpipe import Pipeline
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 def speed(*arguments):

@@ -1,19 +1,15 @@
 """What is published about the built-in model is about the one that is shipped."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from prompt_accuracy import CURVE, table, weights
 
 import sdpipe
 from sdpipe.training.recipe import load_recipe
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-from prompt_accuracy import CURVE, table, weights  # noqa: E402
-
 MODEL = Path(sdpipe.__file__).parent / "models" / "emoji"
 
 
