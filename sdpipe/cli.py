@@ -228,7 +228,9 @@ _TyperUsageError: Any = typer.BadParameter.__base__
 
 def _explain_usage(error: Any) -> int:
     command = error.ctx.command_path if error.ctx is not None else "sdpipe"
-    messages.say(f"error: {error.format_message().rstrip('.')}. See {command} --help.")
+    message = error.format_message().removesuffix(".")
+    message += "" if message.endswith("?") else "."
+    messages.say(f"error: {message} See {command} --help.")
     return messages.WRONG_USAGE
 
 

@@ -88,6 +88,10 @@ def shown(g: Scale, digits: str = "g") -> str:
     return ":".join(f"{end:{digits}}".removesuffix(".0") for end in ends)
 
 
+# What to do about a scale that is none.
+OWN = "leave it out, and the model's own counts, which is 7.5 for v1-4"
+
+
 def check_scale(value: object) -> Scale:
     """A guidance scale, or that of the first step and that of the last.
 
@@ -101,10 +105,10 @@ def check_scale(value: object) -> Scale:
     if not fine:
         raise UsageError(
             f"g={told} is not a number, nor a first and a last one, which are 12:4 on the command "
-            "line and (12, 4) in Python; v1-4 likes 7.5."
+            f"line and (12, 4) in Python; {OWN}."
         )
     if not all(math.isfinite(end) for end in ends):
-        raise UsageError(f"g={told} is not a finite number; v1-4 likes 7.5.")
+        raise UsageError(f"g={told} is not a finite number; {OWN}.")
     first, last = float(ends[0]), float(ends[-1])
     return first if first == last else (first, last)
 

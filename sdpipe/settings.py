@@ -150,7 +150,8 @@ class Settings:
         keep("rescale", check_rescale(self.rescale))
         keep("interval", check_interval(self.interval))
         if self.steps is not None:
-            keep("steps", check_whole("steps", self.steps, 1, MAX_STEPS))
+            remedy = "leave it out, and the model's own counts, which is 50 for v1-4"
+            keep("steps", check_whole("steps", self.steps, 1, MAX_STEPS, remedy))
         keep("n", check_whole("n", self.n, 1, MAX_IMAGES))
         if self.seed is not None:
             remedy = "leave it out to have one drawn"

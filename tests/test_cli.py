@@ -224,10 +224,11 @@ def test_a_summary_of_one_and_of_many():
 
 
 WRONG = {
+    "generte": "No such command 'generte'. Did you mean 'generate'? See sdpipe --help.",
     "generate": "PROMPT",
     "generate x y": "y",
     "generate x --g abc": "g='abc' is not a number",
-    "generate x --g nan": "g=nan is not a finite number",
+    "generate x --g nan": "g=nan is not a finite number; leave it out, and the model's own",
     "generate x --g 12:": "g='12:' is not a number, nor a first and a last one",
     "generate x --g :4": "g=':4' is not a number",
     "generate x --g a:b": "g='a:b' is not a number",
@@ -244,7 +245,7 @@ WRONG = {
     "generate x --interval 1,inf": "interval=1,inf is not two noise levels",
     "generate x --interval a,b": "interval='a,b' is not two noise levels",
     "generate x --steps 2.5": "'--steps': '2.5' is not a whole number",
-    "generate x --steps 0": "steps=0",
+    "generate x --steps 0": "steps=0 is out of range: 1 to 999; leave it out, and the model's own",
     "generate x --steps 1": "below sigma 0.05",
     "generate x --steps 1 --scheduler ddim": "below sigma 0.05",
     "generate x --dim 500": "496 and 504",

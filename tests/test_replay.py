@@ -222,7 +222,7 @@ REFUSED = {
     "a path on the machine that drew it": change("model", "name", "/home/x/model"),
     "the model '../../x', a path": change("model", "name", "../../x"),
     "the model 'owner/name', a path": change("model", "name", "owner/name"),
-    "steps=-3 is out of range: 1 to 999.": change("settings", "steps", -3),
+    "steps=-3 is out of range: 1 to 999; leave it out,": change("settings", "steps", -3),
     "steps='many' is not a whole number": change("settings", "steps", "many"),
     "unknown setting 'x'": change("settings", "x", 1),
     "height=500 is not a multiple of 8": change("settings", "height", 500),
