@@ -20,7 +20,7 @@ from sdpipe.device import dtype_name
 
 HERE = Path(__file__).parent
 EMOJI = Path(sdpipe.__file__).parent / "models/emoji"
-PROMPT = "a photo of a red apple"
+PROMPT = "red apple"  # the built-in model has read both words
 
 
 @dataclass(frozen=True)

@@ -217,17 +217,18 @@ def test_the_list_names_every_row_and_a_wrong_name_is_told():
     assert "gpu-memory" in done.stderr
 
 
-def test_a_quick_row_runs_to_its_end_and_writes_nothing():
+def test_quick_rows_run_to_their_end_and_write_nothing():
+    """One of numbers alone, and one of both pipelines."""
     from speed import PAGE, RESULTS
 
     files = [RESULTS, PAGE]
     before = [file.read_bytes() if file.exists() else None for file in files]
-    done = speed("--quick", "--only", "coefficients")
+    done = speed("--quick", "--only", "coefficients", "host-time")
     assert done.returncode == 0, done.stderr
-    first, last = done.stdout.splitlines()
-    assert first.startswith("coefficients: ")
-    assert "count 2" in first
-    error = float(first.partition("largest error ")[2].split(",")[0])
+    *rows, last = done.stdout.splitlines()
+    assert [row.partition(": ")[0] for row in rows] == ["coefficients", "host-time"]
+    assert all("count 2" in row for row in rows)
+    error = float(rows[0].partition("largest error ")[2].split(",")[0])
     assert 0 < error < 1e-14
     assert "nothing was written" in last
     assert [file.read_bytes() if file.exists() else None for file in files] == before
