@@ -12,7 +12,6 @@ A mask's white is redrawn and its black stays. Needs no torch.
 import os
 from dataclasses import dataclass, field
 
-import numpy as np
 from PIL import Image, ImageChops, ImageOps
 
 from sdpipe.errors import UsageError
@@ -141,6 +140,8 @@ def _fitted(image: Image.Image, size: tuple[int, int], how: str, paper: str) -> 
 
 def _grown(picture: Image.Image, by: tuple[int, int, int, int]) -> Image.Image:
     """A picture whose outermost pixels go on to all sides."""
+    import numpy as np  # as long to import as all else that a refusal needs
+
     left, top, right, bottom = by
     around = ((top, bottom), (left, right), (0, 0))
     return Image.fromarray(np.pad(np.asarray(picture), around, mode="edge"))
@@ -150,23 +151,20 @@ def _grown_mask(mask: Image.Image, by: tuple[int, int, int, int]) -> Image.Image
     """White all around, and fading out from there over `SEAM` pixels of the picture."""
     left, top, right, bottom = by
     width, height = mask.size
-    across, down = _fading(width, left, right), _fading(height, top, bottom)
-    seam = np.maximum(across[None, :], down[:, None])  # (H, W)
+    across = Image.frombytes("L", (width, 1), _fading(width, left, right))
+    down = Image.frombytes("L", (1, height), _fading(height, top, bottom))
+    seam = ImageChops.lighter(across.resize(mask.size), down.resize(mask.size))
     grown = Image.new("L", (left + width + right, top + height + bottom), "white")
-    grown.paste(ImageChops.lighter(mask, Image.fromarray(seam)), (left, top))
+    grown.paste(ImageChops.lighter(mask, seam), (left, top))
     return grown
 
 
-def _fading(length: int, before: int, after: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
-    """From white to black beside each of the two ends that grew, (length,)."""
+def _fading(length: int, before: int, after: int) -> bytes:
+    """From white to black beside each of the two ends that grew: `length` levels."""
     seam = min(SEAM, length // 2)
-    fading = np.zeros(length)
-    fall = np.arange(seam, 0, -1) / (seam + 1)
-    if before:
-        fading[:seam] = fall
-    if after:
-        fading[length - seam :] = fall[::-1]
-    return (fading * 255).round().astype(np.uint8)
+    fall = bytes(round(k / (seam + 1) * 255) for k in range(seam, 0, -1))
+    rest = bytes(length - 2 * seam)
+    return (fall if before else bytes(seam)) + rest + (fall[::-1] if after else bytes(seam))
 
 
 def _has_white(mask: Image.Image) -> bool:

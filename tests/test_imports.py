@@ -23,6 +23,15 @@ def test_importing_sdpipe_imports_no_torch():
     assert python(code).strip() == ""
 
 
+@pytest.mark.parametrize("line", [["generate", "x", "--steps", "0"], ["generate", "--help"]])
+def test_to_refuse_and_to_help_imports_nothing_large(line):
+    code = (
+        f"import sys; from sdpipe.cli import main; main({line}); print();"
+        "print(*{'torch', 'diffusers', 'transformers', 'numpy', 'scipy'} & set(sys.modules))"
+    )
+    assert python(code).endswith("\n\n")
+
+
 @pytest.mark.parametrize("name", sdpipe._HOMES)
 def test_every_public_name_is_what_it_says_whatever_was_imported_before(name):
     importlib.import_module("sdpipe.pipeline")  # and with it the modules of all stages
