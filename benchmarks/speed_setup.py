@@ -107,14 +107,17 @@ def type_of(pipe: Pipeline) -> str:
 
 
 def process(*arguments: object, status: int = 0) -> str:
-    """Runs a fresh Python with these arguments, and returns what it wrote to stdout and stderr."""
+    """Runs a fresh Python with these arguments, and returns what it wrote to stdout and stderr.
+
+    It keeps the bytecode of what it imports, as pip does, also where the environment forbids it.
+    """
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": ""},
     )
     if done.returncode != status:
         raise RuntimeError(f"status {done.returncode} of {arguments}:\n{done.stdout}")

@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
 from sdpipe.errors import SdpipeError, SdpipeWarning, UsageError
 from sdpipe.guidance import shown
 from sdpipe.init import steps_taken
@@ -27,7 +25,13 @@ def set_debug(value: bool) -> None:
 
 def say(text: str) -> None:
     """One line, above a progress bar if there is one."""
-    tqdm.write(f"sdpipe: {' '.join(text.split())}", file=sys.stderr)
+    line = f"sdpipe: {' '.join(text.split())}"
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        tqdm.write(line, file=sys.stderr)
+    else:  # no bar was ever there, and its import takes a tenth of the time of a refusal
+        print(line, file=sys.stderr)
 
 
 def tell_warnings(debug: bool) -> None:

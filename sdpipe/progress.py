@@ -5,8 +5,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 if TYPE_CHECKING:
     from sdpipe.denoise import Step
 
@@ -30,6 +28,8 @@ def bar(text: str) -> Iterator[Callable[[int, int], None]]:
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
+    from tqdm import tqdm
+
     begin = f"{text} ..."  # how much there is to do is known when some of it is done
     with tqdm(desc=text, file=sys.stderr, dynamic_ncols=True, bar_format=begin) as shown:
 

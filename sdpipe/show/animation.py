@@ -3,6 +3,7 @@
 import io
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from sdpipe.errors import SdpipeError
@@ -46,8 +47,6 @@ def in_few_colors(frame: Image.Image) -> Image.Image:
     """
     palette = frame.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=2)
     few = frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-    import numpy as np  # here: every command reads this file, and few draw a film
-
     white = Image.fromarray((np.asarray(frame) == 255).all(axis=2))
     if white.getbbox() is not None:
         colors = few.getpalette() or []

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from sdpipe import files
 from sdpipe.errors import UsageError
-from sdpipe.show import animation, style
+from sdpipe.show import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
+    from sdpipe.show.animation import Film
+
 DRAWINGS = (".png", ".svg", ".pdf")
 PIXELS = (".png",)
-FILMS: Mapping[str, Callable[[animation.Film], bytes]] = {
-    ".gif": animation.gif,
-    ".mp4": animation.mp4,
-}
+FILMS = (".gif", ".mp4")
 
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{1,4}")
 
@@ -66,13 +65,15 @@ class Output:
             if formats is DRAWINGS:
                 style.need_matplotlib()
         if mp4 is not None:
+            from sdpipe.show import animation
+
             animation.need_av()
 
     def finish(
         self,
         numbers: Mapping[str, Any],
         draw: "Callable[[], Figure | Image.Image]",
-        film: Callable[[], animation.Film] | None = None,
+        film: "Callable[[], Film] | None" = None,
     ) -> str:
         """Writes what was asked for, and returns what to print: paths, or a JSON object.
 
@@ -85,10 +86,13 @@ class Output:
             written["path"] = str(files.write(self._drawing, data))
         if self._films:
             assert film is not None
+            from sdpipe.show import animation
+
+            encoders = dict(zip(FILMS, (animation.gif, animation.mp4), strict=True))
             made = film()
             for path in self._films:
                 kind = path.suffix.lower()
-                written[kind[1:]] = str(files.write(path, FILMS[kind](made)))
+                written[kind[1:]] = str(files.write(path, encoders[kind](made)))
         if self._json:
             return as_json({"show": self._name, **numbers, **written})
         return "\n".join(written.values())
