@@ -13,6 +13,7 @@ from tiny import tiny_model
 import sdpipe.pipeline
 from sdpipe import UsageError, png
 from sdpipe.cli_repeat import parse_changes
+from sdpipe.device import dtype_name, pick_dtype
 from sdpipe.errors import SdpipeError
 from sdpipe.pixels import difference
 from sdpipe.replay import prepare
@@ -95,8 +96,12 @@ def test_what_is_drawn_again_is_the_same_file(draw, run, tmp_path):
     assert all(torch.equal(tensor, latents[1][name]) for name, tensor in latents[0].items())
 
 
+FASTEST = dtype_name(pick_dtype("auto", torch.device("cpu")))
+
+
 @pytest.mark.parametrize(
-    ("model", "dtype"), [("emoji", "float32"), ("emoji", "auto"), ("tiny", "bfloat16")]
+    ("model", "dtype"),
+    [*(("emoji", dtype) for dtype in sorted({"float32", FASTEST})), ("tiny", "bfloat16")],
 )
 def test_in_the_place_of_neighbours_any_picture_will_do(models, model, dtype):
     """What `replay` rests on: of a batch, its shape has an influence on a picture, and no more."""

@@ -83,9 +83,20 @@ def test_a_compiler_may_take_attention_whole(places, dtype):
     assert torch.equal(speed.tiled_attention_op(q, k, v), speed.tiled_attention(q, k, v))
 
 
+def soon_compiled(folder, down, up):
+    """A model whose U-Net has one block of each of these kinds and no others."""
+    tiny_model(folder)
+    kinds = {"down_block_types": (down,), "up_block_types": (up,), "mid_block_type": None}
+    unet = tiny_unet(block_out_channels=(16,), **kinds)
+    unet.save_config(folder / "unet")
+    write_weights(folder / "unet/diffusion_pytorch_model", unet, None, torch.float32)
+    return folder
+
+
 def test_compiled_it_computes_the_same(tmp_path, monkeypatch):
     """Without the last stage, which has a C++ compiler make code of what was traced."""
-    folder, compile = tiny_model(tmp_path / "tiny"), torch.compile
+    folder = soon_compiled(tmp_path / "tiny", "CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+    compile = torch.compile
     whole = partial(compile, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(torch, "compile", lambda unet, **_: whole(unet, dynamic=False))
     plain, compiled = (
@@ -140,11 +151,7 @@ def test_where_nothing_compiles_it_is_told_how_something_would(tmp_path):
         "import sys; from sdpipe.cli import main; import torch._inductor.config as config;"
         "config.force_disable_caches = True; sys.exit(main(sys.argv[1:]))"
     )
-    folder = tiny_model(tmp_path / "tiny")
-    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
-    smaller = tiny_unet(block_out_channels=(8,), mid_block_type=None, **blocks)  # sooner compiled
-    smaller.save_config(folder / "unet")
-    write_weights(folder / "unet/diffusion_pytorch_model", smaller, None, torch.float32)
+    folder = soon_compiled(tmp_path / "tiny", "DownBlock2D", "UpBlock2D")
     words = ["generate", "cat", "--model", str(folder), "--compile"]
     done = subprocess.run(
         [sys.executable, "-c", code, *words, "--device=cpu", "--dtype=float32", "--steps=2"],
