@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from sdpipe.errors import SdpipeWarning, UsageError
+from sdpipe.values import leave_out
 
 Scale = float | tuple[float, float]
 """g: one number for all steps, or that of the first step and that of the last."""
@@ -88,10 +89,6 @@ def shown(g: Scale, digits: str = "g") -> str:
     return ":".join(f"{end:{digits}}".removesuffix(".0") for end in ends)
 
 
-# What to do about a scale that is none.
-OWN = "leave it out, and the model's own counts, which is 7.5 for v1-4"
-
-
 def check_scale(value: object) -> Scale:
     """A guidance scale, or that of the first step and that of the last.
 
@@ -102,13 +99,14 @@ def check_scale(value: object) -> Scale:
     ends: Sequence[Any] = value if several else (value,)  # type: ignore[assignment]
     fine = _are_numbers(ends) and len(ends) == (2 if several else 1)
     told = shown((ends[0], ends[1])) if fine and several else repr(value)[:80]
+    remedy = leave_out(7.5)
     if not fine:
         raise UsageError(
             f"g={told} is not a number, nor a first and a last one, which are 12:4 on the command "
-            f"line and (12, 4) in Python; {OWN}."
+            f"line and (12, 4) in Python; {remedy}."
         )
     if not all(math.isfinite(end) for end in ends):
-        raise UsageError(f"g={told} is not a finite number; {OWN}.")
+        raise UsageError(f"g={told} is not a finite number; {remedy}.")
     first, last = float(ends[0]), float(ends[-1])
     return first if first == last else (first, last)
 

@@ -24,7 +24,7 @@ from sdpipe.init import (
     picture_id,
 )
 from sdpipe.syntax import parse
-from sdpipe.values import MAX_SIDE, check_hires, check_side, check_variation, check_whole
+from sdpipe.values import MAX_SIDE, check_hires, check_side, check_variation, check_whole, leave_out
 
 SCHEDULERS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun", "dpm++", "unipc")
 SAFETY = ("off", "flag")
@@ -150,7 +150,7 @@ class Settings:
         keep("rescale", check_rescale(self.rescale))
         keep("interval", check_interval(self.interval))
         if self.steps is not None:
-            remedy = "leave it out, and the model's own counts, which is 50 for v1-4"
+            remedy = leave_out(FALLBACKS["steps"])
             keep("steps", check_whole("steps", self.steps, 1, MAX_STEPS, remedy))
         keep("n", check_whole("n", self.n, 1, MAX_IMAGES))
         if self.seed is not None:

@@ -9,6 +9,11 @@ MAX_SIDE = 16384
 MAX_HIRES = 4
 
 
+def leave_out(v1_4: float) -> str:
+    """The remedy for what a model has a value of its own for, which for v1-4 is this one."""
+    return f"leave it out, and the model's own counts, which is {v1_4:g} for v1-4"
+
+
 def check_whole(name: str, value: object, low: int, high: int, remedy: str = "") -> int:
     """`value` as an int between low and high, both included.
 

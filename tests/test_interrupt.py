@@ -11,14 +11,21 @@ from sdpipe.interrupt import GRACE, interruptible
 
 BUSY = 3.0  # seconds that a machine with other things to do may add
 
-STUBBORN = """
-import sys, time
+PROGRAM = """
+import sys, time, weakref
 from pathlib import Path
 from sdpipe.files import unfinished
 from sdpipe.interrupt import interruptible
 
+{hang}
+
 with interruptible(), unfinished(Path(sys.argv[1])) as temporary:
     temporary.touch()
+    hang()
+"""
+
+STUBBORN = """
+def hang():
     while True:
         try:
             print("ready", flush=True)
@@ -30,19 +37,13 @@ with interruptible(), unfinished(Path(sys.argv[1])) as temporary:
 # An import holds a weak reference to its lock, with a callback: where the signal finds it, Python
 # reports the exception and drops it.
 IN_A_CALLBACK = """
-import sys, time, weakref
-from pathlib import Path
-from sdpipe.files import unfinished
-from sdpipe.interrupt import interruptible
-
 class Lock: pass
 
 def callback(_):
     print("ready", flush=True)
     time.sleep(30)
 
-with interruptible(), unfinished(Path(sys.argv[1])) as temporary:
-    temporary.touch()
+def hang():
     lock = Lock()
     reference = weakref.ref(lock, callback)
     del lock
@@ -51,23 +52,18 @@ with interruptible(), unfinished(Path(sys.argv[1])) as temporary:
 
 # Torch's C++ calls Python while it is imported, and aborts if that raises.
 IN_AN_IMPORT = """
-import sys
-from pathlib import Path
-from sdpipe.files import unfinished
-from sdpipe.interrupt import interruptible
-
-Path(sys.argv[2], "slow_to_import.py").write_text('''
+SLOW = '''
 import time
 try:
     print("ready", flush=True)
     time.sleep(30)
 except KeyboardInterrupt:
     print("raised", flush=True)
-''')
-sys.path.append(sys.argv[2])
+'''
 
-with interruptible(), unfinished(Path(sys.argv[1])) as temporary:
-    temporary.touch()
+def hang():
+    Path(sys.argv[2], "slow_to_import.py").write_text(SLOW)
+    sys.path.append(sys.argv[2])
     import slow_to_import
 """
 
@@ -77,13 +73,14 @@ with interruptible(), unfinished(Path(sys.argv[1])) as temporary:
     [(signal.SIGINT, 1, 130), (signal.SIGTERM, 1, 143), (signal.SIGINT, 2, 130)],
 )
 @pytest.mark.parametrize(
-    "program", [STUBBORN, IN_A_CALLBACK, IN_AN_IMPORT], ids=["stubborn", "callback", "import"]
+    "hang", [STUBBORN, IN_A_CALLBACK, IN_AN_IMPORT], ids=["stubborn", "callback", "import"]
 )
 def test_a_program_that_does_not_end_is_ended(
-    program, tmp_path, tmp_path_factory, number, times, status
+    hang, tmp_path, tmp_path_factory, number, times, status
 ):
+    folders = [str(tmp_path), str(tmp_path_factory.mktemp("modules"))]
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path), str(tmp_path_factory.mktemp("modules"))],
+        [sys.executable, "-c", PROGRAM.format(hang=hang), *folders],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

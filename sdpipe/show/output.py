@@ -88,7 +88,7 @@ class Output:
             assert film is not None
             from sdpipe.show import animation
 
-            encoders = dict(zip(FILMS, (animation.gif, animation.mp4), strict=True))
+            encoders = {".gif": animation.gif, ".mp4": animation.mp4}
             made = film()
             for path in self._films:
                 kind = path.suffix.lower()
