@@ -35,8 +35,8 @@ from prompt_accuracy import rmse
 from speed_setup import EMOJI, PROMPT, Bench
 
 from sdpipe import Pipeline
-from sdpipe.device import dtype_name, pick_device, pick_dtype
 from sdpipe.latents import latents_to_pil
+from sdpipe.runtime.device import dtype_name, pick_device, pick_dtype
 from sdpipe.schedule import make_scheduler
 
 RESULTS = Path(__file__).with_suffix(".json")

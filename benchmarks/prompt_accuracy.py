@@ -44,10 +44,10 @@ from judge import Tally, check
 from PIL import Image
 
 from sdpipe.components import load
-from sdpipe.device import dtype_name
 from sdpipe.errors import SdpipeWarning
 from sdpipe.latents import latents_to_pil, pil_to_latents
 from sdpipe.loading.weight_files import sha256
+from sdpipe.runtime.device import dtype_name
 from sdpipe.training import glyphs
 from sdpipe.training.scenes import RELATIONS, mistype, plural, with_article
 

@@ -24,7 +24,7 @@ from speed_setup import (
 from torch import Tensor
 
 from sdpipe import Pipeline, Step
-from sdpipe.device import dtype_name, pick_dtype
+from sdpipe.runtime.device import dtype_name, pick_dtype
 from sdpipe.schedule import lms_coefficients
 
 # ------------------------------------------------------------------ one guided step of v1-4

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 import sdpipe
 from sdpipe import Pipeline
-from sdpipe.device import dtype_name
+from sdpipe.runtime.device import dtype_name
 
 HERE = Path(__file__).parent
 EMOJI = Path(sdpipe.__file__).parent / "models/emoji"

@@ -106,7 +106,7 @@ def measure(folder: Path, steps: int, device: str, dtype: str) -> dict[str, obje
     import transformers
 
     from sdpipe import Pipeline, SdpipeWarning, __version__
-    from sdpipe.device import dtype_name
+    from sdpipe.runtime.device import dtype_name
 
     # The classes themselves are imported at their first use.
     _ = diffusers.UNet2DConditionModel, diffusers.AutoencoderKL, transformers.CLIPTextModel

@@ -20,7 +20,7 @@ from unittest.mock import patch
 from PIL import Image
 
 import sdpipe
-from sdpipe.cli import main as run
+from sdpipe.cli.app import main as run
 from sdpipe.show.animation import in_few_colors
 
 HERE = Path(__file__).parent

@@ -2,6 +2,6 @@
 
 import sys
 
-from sdpipe.cli import main
+from sdpipe.cli.app import main
 
 sys.exit(main())

@@ -16,7 +16,7 @@ from PIL import Image, ImageChops, ImageOps
 
 from sdpipe.errors import UsageError
 from sdpipe.init import PictureId
-from sdpipe.pixels import pixels_sha256, read_picture, upright
+from sdpipe.io.pixels import pixels_sha256, read_picture, upright
 from sdpipe.settings import Settings
 
 REDRAWN = 128  # what a mask has to have at least, of 255, for the U-Net to draw there

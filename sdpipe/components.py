@@ -8,7 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.device import (
+from sdpipe.loading import lora
+from sdpipe.loading import textual_inversion as embedding
+from sdpipe.loading.compatibility import check_fit
+from sdpipe.loading.locate import find_model, is_here, is_part_here
+from sdpipe.loading.lora import Lora
+from sdpipe.loading.networks import build
+from sdpipe.loading.single_file import check_prediction
+from sdpipe.loading.sources import Sources, file_kind
+from sdpipe.loading.textual_inversion import Embedding
+from sdpipe.loading.weight_files import sha256
+from sdpipe.prompt.vocabulary import Learned, read_learned
+from sdpipe.runtime.device import (
     check_device,
     check_dtype,
     check_low_memory,
@@ -16,16 +27,6 @@ from sdpipe.device import (
     pick_device,
     pick_dtype,
 )
-from sdpipe.learned import Learned, read_learned
-from sdpipe.loading import embedding, lora
-from sdpipe.loading.embedding import Embedding
-from sdpipe.loading.fit import check_fit
-from sdpipe.loading.locate import find_model, is_here, is_part_here
-from sdpipe.loading.lora import Lora
-from sdpipe.loading.networks import build
-from sdpipe.loading.single_file import check_prediction
-from sdpipe.loading.sources import Sources, file_kind
-from sdpipe.loading.weight_files import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +111,7 @@ class Components:
         """Has one of the networks on the device inside of the block, where it is not always."""
         if not self.low_memory:
             return nullcontext()
-        from sdpipe.offload import at_work
+        from sdpipe.runtime.modules import at_work
 
         return at_work(network, self.device)
 

@@ -1,8 +1,24 @@
-"""What a person is told when something cannot be done: the value, the rule, the remedy."""
+"""Errors and warnings: each names the value, the rule that it breaks and the remedy."""
 
 
 class SdpipeError(Exception):
-    """The root of every error that sdpipe raises on purpose. Command line: exit status 1."""
+    """The root of every error that sdpipe raises on purpose. Command line: exit status 1.
+
+    value: what was given, such as "height=500".
+    rule: what it breaks, such as "is not a multiple of 8".
+    remedy: what helps, such as "the nearest are 496 and 504"; may be empty.
+
+    The message is "{value} {rule}; {remedy}."
+    """
+
+    def __init__(self, value: str, rule: str = "", remedy: str = "") -> None:
+        super().__init__(value, rule, remedy)  # so that pickling keeps the three
+        self.value, self.rule, self.remedy = value, rule, remedy
+
+    def __str__(self) -> str:
+        if not self.rule:
+            return self.value
+        return f"{self.value} {self.rule}{'; ' if self.remedy else ''}{self.remedy}."
 
 
 class UsageError(SdpipeError, ValueError):
@@ -10,11 +26,11 @@ class UsageError(SdpipeError, ValueError):
 
 
 class ModelError(SdpipeError):
-    """A model cannot be found, fetched or read, or what it was asked for does not fit it."""
+    """A model cannot be found, fetched or read, or does not fit what was asked of it."""
 
 
 class NotFiniteError(SdpipeError):
-    """A stage produced NaN or infinity; the message names the stage and the way out."""
+    """A stage produced NaN or infinity; the message names the stage and the remedy."""
 
 
 class SdpipeWarning(UserWarning):

@@ -17,8 +17,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from sdpipe.device import dtype_name
 from sdpipe.errors import NotFiniteError, SdpipeWarning
+from sdpipe.runtime.device import dtype_name
 
 SMALLEST_TILE = 16
 """Latents a side of the squares that a VAE decodes where it has memory for no more."""

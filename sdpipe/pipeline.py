@@ -19,22 +19,22 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdpipe.canvas import Canvas, lay, take
-from sdpipe.chunks import chunk_count
 from sdpipe.components import load
 from sdpipe.denoise import Step
-from sdpipe.device import check_speed
 from sdpipe.errors import SdpipeWarning, UsageError
 from sdpipe.latents import latents_to_pil, vae_factor
-from sdpipe.learned import tell_unknown
-from sdpipe.passes import Passes, seeds, taken
 from sdpipe.plan import Asked, check_names, plan
-from sdpipe.prompt import Conditioning, condition, tell_late
-from sdpipe.seamless import check_seamless, wrapped
+from sdpipe.prompt.chunks import chunk_count
+from sdpipe.prompt.encode import Conditioning, condition, tell_late
+from sdpipe.prompt.vocabulary import tell_unknown
+from sdpipe.runtime.device import check_speed
+from sdpipe.runtime.seamless import check_seamless, wrapped
+from sdpipe.runtime.speed import fast
+from sdpipe.sampling import Passes, seeds, taken
 from sdpipe.settings import MAX_IMAGES, Settings
-from sdpipe.speed import fast
 
 if TYPE_CHECKING:
-    from sdpipe.safety import Checker, Mark
+    from sdpipe.loading.safety_checker import Checker, Mark
 
 BATCH_PIXELS = 2**22
 """A CPU draws no faster with more at once: 16 pictures of 512 x 512, or 256 of 128 x 128."""
@@ -201,7 +201,8 @@ class Pipeline:
 
         Stopping is `break`. The last step's `latents` are the picture, for `latents_to_pil`; what
         a mask keeps has gone through the VAE there, and is not the pixels of `init`. With the
-        setting `seamless` they are for a VAE that is `wrapped` as well, see `sdpipe.seamless`.
+        setting `seamless` they are for a VAE that is `wrapped` as well, see
+        `sdpipe.runtime.seamless`.
 
         Raises:
             UsageError: as `generate`, before the first step; or safety, which looks at pictures.
@@ -240,7 +241,7 @@ class Pipeline:
     @cached_property
     def _checker(self) -> "Checker":
         """The model's safety checker, loaded when it is first asked for."""
-        from sdpipe.safety import load_checker
+        from sdpipe.loading.safety_checker import load_checker
 
         return load_checker(self.components)
 

@@ -23,7 +23,7 @@ from sdpipe.init import (
     check_strength,
     picture_id,
 )
-from sdpipe.syntax import parse
+from sdpipe.prompt.syntax import parse
 from sdpipe.values import MAX_SIDE, check_hires, check_side, check_variation, check_whole, leave_out
 
 SCHEDULERS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun", "dpm++", "unipc")
@@ -53,7 +53,7 @@ MODEL_DEFAULTS = ("g", "steps", "width", "height", "scheduler", "lms_order")
 class Settings:
     """Every input of one run. None means unset: the model's own value is taken, see `resolved`.
 
-    prompt: what the picture shows; weights and other signs in it are those of `sdpipe.syntax`.
+    prompt: what the picture shows; weights and other signs are those of `sdpipe.prompt.syntax`.
     negative_prompt: what it should not show; takes the place of the empty prompt in the guidance.
     g: guidance scale: 1 is the conditional prediction, 0 the unconditional one. A pair goes from
         the one at the first step to the other at the last, in equal parts.

@@ -24,7 +24,7 @@ def emoji():
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A model with random weights that draws 64 x 64 pixels."""
-    from tiny import tiny_model
+    from support.tiny import tiny_model
 
     return tiny_model(tmp_path_factory.mktemp("tiny"), size=64)
 
@@ -49,7 +49,7 @@ def load_once():
 def run(monkeypatch, tmp_path, capsys, load_once):
     """Runs a command in an empty folder: status, stdout, stderr."""
     import sdpipe.pipeline
-    from sdpipe.cli import main
+    from sdpipe.cli.app import main
 
     monkeypatch.setattr(sdpipe.pipeline, "load", load_once)
     monkeypatch.chdir(tmp_path)
@@ -65,7 +65,7 @@ def run(monkeypatch, tmp_path, capsys, load_once):
 @pytest.fixture(scope="session")
 def material(tmp_path_factory):
     """What a small training is made from: a recipe and a folder of pictures."""
-    from training_run import RECIPE, write_pictures
+    from support.training_run import RECIPE, write_pictures
 
     place = tmp_path_factory.mktemp("train")
     (place / "recipe.toml").write_text(RECIPE)
@@ -76,9 +76,9 @@ def material(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(material):
     """A model trained from it without a stop."""
-    from training_run import options
+    from support.training_run import options
 
-    from sdpipe.cli import main
+    from sdpipe.cli.app import main
 
     assert main(options(material, material / "model")) == 0
     return material / "model"
@@ -88,7 +88,7 @@ def trained(material):
 def start(tmp_path):
     """A model to go on from, with settings of its own."""
     import torch
-    from tiny import tiny_model
+    from support.tiny import tiny_model
 
     folder = tiny_model(tmp_path / "start", dtype=torch.float16)
     (folder / "sdpipe.json").write_text('{"g": 2.5, "steps": 4, "scheduler": "ddim"}')
@@ -98,7 +98,7 @@ def start(tmp_path):
 @pytest.fixture
 def refused(capsys):
     """Runs a command that fails, and returns the sentence that says why."""
-    from sdpipe.cli import main
+    from sdpipe.cli.app import main
 
     def run(arguments, status=2):
         assert main(arguments) == status

@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import Hub
 from safetensors.torch import load_file, save_file
-from tiny import tiny_model, tiny_text_encoder, tiny_unet, tiny_vae, write_tokenizer, write_weights
+from support.hub_server import Hub
+from support.tiny import (
+    tiny_model,
+    tiny_text_encoder,
+    tiny_unet,
+    tiny_vae,
+    write_tokenizer,
+    write_weights,
+)
 from transformers import CLIPConfig, CLIPModel
 
 from sdpipe.components import Components, load

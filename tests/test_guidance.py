@@ -4,19 +4,20 @@ import json
 
 import pytest
 import torch
-from test_denoise import TARGET, run
-from test_info import INVOKEAI
-from test_parity import PROMPT, REFERENCE, assert_equal, diffusers_pipeline, diffusers_run
+from support.denoise_runs import TARGET, run
+from support.metadata import INVOKEAI
+from support.parity import PROMPT, REFERENCE, assert_equal, diffusers_pipeline, diffusers_run
 
-from sdpipe import SdpipeWarning, UsageError, png
-from sdpipe.compare import compare
+from sdpipe import SdpipeWarning, UsageError
 from sdpipe.denoise import guided, rescaled
-from sdpipe.foreign import a1111, invokeai
 from sdpipe.guidance import Guidance, bounds, scale, shown
+from sdpipe.io import png
 from sdpipe.latents import latents_to_pil
+from sdpipe.metadata import a1111, invokeai
 from sdpipe.settings import Settings
+from sdpipe.show.compare import compare
 from sdpipe.show.guidance import guidance_data
-from sdpipe.sweep import Sweep
+from sdpipe.sweep.sweep import Sweep
 
 # Few steps save time; whether a model draws well in them is not looked at here.
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")

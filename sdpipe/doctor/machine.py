@@ -5,9 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
-from sdpipe import files
 from sdpipe.doctor.finding import Finding, size
 from sdpipe.errors import UsageError
+from sdpipe.io import files
 
 OUTPUTS = Path("outputs")  # where the command line writes if nothing else is asked for
 V1_4_MEMORY = 3_000_000_000  # bytes that v1-4 takes in 16 bits; see benchmarks/v1_4_folder.py

@@ -12,7 +12,7 @@ from typing import Any
 from sdpipe.doctor.finding import Finding, size
 from sdpipe.doctor.machine import free
 from sdpipe.errors import SdpipeError
-from sdpipe.loading.fit import check_fit
+from sdpipe.loading.compatibility import check_fit
 from sdpipe.loading.hub import announced, is_hub_id, lacking
 from sdpipe.loading.layout import Selection, select_model
 from sdpipe.loading.locate import BUILT_IN, BUILT_IN_FOLDER, DEFAULT, chosen_model

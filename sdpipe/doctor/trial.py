@@ -239,7 +239,7 @@ def _scheduler() -> dict[str, Any]:
 def _device() -> dict[str, Any]:
     import torch
 
-    from sdpipe.device import dtype_name, pick_device, pick_dtype
+    from sdpipe.runtime.device import dtype_name, pick_device, pick_dtype
 
     device = pick_device("auto")
     dtype = pick_dtype("auto", device)

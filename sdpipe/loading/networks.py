@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import ModelError
-from sdpipe.loading import embedding, lora, single_file, weights
-from sdpipe.loading.embedding import Embedding
+from sdpipe.loading import lora, single_file, weights
+from sdpipe.loading import textual_inversion as embedding
 from sdpipe.loading.layout import STEMS
 from sdpipe.loading.locate import Location
 from sdpipe.loading.lora import Lora
 from sdpipe.loading.sources import Sources
+from sdpipe.loading.textual_inversion import Embedding
 
 if TYPE_CHECKING:
     import torch
@@ -160,7 +161,7 @@ def _network(
     """
     from accelerate import init_empty_weights
 
-    from sdpipe.speed import likes_channels_last
+    from sdpipe.runtime.speed import likes_channels_last
 
     with init_empty_weights(include_buffers=False):
         network = _unfilled(part, sources)

@@ -12,11 +12,11 @@ from typing import Any, Self
 
 from sdpipe.errors import ModelError, UsageError
 from sdpipe.loading import single_file
-from sdpipe.loading.embedding import Embedding
 from sdpipe.loading.layout import PARTS, STEMS
 from sdpipe.loading.locate import Location, configurations, find_checker, find_model, find_part
 from sdpipe.loading.lora import Lora
 from sdpipe.loading.single_file import Kind
+from sdpipe.loading.textual_inversion import Embedding
 from sdpipe.loading.weight_files import header, shapes
 from sdpipe.loading.weights import new_name
 from sdpipe.settings import MODEL_DEFAULTS, Settings

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from sdpipe.denoise import Step
 from sdpipe.latents import vae_factor
+from sdpipe.prompt.syntax import parse
+from sdpipe.runtime.twin import twin
 from sdpipe.show import style
 from sdpipe.show.checks import check_attention
 from sdpipe.show.listen import with_unet
 from sdpipe.show.stages import sampling, settle
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
 from sdpipe.show.words import Word, split
-from sdpipe.syntax import parse
-from sdpipe.twin import twin
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

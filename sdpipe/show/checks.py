@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from sdpipe.errors import UsageError
 from sdpipe.guidance import Guidance, Scale, shown
+from sdpipe.prompt.syntax import parse
 from sdpipe.settings import Settings
-from sdpipe.syntax import parse
 
 LAST_TIMESTEP = 999  # of every model of the family
 MOST_FRAMES = 999

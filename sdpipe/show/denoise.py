@@ -11,7 +11,7 @@ from torch import Tensor
 from sdpipe.denoise import Step, clean_latents, predict
 from sdpipe.errors import NotFiniteError
 from sdpipe.latents import add_noise, draw_noise, latents_to_pil, make_generators, pil_to_latents
-from sdpipe.prompt import condition
+from sdpipe.prompt.encode import condition
 from sdpipe.show import style
 from sdpipe.show.checks import LAST_TIMESTEP, check_times
 from sdpipe.show.stages import alpha_bars, brought_to_size, settle

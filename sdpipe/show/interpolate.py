@@ -19,7 +19,7 @@ from sdpipe.latents import (
     slerp,
     vae_factor,
 )
-from sdpipe.prompt import condition
+from sdpipe.prompt.encode import condition
 from sdpipe.schedule import make_scheduler
 from sdpipe.show import style
 from sdpipe.show.checks import check_way

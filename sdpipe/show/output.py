@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdpipe import files
 from sdpipe.errors import UsageError
+from sdpipe.io import files
 from sdpipe.show import style
 
 if TYPE_CHECKING:

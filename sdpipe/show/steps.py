@@ -15,9 +15,9 @@ from torch import Tensor
 import sdpipe
 from sdpipe.denoise import Step
 from sdpipe.errors import SdpipeError, UsageError
-from sdpipe.files import unfinished
+from sdpipe.io.files import unfinished
 from sdpipe.latents import latents_to_pil
-from sdpipe.seamless import wrapped
+from sdpipe.runtime.seamless import wrapped
 from sdpipe.settings import Settings
 from sdpipe.show.filmstrip import COLUMNS, Column, chosen, filmstrip, titles
 

@@ -8,11 +8,11 @@ in chunks.
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.chunks import chunks
+from sdpipe.prompt.chunks import chunks
+from sdpipe.prompt.syntax import MAX_STEP, parse
 from sdpipe.show import style
 from sdpipe.show.style import CROSS, MARGIN, WIDTH, Sheet
 from sdpipe.show.words import Word, spelled, split
-from sdpipe.syntax import MAX_STEP, parse
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdpipe.chunks import tokens_of
-from sdpipe.syntax import Text
+from sdpipe.prompt.chunks import tokens_of
+from sdpipe.prompt.syntax import Text
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

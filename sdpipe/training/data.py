@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from sdpipe.cli.progress import bar
 from sdpipe.errors import SdpipeError
 from sdpipe.latents import pil_to_latents, to_tensor
-from sdpipe.learned import Learned
-from sdpipe.progress import bar
+from sdpipe.prompt.vocabulary import Learned
 from sdpipe.training import mistaken
 from sdpipe.training.recipe import Words
+from sdpipe.training.run_folder import written
 from sdpipe.training.tokenizer import RoughCuts
-from sdpipe.training.work import written
 
 TOGETHER = 8
 """Pictures that are encoded at once: what becomes of more does not fit into a CPU's cache."""

@@ -18,7 +18,7 @@ from transformers import CLIPTextModel
 from sdpipe.latents import add_noise
 from sdpipe.training.recipe import Unet
 from sdpipe.training.rivals import Rivals
-from sdpipe.training.text import OtherWords
+from sdpipe.training.text_encoder import OtherWords
 
 NOISY = 0.85
 """From this share of the timesteps on a guess tells how well the caption is known."""

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
 from sdpipe.errors import SdpipeError
-from sdpipe.learned import Learned
+from sdpipe.prompt.vocabulary import Learned
 from sdpipe.training.recipe import Scenes
 from sdpipe.training.scenes import (
     COLOURS,

@@ -25,8 +25,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdpipe.errors import UsageError
-from sdpipe.learned import Learned
-from sdpipe.training.work import written
+from sdpipe.prompt.vocabulary import Learned
+from sdpipe.training.run_folder import written
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")  # EPS would run Ghostscript

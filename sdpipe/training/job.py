@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdpipe.device import check_device
 from sdpipe.errors import UsageError
+from sdpipe.runtime.device import check_device
 from sdpipe.settings import Settings
 from sdpipe.training.imagefolder import Entry, read_entries
 from sdpipe.training.recipe import EMOJI, IMAGEFOLDER, Recipe, adjusted, load_recipe
-from sdpipe.training.work import check_out
+from sdpipe.training.run_folder import check_out
 
 BUILT_IN = "emoji"
 

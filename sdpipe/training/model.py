@@ -18,12 +18,13 @@ from transformers.utils import logging as transformers_logging
 from sdpipe.components import Components, load
 from sdpipe.errors import ModelError, UsageError
 from sdpipe.latents import vae_factor
-from sdpipe.learned import FILE, Learned
-from sdpipe.training import ddpm, text, vae
+from sdpipe.prompt.vocabulary import FILE, Learned
+from sdpipe.training import ddpm, vae
+from sdpipe.training import text_encoder as text
 from sdpipe.training.recipe import Recipe
 from sdpipe.training.rules import PREDICTION_TYPES
+from sdpipe.training.run_folder import cannot_write
 from sdpipe.training.tokenizer import train_tokenizer
-from sdpipe.training.work import cannot_write
 
 SCHEDULER = "LMSDiscreteScheduler"
 

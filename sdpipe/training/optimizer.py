@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdpipe.device import pick_dtype
+from sdpipe.runtime.device import pick_dtype
 
 # The first layers and the last, and those of the time embedding: there AdamW suits better.
 OUTER = {"conv_in", "conv_out", "read", "time_embedding", "time_emb_proj", "add_embedding"}

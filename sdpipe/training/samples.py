@@ -13,15 +13,15 @@ from sdpipe.denoise import denoise
 from sdpipe.errors import NotFiniteError
 from sdpipe.guidance import Guidance, check_scale
 from sdpipe.latents import draw_noise, latents_to_pil, make_generators
-from sdpipe.prompt import condition
+from sdpipe.prompt.encode import condition
+from sdpipe.prompt.syntax import literal
 from sdpipe.schedule import make_scheduler
 from sdpipe.settings import FALLBACKS
-from sdpipe.syntax import literal
 from sdpipe.training.data import Captioned
 from sdpipe.training.ddpm import DenoisingLoss
 from sdpipe.training.model import Model
 from sdpipe.training.recipe import Samples
-from sdpipe.training.work import written
+from sdpipe.training.run_folder import written
 
 COLUMNS, GAP, LINES, TEXT = 4, 8, 2, 12
 SHARE = 20  # of the time of a sheet passes before the next, at least

@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 
 from sdpipe.latents import vae_factor
-from sdpipe.training import ddpm, text, vae
+from sdpipe.training import ddpm, vae
+from sdpipe.training import text_encoder as text
 from sdpipe.training.data import (
     Captioned,
     Draws,
@@ -29,8 +30,8 @@ from sdpipe.training.data import (
     squares,
     words,
 )
-from sdpipe.training.fit import fit
 from sdpipe.training.glyphs import Emoji
+from sdpipe.training.loop import fit
 from sdpipe.training.model import Model
 from sdpipe.training.recipe import Joint, OtherWords, Recipe, Text, Unet
 from sdpipe.training.rivals import Rivals

@@ -16,10 +16,11 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, is_bf16_available, parse_flag_from_env
 
-from sdpipe import messages, progress
-from sdpipe.device import pick_device, pick_dtype
+from sdpipe.cli import console as messages
+from sdpipe.cli import progress
 from sdpipe.errors import SdpipeError, SdpipeWarning
-from sdpipe.training import work
+from sdpipe.runtime.device import pick_device, pick_dtype
+from sdpipe.training import run_folder as work
 from sdpipe.training.data import Captioned, encode, unit_variance
 from sdpipe.training.glyphs import Emoji
 from sdpipe.training.imagefolder import ImageFolder

@@ -1,0 +1,155 @@
+"""The commands that look at sdpipe itself: does it work here, and is what it draws right."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdpipe.cli import console as messages
+from sdpipe.cli import options, progress
+from sdpipe.cli.groups import Place, Weights, grouped
+from sdpipe.errors import UsageError
+from sdpipe.io import files
+from sdpipe.settings import Settings
+from sdpipe.show import style
+from sdpipe.show.output import DRAWINGS
+from sdpipe.show.output import as_json as in_one_line
+
+CHECK = "Check"
+
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")]
+Dtype = Annotated[
+    str,
+    options.option(
+        options.MODEL, "float32, float16, bfloat16, or auto, that of generate.", metavar="NAME"
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    options.option(
+        CHECK,
+        "How far the latents may be apart, by their largest value. Left out: 1e-4 in float32, and "
+        "more in 16 bits.",
+        metavar="NUMBER",
+    ),
+]
+Out = Annotated[
+    str | None,
+    options.option(
+        options.OUTPUT,
+        "Draw the curve, into a .png, .svg or .pdf file. What exists is never overwritten.",
+        metavar="FILE",
+    ),
+]
+Offline = Annotated[
+    bool,
+    options.flag(CHECK, "Ask nothing of the hub, not even the size of a download.", "--offline"),
+]
+
+
+@grouped
+def compare(
+    prompt: Prompt,
+    *,
+    negative: options.Negative = "",
+    seed: options.Seed = None,
+    dim: options.Dim = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    g: options.Guidance = None,
+    rescale: options.Rescale = 0.0,
+    steps: options.Steps = None,
+    scheduler: options.Scheduler = None,
+    lms_order: options.LmsOrder = None,
+    karras: options.Karras = False,
+    weights: Weights,
+    device: options.Device = "auto",
+    dtype: Dtype = "float32",
+    tolerance: Tolerance = None,
+    out: Out = None,
+    as_json: options.PrintJson = False,
+    debug: options.Debug = False,
+) -> int:
+    """Draws a picture with sdpipe's loop and with diffusers' own pipeline, and compares each step.
+
+    Both use the same weights and noise. The exit status is 0 where latents and picture are within
+    the tolerance, and 1 where they are not.
+    """
+    from sdpipe.show.compare import check_tolerance, compare_figure
+    from sdpipe.show.compare import compare as hold_against_diffusers
+    from sdpipe.show.reference import check_guidance, plain_text
+
+    inputs: dict[str, Any] = {
+        "negative_prompt": options.text("--negative", negative),
+        "g": g,
+        "rescale": rescale,
+        "seed": seed,
+        "steps": steps,
+        "dim": dim,
+        "width": width,
+        "height": height,
+        "scheduler": scheduler,
+        "lms_order": lms_order,
+        "karras": karras,
+    }
+    Settings(prompt=options.text("the prompt", prompt), **inputs)
+    for words in (prompt, negative):
+        plain_text(words)
+    check_guidance(g, rescale)
+    check_tolerance(tolerance)
+    machine = Place(device, dtype).checked()
+    drawing = None if out is None else _drawing(out)
+    loaded = weights.checked()
+
+    with progress.status("loading the model ..."):
+        from sdpipe import Pipeline
+
+        pipe = Pipeline(**loaded, **machine)
+    with progress.bar("drawing twice") as on_step:
+        found = hold_against_diffusers(pipe, prompt, tolerance=tolerance, on_step=on_step, **inputs)
+    written = {}
+    if drawing is not None:
+        data = style.encoded(compare_figure(found), drawing.suffix.lower())
+        written["path"] = str(files.write(drawing, data))
+    if as_json:
+        messages.print_result(in_one_line({**found.numbers(), **written}))
+    else:
+        messages.print_result("\n".join([str(found), *written.values()]))
+    return 0 if found.within else messages.FAILED
+
+
+def doctor(
+    offline: Offline = False, as_json: options.PrintJson = False, debug: options.Debug = False
+) -> int:
+    """Looks whether `sdpipe generate` works here, and says what helps where it does not.
+
+    Most of its time goes into importing torch and drawing a small picture for trial. Nothing is
+    downloaded. The exit status is 0 where pictures can be drawn, and 1 where a problem stops them.
+    """
+    from sdpipe.doctor import as_json as all_in_one
+    from sdpipe.doctor import examine, works
+
+    found, looking = [], examine(offline=offline)
+    while True:
+        with progress.status("importing torch, drawing for trial ..."):
+            finding = next(looking, None)
+        if finding is None:
+            break
+        found.append(finding)
+        if not as_json:
+            messages.print_result(str(finding))
+    if as_json:
+        messages.print_result(all_in_one(found))
+    return 0 if works(found) else messages.FAILED
+
+
+def _drawing(out: str) -> Path:
+    """The file that a curve goes to, checked before anything takes its time."""
+    if Path(out).suffix.lower() not in DRAWINGS:
+        raise UsageError(
+            f"{out} names no drawing that can be written; give a file that ends in "
+            f"{', '.join(DRAWINGS)}."
+        )
+    path = files.Destination(out, 1, DRAWINGS).path(0, "compare")
+    style.need_matplotlib()
+    return path

@@ -1,0 +1,81 @@
+"""What the commands that draw what happens inside have in common."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdpipe.cli import options, progress
+from sdpipe.cli.groups import Place, Weights
+
+if TYPE_CHECKING:
+    from sdpipe.pipeline import Pipeline
+
+SHOW = "Show"
+
+
+class Numbers(list[int]):
+    """Whole numbers; a class of its own, for a list would be an option given many times."""
+
+
+class Names(list[str]):
+    """Names, in the same way."""
+
+
+def numbers(text: str) -> Numbers:
+    """Whole numbers with commas between them."""
+    try:
+        return Numbers(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no list of whole numbers with commas, such as 0,5,10"
+        ) from None
+
+
+def names(text: str) -> Names:
+    """Names with commas between them."""
+    return Names(part.strip() for part in text.split(","))
+
+
+def one_of_two(text: str) -> int:
+    """A seed of --seeds, which takes two words."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a whole number; give two with a space between them, as in 1 2"
+        ) from None
+
+
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")]
+Picture = Annotated[
+    str, typer.Argument(metavar="PICTURE", help="Any picture file; its middle is taken.")
+]
+Out = Annotated[
+    str | None,
+    options.option(
+        options.OUTPUT,
+        "A folder, or a .png, .svg or .pdf file. What exists is never overwritten. Left out: "
+        "outputs, or nowhere with --json, --gif or --mp4.",
+        metavar="PATH",
+    ),
+]
+Json = Annotated[
+    bool, options.flag(options.OUTPUT, "Print the numbers behind it, as JSON.", "--json")
+]
+Gif = Annotated[
+    str | None, options.option(options.OUTPUT, "A film of it.", "--gif", metavar="FILE")
+]
+Mp4 = Annotated[
+    str | None, options.option(options.OUTPUT, "The film as MP4.", "--mp4", metavar="FILE")
+]
+Seed = Annotated[int | None, options.whole(options.PICTURE, "Starts the noise. Drawn if left out.")]
+
+
+def load(weights: Weights, place: Place) -> "Pipeline":
+    """Checks both, and loads the model."""
+    machine = place.checked()
+    loaded = weights.checked()
+    with progress.status("loading the model ..."):
+        from sdpipe import Pipeline
+
+        return Pipeline(**loaded, **machine)

@@ -1,0 +1,204 @@
+"""The commands that draw a picture, and what happened on its way."""
+
+from typing import Annotated
+
+import typer
+
+from sdpipe.cli import console as messages
+from sdpipe.cli import options, progress
+from sdpipe.cli.groups import Place, Sampling, Weights, grouped
+from sdpipe.cli.show_options import (
+    SHOW,
+    Gif,
+    Json,
+    Mp4,
+    Numbers,
+    Out,
+    Prompt,
+    Seed,
+    load,
+    numbers,
+    one_of_two,
+)
+from sdpipe.errors import UsageError
+from sdpipe.show import checks
+from sdpipe.show.output import PIXELS, Output
+
+
+@grouped
+def denoise(
+    prompt: Prompt,
+    *,
+    t: Annotated[int, options.whole(SHOW, "The timestep, 0 to 999.", "--t")] = 500,
+    picture: Annotated[
+        str | None,
+        options.option(SHOW, "In place of one drawn from the prompt.", metavar="FILE"),
+    ] = None,
+    seed: Seed = None,
+    sampling: Sampling,
+    weights: Weights,
+    place: Place,
+    out: Out = None,
+    as_json: Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Draws a noised picture, the noise that one call of the U-Net sees in it, and what is left."""
+    from sdpipe.io.pixels import read_picture
+
+    checks.check_times([t])
+    inputs = sampling.checked(prompt, seed)
+    image = None if picture is None else read_picture(picture)
+    output = Output("denoise", prompt, out=out, as_json=as_json)
+    pipe = load(weights, place)
+    from sdpipe.show.denoise import denoise_data, denoise_figure
+
+    with progress.step_bar(1) as on_step:
+        data = denoise_data(pipe, prompt, t, picture=image, on_step=on_step, **inputs)
+    messages.print_result(output.finish(data.numbers(), lambda: denoise_figure(data)))
+
+
+@grouped
+def steps(
+    prompt: Prompt,
+    *,
+    seed: Seed = None,
+    sampling: Sampling,
+    weights: Weights,
+    place: Place,
+    out: Annotated[
+        str | None,
+        options.option(
+            options.OUTPUT,
+            "A folder, or a .png file. What exists is never overwritten. Left out: outputs, or "
+            "nowhere with --json, --gif or --mp4.",
+            metavar="PATH",
+        ),
+    ] = None,
+    gif: Gif = None,
+    mp4: Mp4 = None,
+    as_json: Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Draws a filmstrip of x_t and of the picture that is predicted from it, or a film of all."""
+    inputs = sampling.checked(prompt, seed)
+    output = Output("steps", prompt, out=out, as_json=as_json, gif=gif, mp4=mp4, formats=PIXELS)
+    pipe = load(weights, place)
+    from sdpipe.show.course import steps_data
+    from sdpipe.show.films import MOST, steps_film
+
+    with progress.step_bar(1) as on_step:
+        data = steps_data(pipe, prompt, on_step=on_step, **inputs)
+    with progress.status("decoding the steps ..."):
+        told = output.finish(data.numbers(), data.strip, lambda: steps_film(data.columns(MOST)))
+    messages.print_result(told)
+
+
+@grouped
+def guidance(
+    prompt: Prompt,
+    *,
+    at: Annotated[
+        Numbers | None,
+        options.option(
+            SHOW,
+            "Steps to show, from 0. Left out: six, from first to last.",
+            metavar="N,N,...",
+            parser=numbers,
+        ),
+    ] = None,
+    seed: Seed = None,
+    sampling: Sampling,
+    weights: Weights,
+    place: Place,
+    out: Out = None,
+    as_json: Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Draws the two predictions of classifier-free guidance and the guided one, step by step."""
+    from sdpipe.loading.parts import read_defaults
+
+    inputs = sampling.checked(prompt, seed)
+    chosen = at or Numbers()
+    known = {**read_defaults(weights.model), **{k: v for k, v in inputs.items() if v is not None}}
+    checks.check_guidance(known.get("g"), known.get("steps"), known.get("scheduler"))
+    checks.check_at(chosen, known.get("steps"), known.get("scheduler"))
+    output = Output("guidance", prompt, out=out, as_json=as_json)
+    pipe = load(weights, place)
+    from sdpipe.show.guidance import guidance_data, guidance_figure
+
+    with progress.step_bar(1) as on_step:
+        data = guidance_data(pipe, prompt, chosen, on_step=on_step, **inputs)
+    messages.print_result(output.finish(data.numbers(), lambda: guidance_figure(data)))
+
+
+@grouped
+def attention(
+    prompt: Prompt,
+    *,
+    seed: Seed = None,
+    sampling: Sampling,
+    weights: Weights,
+    place: Place,
+    out: Out = None,
+    as_json: Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Draws a picture, and over it for each word how much attention it got in every place."""
+    inputs = sampling.checked(prompt, seed)
+    checks.check_attention(prompt, sampling.g)
+    output = Output("attention", prompt, out=out, as_json=as_json)
+    pipe = load(weights, place)
+    from sdpipe.show.attention import attention_data, attention_figure
+
+    with progress.step_bar(1) as on_step:
+        data = attention_data(pipe, prompt, on_step=on_step, **inputs)
+    messages.print_result(output.finish(data.numbers(), lambda: attention_figure(data)))
+
+
+@grouped
+def interpolate(
+    context: typer.Context,
+    first: Annotated[str, typer.Argument(metavar="PROMPT", help="What is drawn first.")],
+    last: Annotated[str, typer.Argument(metavar="PROMPT", help="What is drawn last.")],
+    *,
+    seeds: Annotated[
+        tuple[int, int] | None,
+        options.option(
+            options.PICTURE,
+            "Of both ends; twice the same keeps the noise. Left out: one is drawn, for both.",
+            metavar="N N",
+            parser=one_of_two,
+        ),
+    ] = None,
+    frames: Annotated[int, options.whole(SHOW, "Pictures, both ends included.")] = 9,
+    sampling: Sampling,
+    weights: Weights,
+    place: Place,
+    out: Out = None,
+    gif: Gif = None,
+    mp4: Mp4 = None,
+    as_json: Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Draws the pictures between two: noises on the arc between them, prompts on a line."""
+    if context.args:
+        raise UsageError(
+            f"{' '.join(context.args)!r} is too much: there are two prompts, each in quotation "
+            "marks, and --seeds takes two numbers."
+        )
+    chosen = seeds or ()
+    inputs = sampling.checked(first)
+    options.text("the prompt", last)
+    checks.check_way(frames, chosen, sampling.scheduler)
+    output = Output("interpolate", f"{first} {last}", out=out, as_json=as_json, gif=gif, mp4=mp4)
+    pipe = load(weights, place)
+    from sdpipe.show.films import way_film
+    from sdpipe.show.interpolate import interpolate_data, interpolate_figure
+
+    del inputs["seed"]
+    with progress.bar("drawing") as on_frame:
+        data = interpolate_data(
+            pipe, first, last, seeds=chosen, frames=frames, on_frame=on_frame, **inputs
+        )
+    told = output.finish(data.numbers(), lambda: interpolate_figure(data), lambda: way_film(data))
+    messages.print_result(told)

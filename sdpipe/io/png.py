@@ -1,0 +1,275 @@
+"""Pixels plus metadata to a file, and back.
+
+Two texts go into a picture: `parameters`, which every gallery tool reads, in the format of
+AUTOMATIC1111's web UI, and `sdpipe`, a JSON object with everything that is needed to draw the
+picture again. In a PNG they are text chunks of those names. In JPEG and WebP they are EXIF:
+UserComment holds `parameters`, as that web UI writes it, and ImageDescription "sdpipe: {...}".
+"""
+
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import sdpipe
+from sdpipe.errors import SdpipeError, SdpipeWarning
+from sdpipe.guidance import shown
+from sdpipe.init import steps_taken
+from sdpipe.io.files import FORMATS, write
+from sdpipe.io.pixels import opened, pixels_sha256
+from sdpipe.settings import Settings
+
+SAVE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "PNG": {},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+}
+LIBRARIES = ("torch", "diffusers", "transformers")
+
+# scheduler: what A1111 calls the same thing
+SAMPLERS = {
+    "lms": "LMS",
+    "ddim": "DDIM",
+    "pndm": "PLMS",
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "heun": "Heun",
+    "dpm++": "DPM++ 2M",
+    "unipc": "UniPC",
+}
+
+HIRES_UPSCALER = "Lanczos"  # as A1111 calls what `latents.enlarged` does
+
+TEXTS = ("parameters", "Dream")  # by their keys in a PNG, as they are
+OBJECTS = ("sdpipe", "invokeai_metadata", "sd-metadata")  # these are JSON
+
+MAX_TEXT = 2**20  # characters of a text that is read; a picture may come from anybody
+JPEG_LIMIT = 65533  # bytes of EXIF in a JPEG: one segment
+IMAGE_DESCRIPTION, EXIF_IFD, USER_COMMENT = 0x010E, 0x8769, 0x9286
+MARK = "sdpipe: "  # tells our ImageDescription from everybody else's
+
+
+def metadata(
+    settings: Settings,
+    identity: Mapping[str, Any],
+    *,
+    image: Image.Image,
+    device: str,
+    dtype: str,
+    speed: str = "default",
+    n: int = 1,
+    index: int = 0,
+    safety: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a picture carries: {"parameters": text, "sdpipe": object}, as `read` gives it back.
+
+    settings: those of this one picture, resolved.
+    identity: the model, as `Components.identity()` describes it.
+    device, dtype, speed: where it was drawn, in which number type, and how: `device.SPEEDS`.
+    n, index: the picture was number `index`, from 0, of `n` drawn in one batch. Their seeds, or
+        variation seeds, went up by one from picture to picture, and what the others showed has no
+        influence on this one: so shape and place are enough to draw it under the same
+        circumstances, and no picture tells the prompts of its neighbours.
+    safety: what the model's safety checker says, where it was asked.
+    """
+    own = {
+        "settings": settings.to_dict(),
+        "model": {**identity, "name": _without_home(identity["name"])},
+        "batch": {"n": n, "index": index},
+        "versions": {
+            "sdpipe": sdpipe.__version__,
+            **{name: _version(name) for name in LIBRARIES},
+            "python": platform.python_version(),
+        },
+        "device": device,
+        "dtype": dtype,
+        "speed": speed,
+        "pixels_sha256": pixels_sha256(image),
+    }
+    if safety is not None:
+        own["safety"] = dict(safety)
+    return {"parameters": parameters(settings, identity), "sdpipe": own}
+
+
+def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
+    """The settings of one picture as A1111 writes them, below the prompts."""
+    digest = identity.get("sha256")
+    values = {
+        "Steps": settings.steps,
+        "Sampler": SAMPLERS[settings.scheduler or "lms"],
+        "Schedule type": "Karras" if settings.karras else None,
+        "CFG scale": None if settings.g is None else shown(settings.g, ""),
+        "Seed": settings.seed,
+        "Variation seed": settings.variation_seed,
+        "Variation seed strength": settings.variation,
+        "Denoising strength": settings.strength or settings.hires_strength,
+        "Hires upscale": None if settings.hires is None else f"{settings.hires:g}",
+        "Hires steps": _hires_steps(settings),
+        "Hires upscaler": None if settings.hires is None else HIRES_UPSCALER,
+        "Size": f"{settings.width}x{settings.height}",
+        "Model hash": digest[:10] if isinstance(digest, str) else None,
+        # A1111 names a checkpoint by its file: no owner, no folder, no suffix.
+        "Model": str(identity["name"]).rpartition("/")[2].removesuffix(".safetensors"),
+        "Lora": ", ".join(f"{f['name']}: {f['weight']:g}" for f in identity.get("loras", ()))
+        or None,
+        "Clip skip": settings.clip_skip if settings.clip_skip > 1 else None,
+        "RNG": "CPU",
+        "Tiling": "True" if settings.seamless == "xy" else None,
+        "Version": f"sdpipe {sdpipe.__version__}",
+    }
+    lines = [settings.prompt]
+    if settings.negative_prompt:
+        lines.append(f"Negative prompt: {settings.negative_prompt}")
+    pairs = (f"{key}: {_quoted(str(v))}" for key, v in values.items() if v is not None)
+    lines.append(", ".join(pairs))
+    return "\n".join(lines)
+
+
+def save(
+    image: Image.Image, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes a picture, under `path` or the next free number after it, and returns which.
+
+    The file appears whole, with its final name, or not at all, and never in the place of another.
+    `metadata` is what the function of that name returns; None leaves the file without any.
+
+    Raises:
+        SdpipeError: the file cannot be written, or its suffix is none of `FORMATS`.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise SdpipeError(f"{path} has no suffix of a known format: {', '.join(FORMATS)}.")
+    return write(path, _encode(image, FORMATS[path.suffix.lower()], metadata))
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a picture says of how it was drawn, whoever drew it; {} where it says nothing.
+
+    "sdpipe" and "parameters" as they were written, and InvokeAI's "invokeai_metadata",
+    "sd-metadata" and "Dream". Only texts are looked at, no pixels. What they say is not checked:
+    that is for `sdpipe.metadata.record`.
+
+    Raises:
+        SdpipeError: there is no such picture, it is damaged, or its texts are too large.
+    """
+    with opened(path) as image:
+        found = _png_texts(image) if image.format == "PNG" else _exif_texts(image)
+    if too_long := [key for key, text in found.items() if len(text) > MAX_TEXT]:
+        raise SdpipeError(
+            f"{path} cannot be read: its text {too_long[0]!r} is longer than {MAX_TEXT} characters."
+        )
+    return {
+        key: _json_object(text, path) if key in OBJECTS else text for key, text in found.items()
+    }
+
+
+def _encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None) -> bytes:
+    options = dict(SAVE_OPTIONS[format])
+    if metadata is not None and format == "PNG":
+        info = PngInfo()
+        info.add_text("parameters", metadata["parameters"])
+        info.add_text("sdpipe", json.dumps(metadata["sdpipe"], ensure_ascii=False))
+        options["pnginfo"] = info
+    elif metadata is not None:
+        exif = _exif(metadata)
+        if format == "JPEG" and len(exif) > JPEG_LIMIT:
+            warnings.warn(
+                f"the metadata has {len(exif)} bytes and a JPEG takes {JPEG_LIMIT}: the picture is "
+                "saved without; a PNG takes it.",
+                SdpipeWarning,
+                stacklevel=3,
+            )
+        else:
+            options["exif"] = exif
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, format, **options)
+    except (OSError, ValueError) as error:  # a side that the format does not reach
+        width, height = image.size
+        raise SdpipeError(
+            f"a picture of {width} x {height} cannot be written as {format}: {error}. "
+            "PNG takes every size."
+        ) from error
+    return buffer.getvalue()
+
+
+def _exif(metadata: Mapping[str, Any]) -> bytes:
+    exif = Image.Exif()
+    exif.endian = ">"  # so that the byte order of the comment is also that of its surroundings
+    exif[IMAGE_DESCRIPTION] = MARK + json.dumps(metadata["sdpipe"])  # EXIF wants ASCII here
+    comment = b"UNICODE\0" + metadata["parameters"].encode("utf-16-be")
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+    return exif.tobytes()
+
+
+def _png_texts(image: Image.Image) -> dict[str, str]:
+    info = {key: image.info.get(key) for key in (*TEXTS, *OBJECTS)}
+    return {key: str(text) for key, text in info.items() if isinstance(text, str)}
+
+
+def _exif_texts(image: Image.Image) -> dict[str, str]:
+    exif = image.getexif()
+    found = {}
+    comment = exif.get_ifd(EXIF_IFD).get(USER_COMMENT)
+    if isinstance(comment, bytes) and (text := _comment(comment)):
+        found["parameters"] = text
+    description = exif.get(IMAGE_DESCRIPTION)
+    if isinstance(description, str) and description.startswith(MARK):
+        found["sdpipe"] = description.removeprefix(MARK).rstrip("\0")
+    return found
+
+
+def _comment(raw: bytes) -> str:
+    """An EXIF UserComment: eight bytes name the encoding of the rest."""
+    code, body = raw[:8], raw[8:]
+    if code == b"UNICODE\0":
+        # The byte order is nowhere written: most text has its zeros in the high bytes.
+        order = "be" if body[0::2].count(0) >= body[1::2].count(0) else "le"
+        return body.decode(f"utf-16-{order}", "replace").removeprefix("\ufeff")
+    return body.decode("utf-8", "replace").strip("\0") if code == b"ASCII\0\0\0" else ""
+
+
+def _json_object(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The object that a text holds, where it can be written as JSON again."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise SdpipeError(f"{path} has metadata that is not readable JSON: {reason}.") from error
+    if not isinstance(value, dict):
+        raise SdpipeError(f"{path} has metadata that is not a JSON object.")
+    return value
+
+
+def _hires_steps(settings: Settings) -> int | None:
+    """The steps of the second pass that are taken: A1111 counts no others."""
+    if settings.steps is None or settings.hires_strength is None:
+        return None
+    return steps_taken(settings.steps, settings.hires_strength)
+
+
+def _without_home(name: str) -> str:
+    """A model's name; pictures are passed on, and whose folder it was in is nobody's business."""
+    home = os.path.join(os.path.expanduser("~"), "")
+    return f"~/{name.removeprefix(home)}" if len(home) > 1 and name.startswith(home) else name
+
+
+def _quoted(value: str) -> str:
+    special = any(sign in value for sign in ",:\n")
+    return json.dumps(value, ensure_ascii=False) if special else value
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,1 @@
+"""What an image says of itself: record, read, replay, verify."""

@@ -1,0 +1,1 @@
+"""How the networks run: device, number type, speed, memory."""

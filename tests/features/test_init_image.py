@@ -1,0 +1,401 @@
+"""A run from a picture, held against diffusers' own pipeline, closed forms and real files."""
+
+import copy
+import hashlib
+import struct
+import warnings
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    EulerDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
+from PIL import Image
+from support.images import (
+    ID,
+    PROMPTS,
+    Img2Img,
+    diffusers_run,
+    picture,
+    reference,
+)
+from support.parity import BETAS, assert_equal
+
+from sdpipe import Pipeline, SdpipeWarning, UsageError, pil_to_latents
+from sdpipe.canvas import lay, take
+from sdpipe.cli.app import main
+from sdpipe.denoise import denoise, noise_levels, variance_exploding
+from sdpipe.init import PictureId, size_for
+from sdpipe.io.png import read
+from sdpipe.latents import add_noise, noised
+from sdpipe.metadata.record import Record, RecordError
+from sdpipe.schedule import make_scheduler
+from sdpipe.settings import SCHEDULERS, Settings
+
+# The weights of the tiny model are random, and what it predicts is no picture's noise.
+pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
+
+
+@pytest.mark.parametrize(
+    ("strength", "scheduler"),
+    [
+        *((0.5, s) for s in SCHEDULERS),
+        *((0.17, s) for s in SCHEDULERS),
+        (1.0, "lms"),
+        (1.0, "ddim"),
+    ],
+)
+def test_every_scheduler_draws_from_a_picture_what_diffusers_draws(tiny, scheduler, strength):
+    same = {"seed": 7, "g": 3.0, "steps": 6}
+    init = picture()
+    ours = tiny.generate(
+        PROMPTS, init=init, strength=strength, scheduler=scheduler, save_int=True, **same
+    )
+    x_0 = pil_to_latents(tiny.components.vae, init).repeat(2, 1, 1, 1)
+    kind = tiny.components.scheduler_config["prediction_type"]
+    given = {"image": x_0, "strength": strength, **same}
+    theirs = diffusers_run(Img2Img, tiny.components, reference(scheduler, kind), **given)
+    taken = {0.5: 3, 0.17: 1, 1.0: 6}[strength]
+    calls = {"heun": 2 * taken - 1, "pndm": taken + (taken > 1)}.get(scheduler, taken)
+    assert len(theirs[0]) == calls
+    assert_equal(ours, theirs)
+
+
+def test_lms_of_order_1_from_a_picture_is_eulers_method(tiny):
+    same = {"seed": 1, "g": 2.0, "steps": 8}
+    ours = tiny.generate(PROMPTS, init=picture(), strength=0.6, lms_order=1, save_int=True, **same)
+    x_0 = pil_to_latents(tiny.components.vae, picture()).repeat(2, 1, 1, 1)
+    kind = tiny.components.scheduler_config["prediction_type"]
+    euler = EulerDiscreteScheduler(**BETAS, steps_offset=1, prediction_type=kind)
+    given = {"image": x_0, "strength": 0.6, **same}
+    assert_equal(
+        ours, diffusers_run(StableDiffusionImg2ImgPipeline, tiny.components, euler, **given)
+    )
+
+
+@pytest.mark.parametrize("skip", [0, 1, 4, 9])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_unet_that_knows_the_picture_brings_it_back_from_any_step(name, skip):
+    """Whatever the order of the method: the noise that it sees is the same at every step."""
+    x_0 = torch.linspace(-2, 2, 16).view(1, 4, 2, 2)
+    scheduler = make_scheduler(name, BETAS, 10, skip=skip)
+    alpha_bar = scheduler.alphas_cumprod.double().numpy()
+    levels = np.sqrt((1 - alpha_bar) / alpha_bar)
+
+    class Knows:
+        dtype = torch.float32
+
+        def __call__(self, x_in, t, text):
+            sigma = float(np.interp(float(t), np.arange(1000), levels))
+            return SimpleNamespace(sample=(x_in * (1 + sigma**2) ** 0.5 - x_0) / sigma)
+
+    exploding = variance_exploding(scheduler)
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(3))
+    x_t = noised(x_0, eps, noise_levels(scheduler)[0], exploding)
+    text = torch.zeros(1, 3, 5)
+    generators = [torch.Generator().manual_seed(4)]
+    *_, last = denoise(Knows(), scheduler, x_t, text, text, 1.0, generators)
+    left = last.sigma_next  # 0, but for DDIM and PNDM, which end at the first timestep
+    assert left < 0.03
+    if name == "euler_a":
+        assert torch.allclose(last.latents, x_0, atol=1e-4)
+    else:
+        assert torch.allclose(last.latents, noised(x_0, eps, left, exploding), atol=2e-3)
+
+
+def test_noised_is_the_forward_process():
+    x_0, eps = torch.randn(2, 1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    for sigma in (0.0, 0.03, 1.0, 14.6):
+        unit = add_noise(x_0, eps, torch.tensor([1 / (1 + sigma**2)]))
+        assert torch.allclose(noised(x_0, eps, sigma, False), unit, atol=1e-6)
+        assert torch.allclose(noised(x_0, eps, sigma, True), x_0 + sigma * eps)
+
+
+def test_a_picture_alone_in_a_batch_and_exact(tiny):
+    same = {"init": picture(), "strength": 0.5, "steps": 4, "exact": True}
+    batch = tiny.generate("a cat", n=3, seed=5, **same)
+    alone = tiny.generate("a cat", seed=6, **same)
+    assert batch.images[1].tobytes() == alone.images[0].tobytes()
+    steps = list(tiny.stream("a cat", seed=6, **same))
+    assert [step.index for step in steps] == [0, 1]
+    assert {step.total for step in steps} == {2}
+
+
+def test_the_less_strength_the_more_stays(emoji):
+    init = emoji.generate("red apple", seed=1, steps=8).images[0]
+    off = []
+    for strength in (0.1, 0.4, 0.9):
+        [drawn] = emoji.generate("panda", init=init, strength=strength, steps=10, seed=2).images
+        off.append(np.abs(np.asarray(drawn, float) - np.asarray(init, float)).mean())
+    assert off == sorted(off)
+    assert off[0] < off[-1] / 2
+
+
+def test_settings_know_which_picture_it_was(tiny, tmp_path):
+    init = picture(100, 50)
+    init.save(tmp_path / "meadow.png")
+    [settings] = tiny.generate("a cat", init=tmp_path / "meadow.png", steps=4).settings
+    digest = hashlib.sha256(np.asarray(init).tobytes()).hexdigest()
+    assert settings.init == PictureId("meadow.png", digest)
+    assert (settings.strength, settings.fit, settings.mask) == (0.8, "crop", None)
+    again = Settings.from_json(settings.to_json())
+    assert again == settings
+    assert hash(again) == hash(settings)
+    assert (settings.width, settings.height) == (96, 48)
+
+
+@pytest.mark.parametrize(
+    ("size", "own", "given", "drawn"),
+    [
+        ((512, 512), 512, {}, (512, 512)),
+        ((768, 512), 512, {}, (768, 512)),  # up to twice the pixels stay
+        ((500, 333), 512, {}, (496, 336)),
+        ((4000, 3000), 512, {}, (592, 440)),
+        ((3000, 4000), 512, {}, (440, 592)),
+        ((64, 64), 512, {}, (512, 512)),
+        ((10_000, 10), 512, {}, (16192, 16)),
+        ((512, 512), 128, {}, (128, 128)),
+        ((400, 300), 512, {"width": 256}, (256, 192)),
+        ((400, 300), 512, {"height": 600}, (800, 600)),
+        ((400, 300), 512, {"width": 64, "height": 64}, (64, 64)),
+    ],
+)
+def test_the_size_follows_from_the_picture(size, own, given, drawn):
+    assert size_for(size, (own, own), 8, **given) == drawn
+
+
+@pytest.mark.parametrize(
+    ("fit", "left", "middle"), [("crop", "red", "red"), ("pad", "white", "red")]
+)
+def test_a_picture_is_brought_to_size(fit, left, middle):
+    wide = Image.new("RGB", (200, 100), "red")
+    settings = Settings(prompt="", init=ID, width=64, height=64, fit=fit)
+    canvas = lay(settings, *take(wide)).picture
+    assert canvas.size == (64, 64)
+    assert canvas.getpixel((32, 32)) == canvas.getpixel((2, 32)) == (255, 0, 0)
+    top = {"crop": (255, 0, 0), "pad": (255, 255, 255)}[fit]
+    assert canvas.getpixel((32, 2)) == top
+
+
+def test_stretching_keeps_all_of_it_and_a_size_that_fits_keeps_its_bits():
+    halves = Image.new("RGB", (100, 50), "red")
+    halves.paste("blue", (50, 0, 100, 50))
+    settings = Settings(prompt="", init=ID, width=32, height=64, fit="stretch")
+    canvas = lay(settings, *take(halves)).picture
+    assert canvas.getpixel((4, 32)) == (255, 0, 0)
+    assert canvas.getpixel((28, 32)) == (0, 0, 255)
+    for fit in ("crop", "pad", "stretch"):
+        settings = Settings(prompt="", init=ID, width=64, height=40, fit=fit)
+        same = picture(64, 40)
+        assert lay(settings, *take(same)).picture.tobytes() == same.tobytes()
+
+
+def test_of_an_animation_the_first_picture_is_taken(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with pytest.warns(SdpipeWarning, match=r"a\.gif has 2 pictures in it; the first is taken"):
+        init, _ = take(tmp_path / "a.gif")
+    assert init.image.getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"strength": 0}, r"strength=0 is out of range: above 0"),
+        ({"strength": 1.1}, r"strength=1\.1 is out of range"),
+        ({"strength": float("nan")}, r"strength=nan is out of range"),
+        ({"strength": "0.5"}, r"strength='0\.5' is not a number"),
+        ({"strength": True}, r"strength=True is not a number"),
+        ({"strength": 0.01, "steps": 50}, r"no step of 50 .* the smallest .* is 0\.02\b"),
+        ({"strength": 0.03, "steps": 30}, r"the smallest .* is 0\.034\b"),
+        ({"fit": "zoom"}, r"fit='zoom' is not known; the known are crop, pad, stretch"),
+        ({"outpaint": (0, 0, 0, 0)}, r"outpaint=0,0,0,0 is not four multiples of 8"),
+        ({"outpaint": (-8, 0, 0, 8)}, r"outpaint=-8,0,0,8 is not"),
+        ({"outpaint": (4, 0, 0, 0)}, r"outpaint=4,0,0,0 is not"),
+        ({"outpaint": (8, 0, 0)}, r"outpaint=8,0,0 is not"),
+        ({"outpaint": "left"}, r"outpaint='left' is not"),
+        ({"outpaint": (32, 0, 32, 0), "width": 64}, r"width=64 .* 64 of it are new .* 72 or more"),
+        ({"init": None, "strength": 0.5}, r"strength is about a picture .* give init"),
+        ({"init": None, "fit": "pad"}, r"fit is about a picture"),
+        ({"init": None, "mask": ID}, r"mask is about a picture"),
+        ({"init": "cat.png"}, r"init='cat\.png' is not the name and the SHA-256"),
+        ({"init": {"name": "a", "sha256": "short"}}, r"is not the name and the SHA-256"),
+        ({"init": {"name": "a", "sha256": "0" * 64, "path": "/etc"}}, r"is not the name"),
+    ],
+)
+def test_what_breaks_a_rule_is_refused(values, message):
+    with pytest.raises(UsageError, match=message):
+        Settings(**{"prompt": "", "init": ID, **values})
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 30, 49, 50, 93, 103, 999])
+def test_the_smallest_strength_that_is_named_leaves_a_step(steps):
+    with pytest.raises(UsageError) as told:
+        Settings(prompt="", init=ID, strength=0.0001, steps=steps, scheduler="dpm++")
+    least = float(str(told.value).split("leaves one is ")[1].split(",")[0])
+    assert Settings(prompt="", init=ID, strength=least, steps=steps, scheduler="dpm++").strength
+    assert least - 0.001 < 1 / steps <= least + 1e-12
+
+
+def run(capsys, *arguments):
+    with warnings.catch_warnings():
+        status = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_a_picture_drawn_from_a_picture_is_drawn_again_from_the_same(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    picture(32, 32).save("in.png")
+    picture(32, 32, seed=1).save("other.png")
+    model = ["--model", folder, "--device", "cpu", "--dtype", "float32"]
+    status, out, _ = run(
+        capsys, "generate", "a cat", "--init", "in.png", "--strength", "0.5", "--steps", 4, *model,
+        "--out", "out.png",
+    )  # fmt: skip
+    assert (status, out) == (0, "out.png\n")
+    told = read("out.png")
+    assert "Steps: 4, " in told["parameters"]
+    assert "Denoising strength: 0.5, " in told["parameters"]
+    digest = hashlib.sha256(np.asarray(picture(32, 32)).tobytes()).hexdigest()
+    assert told["sdpipe"]["settings"]["init"] == {"name": "in.png", "sha256": digest}
+
+    status, out, _ = run(capsys, "info", "out.png")
+    assert f"in.png, SHA-256 {digest[:12]}\n" in out
+    # The file of that name lies right here; it still has to be named by a person.
+    status, out, err = run(capsys, "replay", "out.png", "--verify", *model)
+    assert (status, out) == (2, "")
+    assert "drawn from the picture 'in.png', which it does not hold; give that one: --init" in err
+    status, _, err = run(capsys, "replay", "out.png", "--init", "other.png", "--verify", *model)
+    assert status == 2
+    assert f"and not {digest[:12]}" in err
+    status, _, err = run(
+        capsys, "replay", "out.png", "--init", "in.png", "--mask", "other.png", *model
+    )
+    assert status == 2
+    assert "was drawn without mask; leave --mask out" in err
+    status, out, _ = run(capsys, "replay", "out.png", "--init", "in.png", "--verify", *model)
+    assert (status, out) == (0, "identical\n")
+    status, out, _ = run(
+        capsys, "replay", "out.png", "--init", "in.png", "--set", "strength=1", "--set",
+        "outpaint=0,8,0,0", "--set", "height=40", "--out", "more.png", *model,
+    )  # fmt: skip
+    assert (status, out) == (0, "more.png\n")
+    assert read("more.png")["sdpipe"]["settings"]["outpaint"] == [0, 8, 0, 0]
+    status, _, err = run(capsys, "replay", "out.png", "--init", "in.png", "--set", "init=in.png")
+    assert status == 2
+    assert "--set init cannot" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--init", "none.png"], "none.png cannot be read: No such file"),
+        (["--init", "."], ". cannot be read: Is a directory"),
+        (["--init", "text.png"], "text.png is no picture that can be read"),
+        (["--init", ""], "init='' is no picture; give a file's path"),
+        (["--init=~/text.png"], "text.png is no picture that can be read"),
+        (["--init", "half.png"], "half.png cannot be read: it is damaged or cut short"),
+        (["--init", "bomb.png"], "bomb.png is larger than 89 million pixels"),
+        (["--init", "in.png", "--mask", "text.png"], "text.png is no picture"),
+        (["--init", "in.png", "--strength", "0"], "strength=0.0 is out of range"),
+        (["--init", "in.png", "--outpaint", "1,2,3"], "outpaint=1,2,3 is not"),
+        (["--init", "in.png", "--outpaint=a,b"], "outpaint='a,b' is not"),
+        (["--mask", "in.png"], "give the picture: init"),
+        (["--strength", "0.5"], "give init"),
+    ],
+)
+def test_what_is_no_picture_is_told_before_a_model_is_loaded(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("sdpipe.pipeline.load", lambda *_, **__: pytest.fail("it was loaded"))
+    picture().save("in.png")
+    (tmp_path / "text.png").write_text("no picture")
+    data = (tmp_path / "in.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
+    header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "bomb.png").write_bytes(data[:8] + header + data[33:])
+    status, out, err = run(capsys, "generate", "a cat", "--model", "emoji", *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_vae_that_overflows_in_half_precision_encodes_again_in_float32(tiny):
+    vae = copy.deepcopy(tiny.components.vae)
+    # What stands behind this layer is beyond float16, until the norm at the end.
+    with torch.no_grad():
+        vae.encoder.conv_in.weight *= 2e5
+        vae.encoder.conv_in.bias *= 2e5
+    expected = pil_to_latents(vae, picture())
+    with pytest.warns(SdpipeWarning, match="overflowed in float16 and encodes again in float32"):
+        z = pil_to_latents(vae.half(), picture())
+    assert torch.isfinite(z).all()
+    assert (z - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_a_sweep_over_strengths_begins_with_the_picture_and_goes_on_where_it_was(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    picture(32, 32).save("in.png")
+    command = ["sweep", "a cat", "--model", folder, "--dtype", "float32", "--device", "cpu"]
+    command += [
+        "--init",
+        "in.png",
+        "--strength",
+        "0.5,1",
+        "--steps",
+        2,
+        "--seed",
+        1,
+        "--out",
+        "row",
+    ]
+    status, out, err = run(capsys, *command)
+    assert (status, out) == (0, "row/grid.png\n"), err
+    pipe = Pipeline(folder, device="cpu", dtype="float32")
+    for strength, name in ((0.5, "strength=0.5"), (1.0, "strength=1")):
+        told = read(f"row/{name}.png")["sdpipe"]["settings"]
+        assert (told["strength"], told["init"]["name"]) == (strength, "in.png")
+        [drawn] = pipe.generate("a cat", init="in.png", strength=strength, steps=2, seed=1).images
+        with Image.open(f"row/{name}.png") as image:
+            assert image.tobytes() == drawn.tobytes()
+    status, _, err = run(capsys, *command)
+    assert status == 0
+    assert "2 there before" in err
+    assert "drawn" not in err.split(": ")[-1]
+    status, out, _ = run(capsys, "info", "row/grid.png")
+    assert "--init in.png" in out
+    assert "--strength 0.5,1" in out
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *({"init": value} for value in (5, [], {}, "in.png", {"name": 5, "sha256": "0" * 64})),
+        *({"init": {"name": "a", "sha256": value}} for value in (None, "0", "0" * 65, ["0" * 64])),
+        {"init": {"name": "a" * 10_000, "sha256": "0" * 64}},
+        {"init": {"name": {"name": "a"}, "sha256": "0" * 64}},
+        {"mask": {"name": "a", "sha256": "0" * 64}},
+        {"strength": 2},
+        {"strength": float("nan")},
+        *({"init": {"name": "a", "sha256": "0" * 64}, "outpaint": value} for value in (
+            *([8, 8, 8], [8] * 1000, [[8]] * 4, [8.0] * 4, [True] * 4, ["8"] * 4, [2**70] * 4),
+            *("8,8,8,8", {"left": 8}, 8, [10**6, 0, 0, 0], [float("nan")] * 4),
+        )),
+    ],
+)  # fmt: skip
+def test_what_a_picture_says_of_another_is_checked(told):
+    with pytest.raises(RecordError) as refused:
+        Record.of_sdpipe({"settings": {"prompt": "", "width": 512, **told}}).settings()
+    assert len(str(refused.value)) < 400

@@ -1,0 +1,364 @@
+import hashlib
+import json
+import os
+import random
+import re
+import stat
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import sdpipe
+from sdpipe.errors import SdpipeError, SdpipeWarning
+from sdpipe.io import png
+from sdpipe.io.png import metadata, parameters, pixels_sha256, read, save
+from sdpipe.settings import KARRAS_SCHEDULERS, SCHEDULERS, Settings
+
+IDENTITY = {
+    "name": "CompVis/stable-diffusion-v1-4",
+    "revision": "a" * 40,
+    "sha256": "0123456789abc",
+}
+
+
+def settings(prompt="red apple", **values):
+    given = {"seed": 42, "g": 7.5, "steps": 50, "dim": 512, **values}
+    return Settings(prompt=prompt, **given).resolved({})
+
+
+def picture(width=16, height=8):
+    data = random.Random(0).randbytes(width * height * 3)
+    return Image.frombytes("RGB", (width, height), data)
+
+
+def notes(image=None, prompt="red apple", **values):
+    return metadata(
+        settings(prompt, **values),
+        IDENTITY,
+        image=image or picture(),
+        device="cpu",
+        dtype="float32",
+        n=4,
+        index=2,
+    )
+
+
+# AUTOMATIC1111's format, as its web UI publishes it in modules/infotext_utils.py.
+PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+
+
+def a1111(text):
+    *lines, last = text.strip().split("\n")
+    pairs = PAIR.findall(last)
+    if len(pairs) < 3:
+        lines, pairs = [*lines, last], []
+    prompt, negative, below = [], [], False
+    for line in lines:
+        line = line.strip()
+        if line.startswith("Negative prompt:"):
+            below, line = True, line[len("Negative prompt:") :].strip()
+        (negative if below else prompt).append(line)
+    values = {k: json.loads(v) if v[:1] == '"' == v[-1:] else v for k, v in pairs}
+    return "\n".join(prompt), "\n".join(negative), values
+
+
+def test_parameters_are_what_gallery_tools_expect():
+    identity = {**IDENTITY, "name": "emoji"}
+    assert parameters(settings(), identity) == (
+        "red apple\n"
+        "Steps: 50, Sampler: LMS, CFG scale: 7.5, Seed: 42, Size: 512x512, "
+        f"Model hash: 0123456789, Model: emoji, RNG: CPU, Version: sdpipe {sdpipe.__version__}"
+    )
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "red apple",
+        "a, b: c",
+        "two\nlines",
+        "Steps: 3",
+        'é "日本"',
+        "",
+        'said "no, never": twice \\',
+        "Steps: 3, Sampler: Euler, Seed: 1, Size: 8x8",
+        "a sign\nSteps: 3, Sampler: Euler, CFG scale: 9, Seed: 1\nhangs there",
+        "the words Negative prompt: none, and Steps: 2",
+    ],
+)
+@pytest.mark.parametrize("negative", ["", "blurry, dark", "a\nb", 'no "Negative prompt:" here'])
+def test_a1111_reads_what_we_write(prompt, negative):
+    given = settings(
+        prompt, negative_prompt=negative, g=7, karras=True, width=64, dim=None, height=8
+    )
+    got_prompt, got_negative, values = a1111(parameters(given, IDENTITY))
+    assert (got_prompt, got_negative) == (prompt, negative)
+    assert values == {
+        "Steps": "50",
+        "Sampler": "LMS",
+        "Schedule type": "Karras",
+        "CFG scale": "7",
+        "Seed": "42",
+        "Size": "64x8",
+        "Model hash": "0123456789",
+        "Model": "stable-diffusion-v1-4",
+        "RNG": "CPU",
+        "Version": f"sdpipe {sdpipe.__version__}",
+    }
+
+
+def test_a_line_that_begins_like_the_negative_prompt_costs_no_settings():
+    """A1111 takes what follows it for the negative prompt; our own JSON knows better."""
+    given = settings("a sign\nNegative prompt: of wood", negative_prompt="dark")
+    prompt, negative, values = a1111(parameters(given, IDENTITY))
+    assert (prompt, negative) == ("a sign", "of wood\ndark")
+    assert (values["Steps"], values["Seed"], values["Size"]) == ("50", "42", "512x512")
+
+
+@pytest.mark.parametrize("name", ["odd, name: yes", 'a "quoted", one', "two\nlines", "x:1"])
+def test_values_with_separators_are_quoted(name):
+    _, _, values = a1111(parameters(settings(), {**IDENTITY, "name": name, "sha256": None}))
+    assert values["Model"] == name
+    assert "Model hash" not in values
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_has_a_name_there(scheduler):
+    given = settings(scheduler=scheduler, karras=scheduler in KARRAS_SCHEDULERS)
+    _, _, values = a1111(parameters(given, IDENTITY))
+    known = {"LMS", "DDIM", "PLMS", "Euler", "Euler a", "Heun", "DPM++ 2M", "UniPC"}
+    assert values["Sampler"] in known
+    assert ("Schedule type" in values) == given.karras
+
+
+def test_metadata_holds_one_picture_and_its_place():
+    image = picture()
+    own = notes(image, negative_prompt="dark", exact=True)["sdpipe"]
+    assert Settings.from_dict(own["settings"]) == settings(negative_prompt="dark", exact=True)
+    assert own["model"] == IDENTITY
+    assert own["batch"] == {"n": 4, "index": 2}
+    assert set(own["versions"]) == {"sdpipe", "torch", "diffusers", "transformers", "python"}
+    assert "unknown" not in own["versions"].values()
+    assert (own["device"], own["dtype"]) == ("cpu", "float32")
+    assert own["pixels_sha256"] == hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def test_a_home_folder_is_nobodys_business(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/alice")
+    for name, told in (("/home/alice/models/x", "~/models/x"), ("/home/alicex", "/home/alicex")):
+        own = metadata(
+            settings(), {**IDENTITY, "name": name}, image=picture(), device="cpu", dtype="float32"
+        )
+        assert own["sdpipe"]["model"]["name"] == told
+        assert "alice/" not in json.dumps(own)
+
+
+def test_the_hash_is_of_pixels_and_not_of_packing():
+    image = picture()
+    assert pixels_sha256(image) == pixels_sha256(image.convert("RGBA"))
+    image.putpixel((0, 0), (1, 2, 3))
+    assert pixels_sha256(image) != pixels_sha256(picture())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp", ".WebP"])
+@pytest.mark.parametrize("prompt", ["red apple", 'café, "日本" 🍎\nsecond: line', "x" * 20000])
+def test_metadata_comes_back_as_it_went(tmp_path, suffix, prompt):
+    given = notes(prompt=prompt)
+    path = save(picture(), tmp_path / f"x{suffix}", given)
+    assert path == tmp_path / f"x{suffix}"
+    assert read(path) == given
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_pixels_come_back_as_they_went(tmp_path, suffix):
+    with Image.open(save(picture(), tmp_path / f"x{suffix}", notes())) as saved:
+        assert pixels_sha256(saved) == notes()["sdpipe"]["pixels_sha256"]
+
+
+def test_a_jpeg_is_close(tmp_path):
+    smooth = Image.linear_gradient("L").convert("RGB")
+    with Image.open(save(smooth, tmp_path / "x.jpg")) as saved:
+        pairs = zip(saved.tobytes(), smooth.tobytes(), strict=True)
+        assert max(abs(a - b) for a, b in pairs) <= 4
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_without_metadata_nothing_is_told(tmp_path, suffix):
+    path = save(picture(), tmp_path / f"x{suffix}")
+    assert read(path) == {}
+    with Image.open(path) as image:
+        assert not image.getexif()
+        assert not {"parameters", "sdpipe", "Software", "exif"} & set(image.info)
+
+
+def test_metadata_too_large_for_a_jpeg_is_left_out_with_a_warning(tmp_path):
+    with pytest.warns(SdpipeWarning, match=r"65533: the picture is saved without; a PNG takes it"):
+        path = save(picture(), tmp_path / "x.jpg", notes(prompt="x" * 40000))
+    assert read(path) == {}
+
+
+def test_a_file_is_as_readable_as_any_other(tmp_path):
+    (tmp_path / "plain").touch()
+    path = save(picture(), tmp_path / "x.png")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_nothing_is_overwritten(tmp_path):
+    assert [save(picture(), tmp_path / "x.png").name for _ in range(3)] == [
+        "x.png",
+        "x-1.png",
+        "x-2.png",
+    ]
+
+
+def test_many_at_once_do_not_clobber_each_other(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        saved = list(pool.map(lambda _: save(picture(), tmp_path / "x.png"), range(24)))
+    assert len(set(saved)) == 24
+    assert set(tmp_path.iterdir()) == set(saved)
+
+
+def test_what_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SdpipeError, match="cannot be written: "):
+        save(picture(), tmp_path / "file" / "x.png")
+    with pytest.raises(SdpipeError, match=r"no suffix of a known format: \.png, \.jpg"):
+        save(picture(), tmp_path / "x.gif")
+    with pytest.raises(SdpipeError, match=r"16400 x 1 cannot be written as WEBP.*PNG takes every"):
+        save(Image.new("RGB", (16400, 1)), tmp_path / "x.webp")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, error):
+    def fail(path, data):
+        path.touch()
+        raise error
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    expected = SdpipeError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected) as caught:
+        save(picture(), tmp_path / "x.png")
+    if expected is SdpipeError:
+        assert "x.png cannot be written: No space left on device." in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_foreign_pictures_have_nothing_or_their_own(tmp_path):
+    for format in ("PNG", "JPEG", "WEBP"):
+        picture().save(tmp_path / "x", format)
+        assert read(tmp_path / "x") == {}
+    info = PngInfo()
+    info.add_text("parameters", "a cat\nSteps: 20, Sampler: Euler a, Seed: 1")
+    picture().save(tmp_path / "x.png", pnginfo=info)
+    assert a1111(read(tmp_path / "x.png")["parameters"])[2]["Sampler"] == "Euler a"
+
+
+@pytest.mark.parametrize(
+    ("comment", "text"),
+    [
+        (b"UNICODE\0" + "a cat, 日本".encode("utf-16-be"), "a cat, 日本"),
+        (b"UNICODE\0" + "a cat, Steps: 3".encode("utf-16-le"), "a cat, Steps: 3"),
+        (b"ASCII\0\0\0a cat", "a cat"),
+        (b"JIS\0\0\0\0\0x", None),
+        (b"", None),
+        (b"UNICODE\0\x00", "\ufffd"),
+    ],
+)
+def test_comments_as_others_write_them(tmp_path, comment, text):
+    exif = Image.Exif()
+    exif.get_ifd(png.EXIF_IFD)[png.USER_COMMENT] = comment
+    exif[png.IMAGE_DESCRIPTION] = "a holiday"
+    picture().save(tmp_path / "x.jpg", exif=exif)
+    assert read(tmp_path / "x.jpg") == ({} if text is None else {"parameters": text})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("nonsense", "not readable JSON"),
+        ("[1, 2]", "not a JSON object"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": ' + "9" * 5000 + "}", "not readable JSON"),
+        ('{"a": NaN}', "not readable JSON"),
+        ('{"a": 1e999}', "not readable JSON"),
+        ('{"a": "\\ud800"}', "not readable JSON"),
+        ('{"a": "' + "x" * png.MAX_TEXT + '"}', "longer than"),
+    ],
+)
+def test_our_own_key_with_anything_else_in_it(tmp_path, text, reason):
+    info = PngInfo()
+    info.add_text("sdpipe", text)
+    picture().save(tmp_path / "x.png", pnginfo=info)
+    with pytest.raises(SdpipeError, match=reason):
+        read(tmp_path / "x.png")
+
+
+def test_a_compressed_bomb_is_refused(tmp_path):
+    data = b"sdpipe\0\0" + zlib.compress(b" " * 2**26, 9)
+    chunk = struct.pack(">I", len(data)) + b"zTXt" + data
+    chunk += struct.pack(">I", zlib.crc32(b"zTXt" + data))
+    picture().save(tmp_path / "x.png")
+    whole = (tmp_path / "x.png").read_bytes()
+    (tmp_path / "x.png").write_bytes(whole[:33] + chunk + whole[33:])
+    with pytest.raises(SdpipeError, match="cannot be read"):
+        read(tmp_path / "x.png")
+
+
+def test_a_picture_of_too_many_pixels_is_refused(tmp_path):
+    whole = save(picture(), tmp_path / "x.png", notes()).read_bytes()
+    header = b"IHDR" + struct.pack(">II", 60000, 60000) + whole[24:29]
+    sums = struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "y.png").write_bytes(whole[:12] + header + sums + whole[33:])
+    with pytest.raises(SdpipeError, match="too many pixels"):
+        read(tmp_path / "y.png")
+
+
+def test_what_is_no_file_does_not_keep_the_reader_waiting(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(SdpipeError, match="a device or a pipe, not a file"):
+        read(tmp_path / "x.png")
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(SdpipeError, match="has 1099511627776 bytes; up to"):
+        read(tmp_path / "large.png")
+
+
+def test_what_is_no_picture_is_told(tmp_path):
+    (tmp_path / "x.png").write_text("not a picture")
+    (tmp_path / "empty.png").touch()
+    for name, reason in (
+        ("x.png", "no PNG, JPEG or WebP"),
+        ("empty.png", "no PNG, JPEG or WebP"),
+        ("none.png", "No such file"),
+        (".", "Is a directory"),
+        ("a\0b.png", "cannot be read"),
+    ):
+        with pytest.raises(SdpipeError, match=reason):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_damaged_files_never_break_the_reader(tmp_path, suffix):
+    dice = random.Random(0)
+    path = tmp_path / f"x{suffix}"
+    whole = save(picture(), path, notes()).read_bytes()
+    outcomes = set()
+    for _ in range(300):
+        data = bytearray(whole[: dice.choice([len(whole), dice.randrange(len(whole))])])
+        for _ in range(dice.randrange(8)):
+            data[dice.randrange(len(data))] = dice.randrange(256) if data else 0
+        path.write_bytes(data)
+        try:
+            read(path)
+            outcomes.add("read")
+        except SdpipeError:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
+    assert os.listdir(tmp_path) == [path.name]

@@ -1,0 +1,346 @@
+import io
+import json
+import os
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load as load_bytes
+from support.metadata import A1111, INVOKEAI, change, foreign_picture, mine
+from support.tiny import tiny_model
+
+import sdpipe.pipeline
+from sdpipe import UsageError
+from sdpipe.cli.replay import parse_changes
+from sdpipe.errors import SdpipeError
+from sdpipe.io import png
+from sdpipe.io.pixels import difference
+from sdpipe.metadata.replay import prepare
+from sdpipe.runtime.device import dtype_name, pick_dtype
+from sdpipe.settings import Settings
+
+FAST = ["--device", "cpu", "--dtype", "float32", "--steps", "4"]
+EMOJI = ["--model", "emoji", *FAST]
+
+# In an empty folder, and with each model loaded once.
+pytestmark = pytest.mark.usefixtures("run")
+
+
+@pytest.fixture
+def draw(run):
+    """Draws with the built-in model, and returns the paths."""
+
+    def draw(prompt, *arguments):
+        status, out, err = run("generate", prompt, *EMOJI, "--seed", "7", *arguments)
+        assert status == 0, err
+        return out.split()
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return [str(tiny_model(folder / str(seed), seed=seed)) for seed in (0, 1)]
+
+
+RUNS = {
+    "alone": ("red apple", ["--out", "x.png"]),
+    "four": ("red apple", ["--n", "4", "--out", "x.png"]),
+    "prompts": ("-", ["--n", "2", "--out", "x.png", "--negative", "dark, with: signs"]),
+    "exact": ("red apple", ["--n", "2", "--exact", "--out", "x.png"]),
+    "steps": ("red apple", ["--n", "2", "--save-int", "--out", "x.png"]),
+    "webp": ("red apple", ["--out", "x.webp"]),
+    "random": ("red apple", ["--n", "2", "--scheduler", "euler_a", "--width", "64", "--out", "o"]),
+    "karras": ("red apple", ["--karras", "--lms-order", "1", "--g", "1", "--out", "x.png"]),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_picture_is_drawn_again_and_is_identical(draw, run, monkeypatch, name, tmp_path):
+    prompt, options = RUNS[name]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("red apple\ncrab on a blue background\n"))
+    *_, path = draw(prompt, *options)
+    before = sorted(tmp_path.rglob("*"))
+    assert run("info", path)[0] == 0
+    status, out, err = run("replay", path, "--verify")
+    assert (status, out) == (0, "identical\n"), err
+    assert err.endswith(" s, the recorded pixels\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_jpeg_is_measured(draw, run):
+    (path,) = draw("red apple", "--out", "x.jpg")
+    status, out, _ = run("replay", path, "--verify")
+    assert status == 0
+    assert out.startswith("identical to what was saved; what the JPEG lost: largest ")
+    with Image.open(path) as image:
+        image.convert("L").convert("RGB").save("grey.jpg", exif=image.getexif(), quality=95)
+    status, out, _ = run("replay", "grey.jpg", "--verify")
+    assert status == 1
+    assert out.startswith("edited: ")
+
+
+def test_what_is_drawn_again_is_the_same_file(draw, run, tmp_path):
+    path = draw("red apple", "--n", "3", "--save-int", "--out", "x.png")[1]
+    status, out, err = run("replay", path, "--out", "y.png")
+    assert (status, out) == (0, "y.png\n"), err
+    assert (tmp_path / "y.png").read_bytes() == (tmp_path / path).read_bytes()
+    x, y = (
+        {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+        for name in ("x-2.steps", "y.steps")
+    )
+    latents = [load_bytes(steps.pop("latents.safetensors")) for steps in (x, y)]
+    assert x == y
+    assert "filmstrip.png" in x
+    assert all(torch.equal(tensor, latents[1][name]) for name, tensor in latents[0].items())
+
+
+FASTEST = dtype_name(pick_dtype("auto", torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype"),
+    [*(("emoji", dtype) for dtype in sorted({"float32", FASTEST})), ("tiny", "bfloat16")],
+)
+def test_in_the_place_of_neighbours_any_picture_will_do(models, model, dtype):
+    """What `replay` rests on: of a batch, its shape has an influence on a picture, and no more."""
+    model = models[0] if model == "tiny" else model
+    pipe = sdpipe.pipeline.Pipeline(model, device="cpu", dtype=dtype)
+    prompts = ["red apple", "crab", "rocket on a blue background"]
+    same = {"seed": 3, "steps": 4, "scheduler": "ddim"}
+    batch = pipe.generate(prompts, **same).images
+    for k, prompt in enumerate(prompts):
+        again = pipe.generate(prompt, n=3, **same).images[k]
+        assert again.tobytes() == batch[k].tobytes()
+
+
+def test_an_edited_pixel_is_named(draw, run):
+    (path,) = draw("red apple", "--out", "x.png")
+    with Image.open(path) as image:
+        image.putpixel((5, 5), (0, 0, 255))
+        edited = png.save(image, "edited.png", png.read(path))
+    status, out, _ = run("replay", edited, "--verify")
+    assert status == 1
+    assert out.startswith("edited: the file's pixels are no longer those that were drawn (largest ")
+    assert out.endswith("; drawn again it has the recorded hash\n")
+    with Image.open(path) as image:
+        small = png.save(image.resize((64, 64)), "small.png", png.read(path))
+    status, out, _ = run("replay", small, "--verify")
+    assert status == 1
+    assert "(their sizes differ); drawn again it has the recorded hash" in out
+
+
+def test_another_dtype_is_close_and_named(models, run):
+    arguments = [*FAST, "--seed", "7", "--scheduler", "ddim", "--out", "x.png"]
+    assert run("generate", "red apple", "--model", models[0], *arguments)[0] == 0
+    again = ["replay", "x.png", "--verify", "--model", models[0], "--dtype", "bfloat16"]
+    status, out, err = run(*again)
+    assert status == 3
+    assert out.startswith("close: largest ")
+    assert out.endswith("  dtype: float32 then, bfloat16 now\n")
+    assert err.endswith("not the recorded pixels: see --verify\n")
+    status, out, _ = run(*again, "--json")
+    told = json.loads(out)
+    assert status == 3
+    assert told["verdict"] == "close"
+    assert told["changed"] == {"dtype": {"then": "float32", "now": "bfloat16"}}
+    assert (told["drawn_as_recorded"], told["file_as_recorded"]) == (False, True)
+    assert 35 <= told["psnr"] < 99
+
+
+def test_other_weights_are_different_and_named(run, models):
+    arguments = [*FAST, "--seed", "7", "--scheduler", "ddim", "--out", "x.png"]
+    assert run("generate", "red apple", "--model", models[0], *arguments)[0] == 0
+    status, out, err = run("replay", "x.png", "--verify")
+    assert (status, out) == (1, "")
+    assert "and no path is opened on a picture's word; give the model yourself: --model NAME" in err
+    assert run("replay", "x.png", "--verify", "--model", models[0])[:2] == (0, "identical\n")
+    status, out, err = run("replay", "x.png", "--verify", "--model", models[1])
+    assert status == 1
+    assert out.startswith("different: largest ")
+    assert "  weights: " in out
+    assert "the model's weights are others than those that drew it: sha256 " in err
+
+
+def test_with_changed_settings_it_is_another_picture(draw, run):
+    path = draw("red apple", "--n", "3", "--out", "x.png")[1]
+    sets = ["--set", "g=1", "--set", "dim=64", "--set", "scheduler=ddim", "--set", "exact=yes"]
+    status, out, err = run("replay", path, *sets, "--out", "y.png")
+    assert (status, out) == (0, "y.png\n"), err
+    told = png.read("y.png")["sdpipe"]
+    assert told["batch"] == {"n": 1, "index": 0}
+    drawn = Settings.from_dict(told["settings"])
+    wanted = {"g": 1, "width": 64, "height": 64, "scheduler": "ddim", "steps": 4, "seed": 8}
+    assert {name: getattr(drawn, name) for name in wanted} == wanted
+    assert (drawn.prompt, drawn.lms_order, drawn.exact) == ("red apple", None, True)
+    status, out, _ = run("replay", path, "--set", "n=2", "--set", "prompt=crab", "--json")
+    told = json.loads(out)
+    assert [entry["seed"] for entry in told["written"]] == [8, 9]
+    assert [entry["path"] for entry in told["written"]] == [
+        "outputs/0001-crab.png",
+        "outputs/0002-crab.png",
+    ]
+
+
+def test_changes_are_read_as_settings_are():
+    pairs = ["prompt=a=b", "g=5", "steps=80", "karras=No", "seed=", "scheduler=heun", "lms_order="]
+    assert parse_changes(pairs) == {
+        "prompt": "a=b",
+        "g": 5,
+        "steps": 80,
+        "karras": False,
+        "seed": None,
+        "scheduler": "heun",
+        "lms_order": None,
+    }
+
+
+WRONG = {
+    "--set colour=red": "unknown setting 'colour'; the known are prompt, negative_prompt, g, steps",
+    "--set steps": "--set 'steps' has no value; give NAME=VALUE, as in steps=80",
+    "--set steps=0": "steps=0 is out of range: 1 to 999",
+    "--set steps=many": "steps='many' is not a whole number",
+    "--set dim=500": "the nearest are 496 and 504",
+    "--set karras=perhaps": "karras='perhaps' is not true or false",
+    "--set scheduler=k": "scheduler='k' is not known",
+    "--set prompt=\udcff": "prompt is not UTF-8 text",
+    "--set steps=5 --verify": "leave one out",
+    "--device tpu": "device='tpu' is not known",
+    "--dtype int8": "dtype='int8' is not known",
+    "--out x.gif": "which cannot be written",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_wrong_usage_is_told_before_anything_is_loaded(run, monkeypatch, arguments):
+    monkeypatch.setattr(sdpipe.pipeline, "load", None)
+    mine("x.png", lambda told: None)
+    status, out, err = run("replay", "x.png", *arguments.split(" "))
+    assert (status, out) == (2, "")
+    assert err.startswith("sdpipe: error: ")
+    assert err.count("\n") == 1
+    assert WRONG[arguments] in err
+
+
+REFUSED = {
+    "a path on the machine that drew it": change("model", "name", "/home/x/model"),
+    "the model '../../x', a path": change("model", "name", "../../x"),
+    "the model 'owner/name', a path": change("model", "name", "owner/name"),
+    "steps=-3 is out of range: 1 to 999; leave it out,": change("settings", "steps", -3),
+    "steps='many' is not a whole number": change("settings", "steps", "many"),
+    "unknown setting 'x'": change("settings", "x", 1),
+    "height=500 is not a multiple of 8": change("settings", "height", 500),
+    "n=5 in the settings of a single picture": change("settings", "n", 5),
+    "it tells no seed. Give one: --set seed=42.": change("settings", "seed", None),
+    "settings without a prompt": lambda told: told["settings"].pop("prompt"),
+    "it wants 16384 x 16384 pixels, and on a picture's word up to 16777216 are drawn.": (
+        lambda told: told["settings"].update(width=16384, height=16384)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_a_stranger_wants_is_checked_before_anything_is_loaded(run, monkeypatch, message):
+    monkeypatch.setattr(sdpipe.pipeline, "load", None)
+    mine("x.png", REFUSED[message])
+    status, out, err = run("replay", "x.png")
+    assert (status, out) == (1, "")
+    assert err.startswith("sdpipe: error: x.png ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert os.listdir() == ["x.png"]
+
+
+def test_float16_is_not_drawn_on_a_cpu_unless_asked_for():
+    path = mine("x.png", lambda told: told.update(device="mps", dtype="float16"))
+    job = prepare(path, device="cpu")
+    assert (job.device, job.dtype) == ("cpu", "auto")
+    assert job.remarks == (
+        "it was drawn in float16, in which a CPU takes minutes; auto picks another.",
+    )
+    assert prepare(path, device="cpu", dtype="float16").dtype == "float16"
+    assert prepare(mine("y.png", change("dtype", "float16"))).dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        change("batch", {"n": 100_000, "index": 3}),
+        change("settings", "seed", 1),
+        change("settings", "seed", 2**64 - 1),
+    ],
+)
+def test_a_batch_that_cannot_have_been_is_not_drawn(batch):
+    job = prepare(mine("x.png", batch))
+    assert (job.n, job.index, list(job.wanted)) == (1, 0, [0])
+    assert "drawn alone it may differ in last bits" in job.remarks[0]
+
+
+def test_changes_that_do_not_go_with_the_rest_take_it_along():
+    path = mine("x.png", change("settings", "karras", True))
+    job = prepare(path, changes={"scheduler": "ddim"})
+    assert (job.settings.karras, job.settings.lms_order) == (False, None)
+    assert job.remarks == ("its Karras noise levels are left out: 'ddim' has none.",)
+    with pytest.raises(UsageError, match="no Karras noise levels"):
+        prepare(path, changes={"scheduler": "ddim", "karras": True})
+    wide = prepare(path, changes={"width": 16384, "height": 16384})
+    assert wide.settings.width == 16384
+
+
+def test_a_change_may_mend_what_is_wrong():
+    path = mine("x.png", change("settings", "height", 500))
+    assert prepare(path, changes={"dim": 512}).settings.height == 512
+    with pytest.raises(SdpipeError, match=r"x.png cannot be drawn again: height=500"):
+        prepare(path, changes={"steps": 0})
+
+
+def test_a_part_that_stood_in_is_told():
+    path = mine("x.png", change("model", "parts", {"vae": "owner/vae"}))
+    assert prepare(path).remarks == (
+        "in its model other parts stood in: vae ('owner/vae'); the model's own draw.",
+    )
+
+
+def test_a_picture_of_a1111_is_drawn_as_far_as_it_can_be(run):
+    small = A1111.replace("512x768", "64x72").replace("Steps: 20", "Steps: 3")
+    foreign_picture("x.png", parameters=small)
+    status, out, err = run("replay", "x.png", "--model", "emoji", "--out", "y.png")
+    assert (status, out) == (0, "y.png\n"), err
+    assert [line for line in err.split("\n") if line.startswith("sdpipe: x.png: ")] == [
+        "sdpipe: x.png: its noise was drawn by a GPU; from the same seed a CPU draws another.",
+        "sdpipe: x.png: left out: Lora hashes.",
+    ]
+    drawn = Settings.from_dict(png.read("y.png")["sdpipe"]["settings"])
+    assert (drawn.width, drawn.height, drawn.steps, drawn.seed) == (64, 72, 3, 965400086)
+    assert (drawn.scheduler, drawn.g, drawn.negative_prompt) == ("euler_a", 7, "ugly, [blurry]")
+    assert drawn.clip_skip == 2
+    status, out, _ = run("replay", "x.png", "--model", "emoji", "--verify")
+    assert status == 1
+    assert out.startswith("different: their sizes differ\n  model: realistic then, emoji now\n")
+
+
+def test_a_picture_of_another_program_does_not_name_our_model():
+    job = prepare(foreign_picture("x.png", invokeai_metadata=INVOKEAI))
+    assert job.model is None
+    assert job.remarks[-1] == (
+        "which model 'sd15' is, is not told; the default model draws, or the one that --model "
+        "names."
+    )
+    bare = foreign_picture("y.png", parameters="cat\nSteps: 3, Seed: 1, Size: 8x8, Model: emoji")
+    assert prepare(bare).model is None
+    with pytest.raises(SdpipeError, match="it tells no seed"):
+        prepare(foreign_picture("z.png", parameters="a cat"))
+    assert prepare("z.png", changes={"seed": 4}).settings == Settings(prompt="a cat", seed=4)
+
+
+def test_our_own_text_without_our_json_is_drawn_again(draw, run):
+    (path,) = draw("red apple", "--out", "x.png", "--lms-order", "4")
+    with Image.open(path) as image:
+        foreign = foreign_picture("y.png", parameters=image.info["parameters"])
+        assert prepare(foreign).model == "emoji"
+        status, _, err = run("replay", foreign, *FAST[:4], "--out", "z.png")
+        assert status == 0, err
+        with Image.open("z.png") as again:
+            assert difference(image, again).psnr is None

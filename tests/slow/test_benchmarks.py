@@ -1,0 +1,234 @@
+"""The benchmark of speed: its turns, statistics and table, and one row of it to its end."""
+
+import json
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from measure import (
+    AVX512,
+    BEGIN,
+    END,
+    Measured,
+    Row,
+    digits,
+    entry,
+    interleave,
+    put_between,
+    quartiles,
+    save,
+    turns,
+    write_table,
+)
+from support.tiny import tiny_model
+
+from sdpipe import Pipeline
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def speed(*arguments):
+    script = [sys.executable, str(BENCHMARKS / "speed.py"), *arguments]
+    return subprocess.run(script, capture_output=True, text=True, timeout=600)
+
+
+def test_two_measurements_take_turns_and_a_drift_meets_both_alike():
+    clock, calls = iter(range(100)), []
+
+    def measurement(name):
+        def measure():
+            calls.append(name)
+            return next(clock)
+
+        return measure
+
+    ours, theirs = interleave(measurement("a"), measurement("b"), 4, warm_up=2)
+    assert "".join(calls) == "abab" + "abba" * 2
+    assert len(ours) == len(theirs) == 4
+    assert sum(ours) == sum(theirs)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 50])
+def test_the_quartiles_are_numpys(count):
+    values = np.random.default_rng(count).exponential(size=count)
+    assert quartiles(list(values)) == pytest.approx(np.percentile(values, [25, 50, 75]))
+
+
+def row(figure, target=2.0):
+    return Row("a question", lambda bench: None, target, figure)
+
+
+@pytest.mark.parametrize(
+    ("figure", "measured", "spread"),
+    [
+        ("times", 4.0, [3.0, 4.5]),  # of 2 / 1, 16 / 4, 10 / 2
+        ("share", 0.25, [0.225, 0.375]),
+        ("alone", 2.0, [1.5, 3.0]),
+    ],
+)
+def test_a_figure_is_that_of_each_pair(figure, measured, spread):
+    found = entry(row(figure), Measured("s", [1.0, 4.0, 2.0], [2.0, 16.0, 10.0]))
+    assert found["measured"] == measured
+    assert found["quartiles"] == spread
+    assert found["count"] == 3
+    assert found["versions"]["diffusers"]
+    assert found["machine"]["cores"] >= 1
+
+
+def test_the_exact_coefficients_of_even_steps_are_those_of_adams_and_bashforth():
+    from speed_cpu import exact_coefficients, largest_difference
+
+    rows = exact_coefficients([0.0, 1.0, 2.0, 3.0, 4.0], 4)
+    assert rows[0] == [1]
+    assert rows[1] == [Fraction(3, 2), Fraction(-1, 2)]
+    assert rows[3] == [Fraction(n, 24) for n in (55, -59, 37, -9)]
+    near = [[float(c) for c in row] for row in rows]
+    near[2][1] += 0.25
+    assert largest_difference(near, rows) == pytest.approx(0.25)
+
+
+def test_steps_are_taken_in_turn_with_those_of_diffusers_own_pipeline(tmp_path):
+    from speed_cpu import interleave_steps
+    from speed_setup import diffusers_pipeline
+
+    folder, order = tiny_model(tmp_path), []
+    theirs = diffusers_pipeline(folder)
+    theirs.unet.register_forward_pre_hook(lambda *_: order.append(1))
+
+    def ours():
+        for step in Pipeline(folder, device="cpu").stream("a cat", seed=0, steps=5):
+            order.append(0)
+            yield step
+
+    found = interleave_steps(ours(), theirs, 32, 4)
+    assert order == [1, 0, *turns(4)]  # the first two do not count
+    assert [len(times) for times in found] == [4, 4]
+    assert min(min(times) for times in found) > 0
+
+
+def made_up(measured, **changes):
+    return {
+        "figure": "times",
+        "measured": measured,
+        "quartiles": [measured - 1, measured + 1],
+        "count": 3,
+        "unit": "s",
+        "sdpipe": [1.0, 2.0, 9.0],
+        "other": [10.0, 20.0, 30.0],
+        "dtype": "float16",
+        "note": "",
+        "machine": {
+            "cpu": "Abacus",
+            "cores": 2,
+            "threads": 1,
+            "instruction_sets": ["avx2"],
+            "gpu": None,
+        },
+        "versions": {"sdpipe": "9.8", "torch": "7.6"},
+        **changes,
+    }
+
+
+def test_the_table_goes_between_the_markers_in_the_order_of_the_rows(tmp_path):
+    page, path = tmp_path / "README.md", tmp_path / "speed.json"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    rows = {"fast": row("times"), "small": row("share", 0.8), "curve": row("alone", None)}
+    save(path, "small", {"not_measured": "no GPU"})
+    save(path, "fast", {"not_measured": "no AMX"})
+    save(path, "fast" + AVX512, made_up(5.25, note="bit-identical"))
+    save(path, "gone", made_up(1.0))
+    write_table(page, rows, json.loads(path.read_text()))
+    text = page.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n| row |")
+    assert text.endswith(f"{END}\nafter\n")
+    lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| fast",
+        f"| fast{AVX512}",
+        "| small",
+        "| curve",
+    ]
+    assert "| ≥ 2x | not measured: no AMX |" in lines[0]
+    assert (
+        "| ≥ 2x | 5.25x | 4.25 to 6.25 | 3 | 2 s | 20 s | float16 | bit-identical | a |" in lines[1]
+    )
+    assert "| ≤ 0.8x | not measured: no GPU |" in lines[2]
+    assert "| - | not measured: not yet |" in lines[3]
+    assert {line.count("|") for line in lines} == {12}
+    assert "a: Abacus, 2 cores (avx2), 1 used; no GPU; sdpipe 9.8, torch 7.6" in text
+
+
+def test_a_row_that_is_measured_again_replaces_itself_alone(tmp_path):
+    path = tmp_path / "speed.json"
+    for name in ("one", "two"):
+        save(path, name, made_up(3.0))
+    save(path, "one", made_up(4.0))
+    save(path, "two", {"not_measured": "no GPU"})  # where it was measured had one
+    assert json.loads(path.read_text()) == {"one": made_up(4.0), "two": made_up(3.0)}
+    assert [file.name for file in tmp_path.iterdir()] == ["speed.json"]
+
+
+def test_a_page_without_markers_is_refused_and_left(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text(f"only {BEGIN}\n")
+    with pytest.raises(ValueError, match=r"lacks .*ends"):
+        write_table(page, {}, {})
+    assert page.read_text() == f"only {BEGIN}\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.012345, "0.0123"), (1.2345, "1.23"), (99.96, "100"), (1234.5, "1234")]
+)
+def test_numbers_have_three_digits(value, text):
+    assert digits(value) == text
+
+
+def test_the_table_in_the_readme_is_that_of_the_results(tmp_path):
+    from speed import PAGE, RESULTS, ROWS
+
+    copy = tmp_path / "README.md"
+    copy.write_bytes(PAGE.read_bytes())
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    write_table(copy, ROWS, results)
+    assert copy.read_text() == PAGE.read_text()
+
+
+def test_so_is_that_of_the_approximate_methods(tmp_path):
+    from approximate import BEGIN, END, PAGE, RESULTS, table
+
+    copy = tmp_path / "README.md"
+    copy.write_bytes(PAGE.read_bytes())
+    put_between(copy, BEGIN, END, table(json.loads(RESULTS.read_text())))
+    assert copy.read_text() == PAGE.read_text()
+
+
+def test_the_list_names_every_row_and_a_wrong_name_is_told():
+    from speed import ROWS
+
+    done = speed("--list")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(ROWS)
+    done = speed("--quick", "--only", "speed-of-light")
+    assert done.returncode == 2
+    assert "'speed-of-light'" in done.stderr
+    assert "gpu-memory" in done.stderr
+
+
+def test_quick_rows_run_to_their_end_and_write_nothing():
+    """One of numbers alone, and one of both pipelines."""
+    from speed import PAGE, RESULTS
+
+    files = [RESULTS, PAGE]
+    before = [file.read_bytes() if file.exists() else None for file in files]
+    done = speed("--quick", "--only", "coefficients", "host-time")
+    assert done.returncode == 0, done.stderr
+    *rows, last = done.stdout.splitlines()
+    assert [row.partition(": ")[0] for row in rows] == ["coefficients", "host-time"]
+    assert all("count 2" in row for row in rows)
+    error = float(rows[0].partition("largest error ")[2].split(",")[0])
+    assert 0 < error < 1e-14
+    assert "nothing was written" in last
+    assert [file.read_bytes() if file.exists() else None for file in files] == before

@@ -1,0 +1,375 @@
+"""Files as strangers may hand them in: mutated by Hypothesis, read, told of, prepared for replay.
+
+    python tests/support/fuzz_metadata.py 10000
+
+makes that many files, with a limit on the memory and on the time of each, and counts what came of
+them. `test_fuzz.py` runs a few hundred, always the same. Needs no torch.
+"""
+
+import argparse
+import collections
+import copy
+import io
+import json
+import os
+import random
+import re
+import resource
+import signal
+import struct
+import tempfile
+import zlib
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from sdpipe.errors import SdpipeError
+from sdpipe.io import png
+from sdpipe.metadata.info import info
+from sdpipe.metadata.replay import prepare
+from sdpipe.settings import Settings
+
+SECONDS = 5  # of processor time for one file
+MEMORY = 2**30  # bytes that reading one may take beyond what the process has at the start
+
+A1111 = (
+    "a cat, (sitting:1.2)\non a chair\nNegative prompt: dog, [blurry]\nSteps: 20, Sampler: DPM++ "
+    '2M Karras, CFG scale: 7, Seed: 965400086, Size: 512x768, Model hash: 45dee52b, Model: "a, b", '
+    'Clip skip: 2, Lora hashes: "detail: 7c0b", RNG: CPU, Version: v1.10.1'
+)
+INVOKEAI = {
+    "generation_mode": "txt2img",
+    "positive_prompt": "cabin",
+    "negative_prompt": None,
+    "width": 512,
+    "height": 512,
+    "seed": 27,
+    "rand_device": "cpu",
+    "cfg_scale": 7.5,
+    "steps": 30,
+    "scheduler": "dpmpp_2m_k",
+    "model": {"name": "sd15", "hash": "blake3:ab"},
+    "loras": [{"model": {"name": "x"}}],
+    "app_version": "5.4.2",
+}
+SD_METADATA = {
+    "model_weights": "stable-diffusion-1.5",
+    "model_hash": "cc6c",
+    "app_version": "2.3.5",
+    "image": {
+        "prompt": [{"prompt": "robot [text]", "weight": 1.0}],
+        "steps": 50,
+        "cfg_scale": 7.5,
+        "height": 512,
+        "width": 512,
+        "seed": 1618,
+        "type": "txt2img",
+        "sampler": "k_lms",
+    },
+}
+DREAM = '"a robot [text]" -s50 -S1618 -W512 -H512 -C7.5 -Ak_lms'
+
+
+def picture():
+    return Image.frombytes("RGB", (16, 8), random.Random(0).randbytes(16 * 8 * 3))
+
+
+def own():
+    drawn = Settings(prompt="red apple", seed=42, g=3, steps=30, width=8, height=4096).resolved({})
+    model = {"name": "emoji", "revision": None, "variant": None, "sha256": "a" * 64, "parts": {}}
+    machine = {"device": "cpu", "dtype": "float32", "n": 4, "index": 2}
+    return png.metadata(drawn, model, image=picture(), **machine)
+
+
+TEXTS = {
+    "sdpipe": own()["sdpipe"],
+    "parameters": A1111,
+    "invokeai_metadata": INVOKEAI,
+    "sd-metadata": SD_METADATA,
+    "Dream": DREAM,
+}
+TOKENS = (
+    *("Steps: 20", "Negative prompt:", "Size: 16384x16384", "Seed: -1", "\n", '"', "\\", ",", ": "),
+    *("Sampler: Euler a", "Schedule type: Karras", "[", "]", "-s", "-W", "\x1b[31m", "\u202e", "é"),
+    *("9" * 400, "x" * 70000, "\ud800", "NaN", "1e999", "../../etc/passwd", "owner/name@main"),
+)
+NAMES = ("name", "prompt", "seed", "steps", "width", "n", "index", "model", "image", "dim", "\x00")
+
+signs = st.one_of(
+    st.characters(), st.sampled_from('\ud800\udfff\x1b\x9b\u202e\n\r\0",:{}[]\\')
+)  # among them halves of pairs, which are no text
+any_text = st.text(signs, max_size=20)
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.sampled_from([0, 1, -1, 8, 500, 512, 16384, 2**63, 2**64, 10**300]),
+    st.floats(),
+    st.sampled_from(TOKENS),
+    any_text,
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.one_of(st.sampled_from(NAMES), any_text), inner, max_size=4),
+    ),
+    max_leaves=6,
+)
+
+
+def like(value):
+    """Others of the same type, which come further than those of another."""
+    if isinstance(value, str):
+        return st.one_of(any_text, st.sampled_from(TOKENS))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return st.one_of(st.integers(), st.sampled_from([0, 1, 2, 512, 16384, 2**32, 2**64 - 1]))
+    return st.floats() if isinstance(value, float) else values
+
+
+def places(value, path=()):
+    """The path of everything in a JSON value, itself included."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else ()
+    inner = enumerate(value) if isinstance(value, list) else inner
+    for key, held in inner:
+        yield from places(held, (*path, key))
+
+
+@st.composite
+def objects(draw, original):
+    """A JSON object in which some values are others, are gone, or have another name."""
+    value = copy.deepcopy(original)
+    for _ in range(draw(st.integers(1, 4))):
+        path = draw(st.sampled_from(list(places(value))))
+        if not path:
+            if draw(st.integers(0, 20)) == 0:
+                return draw(values)
+            continue
+        holder = value
+        for key in path[:-1]:
+            holder = holder[key]
+        what = draw(st.sampled_from(["change", "change", "drop", "rename"]))
+        if what == "change":
+            holder[path[-1]] = draw(st.one_of(values, like(holder[path[-1]])))
+        elif what == "rename" and isinstance(holder, dict):
+            holder[draw(st.sampled_from(NAMES))] = holder.pop(path[-1])
+        else:
+            del holder[path[-1]]
+    return value
+
+
+@st.composite
+def texts(draw, original):
+    """A text in which pieces are gone, doubled, or put in."""
+    text = original
+    for _ in range(draw(st.integers(1, 5))):
+        a = draw(st.integers(0, len(text)))
+        b = draw(st.integers(a, min(len(text), a + 40)))
+        piece = draw(st.one_of(st.sampled_from(TOKENS), any_text, st.just(text[a:b])))
+        text = text[:a] + piece + text[b:]
+    return text
+
+
+@st.composite
+def edits(draw, original):
+    """Bytes of which some are others, missing, doubled, or added."""
+    data = bytearray(original)
+    for _ in range(draw(st.integers(1, 6))):
+        a = draw(st.integers(0, len(data)))
+        what = draw(st.sampled_from(["byte", "byte", "byte", "number", "cut", "double", "end"]))
+        if what == "byte" and a < len(data):
+            data[a] = draw(st.integers(0, 255))
+        elif what == "number":
+            number = draw(st.sampled_from([0, 1, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1]))
+            data[a : a + 4] = struct.pack(draw(st.sampled_from("<>")) + "I", number)
+        elif what == "cut":
+            del data[a : a + draw(st.integers(1, 40))]
+        elif what == "double":
+            data[a:a] = data[a : a + draw(st.integers(1, 200))]
+        elif what == "end":
+            del data[a:]
+    return bytes(data)
+
+
+def chunks(data):
+    """The chunks of a PNG, as (kind, content)."""
+    place, found = 8, []
+    while place + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[place : place + 8])
+        found.append((kind, data[place + 8 : place + 8 + length]))
+        place += 12 + length
+    return found
+
+
+def joined(found):
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in found:
+        sums = struct.pack(">I", zlib.crc32(kind + content))
+        data += struct.pack(">I", len(content)) + kind + content + sums
+    return data
+
+
+@st.composite
+def chunk_edits(draw, original):
+    """A PNG whose chunks are whole, but are others: their order, their kind, what is in them."""
+    found = chunks(original)
+    for _ in range(draw(st.integers(1, 3))):
+        k = draw(st.integers(0, len(found) - 1))
+        kind, content = found[k]
+        what = draw(st.sampled_from(["content", "kind", "double", "move", "drop", "bomb"]))
+        if what == "content" and content:
+            found[k] = (kind, draw(edits(content)))
+        elif what == "kind":
+            kinds = [b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"iCCP", b"acTL", b"fcTL", b"PLTE"]
+            found[k] = (draw(st.sampled_from(kinds)), content)
+        elif what == "double":
+            found[k:k] = [(kind, content)] * draw(st.integers(1, 50))
+        elif what == "move":
+            found.insert(draw(st.integers(0, len(found) - 1)), found.pop(k))
+        elif what == "drop" and len(found) > 1:
+            del found[k]
+        elif what == "bomb":
+            size = 2 ** draw(st.integers(10, 25))
+            key = draw(st.sampled_from([*TEXTS, "x"])).encode()
+            found.insert(k, (b"zTXt", key + b"\0\0" + zlib.compress(b" " * size, 9)))
+    return joined(found)
+
+
+def packed(key, value, form):
+    """A picture of that form which carries a value under a key; in EXIF under our own two."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    buffer, options = io.BytesIO(), {}
+    if form == "PNG":
+        options["pnginfo"] = PngInfo()
+        try:
+            options["pnginfo"].add_text(key, text, zip=len(text) % 3 == 0)
+        except UnicodeEncodeError:
+            options["pnginfo"].add_text(key, text.encode("utf-8", "replace").decode())
+    elif key == "sdpipe":
+        exif = Image.Exif()
+        exif[png.IMAGE_DESCRIPTION] = png.MARK + text
+        options["exif"] = exif.tobytes()
+    else:
+        exif = Image.Exif()
+        comment = b"UNICODE\0" + text.encode("utf-16-be", "surrogatepass")
+        exif.get_ifd(png.EXIF_IFD)[png.USER_COMMENT] = comment
+        options["exif"] = exif.tobytes()
+    if len(options.get("exif", b"")) > png.JPEG_LIMIT:
+        form = "WEBP"
+    picture().save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+ORIGINALS = {(key, form): packed(key, TEXTS[key], form) for key in TEXTS for form in ("PNG",)}
+for _key in ("sdpipe", "parameters"):
+    ORIGINALS |= {(_key, form): packed(_key, TEXTS[_key], form) for form in ("JPEG", "WEBP")}
+
+
+@st.composite
+def files(draw):
+    """A picture of a stranger."""
+    key, form = draw(st.sampled_from(list(ORIGINALS)))
+    original = ORIGINALS[key, form]
+    ways = ["value", "value", "bytes", *(["chunks"] if form == "PNG" else [])]
+    way = draw(st.sampled_from(ways))
+    if way == "bytes":
+        return draw(edits(original))
+    if way == "chunks":
+        return draw(chunk_edits(original))
+    told = TEXTS[key]
+    value = draw(texts(told) if isinstance(told, str) else objects(told))
+    if not isinstance(value, str) and draw(st.integers(0, 9)) == 0:
+        value = draw(texts(json.dumps(value)))
+    return packed(key, value, form)
+
+
+class Hang(BaseException):
+    """A file took too long; no `except Exception` stops it."""
+
+
+def _too_long(number, frame):
+    raise Hang
+
+
+def look(path):
+    """Everything that is done with a picture before a model is loaded; what came of it."""
+    signal.signal(signal.SIGPROF, _too_long)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        try:
+            found = info(path)
+        except SdpipeError as error:
+            check_message(str(error))
+            return "refused"
+        check_shown(str(found))
+        json.dumps(found.to_dict(), ensure_ascii=False, allow_nan=False).encode()
+        try:
+            job = prepare(path, device="cpu")
+        except SdpipeError as error:
+            check_message(str(error))
+            return "told"
+        for remark in job.remarks:
+            check_message(remark)
+        assert (job.settings.width or 8) * (job.settings.height or 8) * job.n <= 2**24
+        assert job.model in (None, "emoji")
+        return "prepared"
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def check_message(text):
+    """A sentence or a few that a terminal can show: no line breaks, no control, no megabytes."""
+    assert 0 < len(text) < 1200, len(text)
+    assert text.isprintable(), ascii(text)
+    assert "Traceback" not in text
+    assert "more memory than is here" not in text
+    text.encode()
+
+
+def check_shown(text):
+    assert re.fullmatch(r"[^\x00-\x09\x0b-\x1f\x7f-\x9f]*", text), ascii(text)
+    text.encode()
+
+
+def run(examples, *, derandomize, counts):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x"
+
+        @settings(
+            max_examples=examples,
+            derandomize=derandomize,
+            database=None,
+            deadline=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(files())
+        def one(data):
+            path.write_bytes(data)
+            counts[look(path)] += 1
+
+        one()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", type=int, nargs="?", default=10_000)
+    options = parser.parse_args()
+    counts = collections.Counter()
+    run(20, derandomize=True, counts=counts)  # everything is imported after these
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    counts.clear()
+    run(options.files, derandomize=False, counts=counts)
+    print(dict(counts), "of", sum(counts.values()), "files, largest resident size in MiB:", end=" ")
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What a sweep draws: its cells, its batches, its command."""
+
+import json
+import re
+import shlex
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from sdpipe.errors import SdpipeError, UsageError
+from sdpipe.io import png
+from sdpipe.metadata.read import read_record
+from sdpipe.settings import Settings
+from sdpipe.sweep.sweep import BATCH_PIXELS, Sweep, batches
+
+
+def test_cells_are_every_combination_row_by_row():
+    plan = Sweep("x", steps=[10, 20], g=[1, 3, 7.5], karras=True, seed=4)
+    assert [axis.name for axis in plan.axes] == ["steps", "g"]
+    assert [(c.settings.steps, c.settings.g) for c in plan.cells] == [
+        (steps, g) for g in (1, 3, 7.5) for steps in (10, 20)
+    ]
+    assert plan.cells[3].place == (1, 1)
+    assert plan.cells[3].settings == Settings(prompt="x", steps=20, g=3, karras=True, seed=4)
+    assert plan.cells[3].name == "steps=20-g=3"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "drawn"),
+    [
+        ("a {cat|dog} on {sand|snow}", ["a cat on sand", "a dog on sand", "a cat on snow"]),
+        ("{red apple | blue cat}", ["red apple", "blue cat"]),
+        ("a {|big} cat", ["a cat", "a big cat"]),
+        ("cat{|, old}", ["cat", "cat, old"]),
+        ("{x} {y} {a|b}", ["{x} {y} a", "{x} {y} b"]),
+        ("a | b } {a|b|c}", None),
+        ("  spaced {a|b}", ["  spaced a", "  spaced b"]),
+    ],
+)
+def test_parts_of_a_prompt(prompt, drawn):
+    if drawn is None:
+        with pytest.raises(UsageError, match="open at one end"):
+            Sweep(prompt)
+    else:
+        assert [c.settings.prompt for c in Sweep(prompt).cells][: len(drawn)] == drawn
+
+
+def test_a_negative_prompt_has_parts_too_and_the_prompt_s_go_first():
+    plan = Sweep("{a|b}", seed=[1, 2], negative_prompt="{|dark}, grainy")
+    assert [axis.name for axis in plan.axes] == ["prompt", "negative_prompt", "seed"]
+    assert {c.settings.negative_prompt for c in plan.cells} == {", grainy", "dark, grainy"}
+
+
+def test_what_is_given_twice_is_drawn_once_with_a_word():
+    plan = Sweep("{a|b|a}", g=[1, 7.5, 1.0])
+    assert len(plan.cells) == 4
+    assert [remark.split(" ")[0] for remark in plan.remarks] == ["g", "{a|b|a}"]
+
+
+def test_no_name_of_a_cell_is_a_numbered_twin_of_another():
+    plan = Sweep("{apollo 11|apollo 12|1|2|-1||nothing!}", g=[-3, -4, 1e-7])
+    names = [cell.name for cell in plan.cells]
+    assert not any(re.search(r"-\d+$", name) for name in names)
+    assert all(re.fullmatch(r"[\w.=+-]+", name) for name in names)
+
+
+def test_a_sweep_survives_json_and_its_command():
+    plan = Sweep(
+        "-a 'b' {c|$d}", g=[1.5, -2], seed=range(3, 9), negative_prompt="x", exact=True, karras=True
+    )
+    again = Sweep.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again.cells == plan.cells
+    words = shlex.split(plan.command(model="m/n"))
+    assert words[:2] == ["sdpipe", "sweep"]
+    assert words[-2:] == ["--", plan.prompt]
+    assert " ".join(words[2:-2]) == (
+        "--g 1.5,-2 --seed 3-8 --negative x --exact --karras yes --model m/n"
+    )
+
+
+WRONG_SWEEPS = {
+    "nothing varies": {"g": [3]},
+    "500 x 3 = 1500 pictures": {"seed": range(500), "g": [1, 2, 3]},
+    "4 things vary (g, steps, seed, dim)": {
+        name: [8, 16] for name in ("g", "steps", "seed", "dim")
+    },
+    "1000000000000 pictures": {"seed": range(10**12)},
+    "steps=0 is out of range": {"steps": [10, 0]},
+    "dim=65 is not a multiple of 8": {"dim": [64, 65]},
+    "no Karras noise levels": {"scheduler": ["lms", "ddim"], "karras": True},
+    "unknown setting 'n'": {"n": [1, 2]},
+    "takes one": {"exact": [True, False]},
+    "neither a number nor a text": {"g": [None, 3]},
+    "is an empty list": {"g": []},
+}
+
+
+@pytest.mark.parametrize("message", WRONG_SWEEPS)
+def test_what_is_no_sweep_is_told(message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        Sweep("x", **WRONG_SWEEPS[message])
+
+
+RESOLVED = {"steps": 9, "g": 2.0, "width": 512, "height": 512, "scheduler": "ddim"}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 30)), unique=True, max_size=40),
+    st.integers(1, 9),
+    st.sampled_from([8, 512, 1024, 4096]),
+)
+def test_a_batch_differs_in_nothing_but_seeds_in_a_row(drawn, most, side):
+    values = {**RESOLVED, "width": side}
+    settings = [Settings(prompt=prompt, seed=seed, **values) for prompt, seed in drawn]
+    found = batches(settings, most)
+    assert sorted(i for batch in found for i in batch) == list(range(len(settings)))
+    for batch in found:
+        assert len(batch) <= most
+        assert len(batch) == 1 or len(batch) * side * 512 <= BATCH_PIXELS
+        for i, j in pairwise(batch):
+            assert settings[i].prompt == settings[j].prompt
+            assert settings[i].seed + 1 == settings[j].seed
+    if most >= 8 and side <= 512:  # and none that could be one are two, but for the bound
+        ends = [(settings[b[-1]], settings[c[0]], len(b)) for b in found for c in found]
+        assert not any(
+            a.prompt == b.prompt and a.seed + 1 == b.seed and size < min(most, 8)
+            for a, b, size in ends
+            if side == 512
+        )
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *({"self": 1}, {"prompt": 3}, {"prompt": "x"}, {"prompt": "x", "g": [[1], 2]}),
+        {"prompt": "x", "seed": list(range(5000))},
+        {"prompt": "{" + "|" * 60000, "g": [1, 2]},
+        {"prompt": "{a|b}" * 12000},
+        {"prompt": "x" * 70000, "g": [1, 2]},
+        {"prompt": "x", "g": {"a": 1}},
+        {"prompt": "x", "karras": ["a", "b"]},
+    ],
+)
+def test_a_grid_from_anybody_that_makes_no_sense_is_refused_at_once(told, tmp_path):
+    path = tmp_path / "grid.png"
+    notes = {"parameters": "x", "sdpipe": {"sweep": told}}
+    png.save(Image.new("RGB", (8, 8)), path, notes)
+    started = time.process_time()
+    with pytest.raises(SdpipeError, match="makes no sense"):
+        read_record(path)
+    assert time.process_time() - started < 5
