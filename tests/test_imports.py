@@ -1,12 +1,150 @@
+"""The house: who imports whom, how long its files are, and what `import sdpipe` leaves out."""
+
 import ast
 import importlib
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import sdpipe
+
+ROOT = Path(sdpipe.__file__).parent
+STAGES = (
+    *("values", "settings", "prompt", "latents", "schedule", "guidance", "denoise", "sampling"),
+    *("batches", "canvas", "plan", "components", "pipeline"),
+)
+CONSTANTS = "settings.[A-Z][A-Z]*"
+
+# DESIGN.md's table: what each file or room of the root may import besides `errors` and itself.
+MAY_IMPORT = {
+    "errors": (),
+    "values": (),
+    "settings": ("values", "prompt.syntax"),
+    "prompt": ("values",),
+    "latents": ("runtime",),
+    "schedule": (CONSTANTS,),
+    "guidance": ("values",),
+    "denoise": ("guidance", "schedule"),
+    "sampling": (*STAGES[:7], "canvas", "components", "runtime"),
+    "batches": ("prompt", "components"),
+    "canvas": ("io", "settings"),
+    "plan": ("canvas", "settings", "values"),
+    "components": ("loading", "latents", "prompt", "runtime"),
+    "pipeline": STAGES[:-1],
+    "loading": ("runtime", CONSTANTS, "prompt.vocabulary"),
+    "runtime": (),
+    "io": ("settings", "values"),
+    "show": (*STAGES, "io", "runtime"),
+    "metadata": (*STAGES, "io", "loading", "runtime"),
+    "batch": (*STAGES, "io", "runtime", "metadata"),
+    "sweep": (*STAGES, "io", "runtime", "metadata", "batch"),
+    "training": (*STAGES[:7], "components", "loading", "runtime", "io"),
+    "serve": (*STAGES, "io", "runtime", "metadata", "show", "batch"),
+    "doctor": ("loading", "runtime", "io", "schedule", "pipeline"),
+    "cli": ("*",),
+    "__init__": (),
+    "__main__": ("cli",),
+}
+INSIDE_FUNCTIONS = {("pipeline", "metadata")}  # Result.save and Pipeline.replay hand on to it
+# What is still to be mended; each of the three must shrink to nothing.
+ARROWS: set[tuple[str, str]] = {
+    ("__init__", "imports"),
+    ("canvas", "init"),
+    ("io", "guidance"),
+    ("io", "init"),
+    ("loading", "settings"),
+    ("metadata", "Pipeline"),
+    ("metadata", "cli"),
+    ("metadata", "init"),
+    ("metadata", "show"),
+    ("metadata", "sweep"),
+    ("pipeline", "loading"),
+    ("pipeline", "runtime"),
+    ("plan", "guidance"),
+    ("plan", "init"),
+    ("prompt", "loading"),
+    ("runtime", "settings"),
+    ("runtime", "values"),
+    ("sampling", "init"),
+    ("settings", "guidance"),
+    ("settings", "init"),
+    ("sweep", "init"),
+    ("sweep", "show"),
+    ("training", "cli"),
+}
+LONG = {
+    *("cli/options.py", "loading/hub.py", "loading/locate.py", "loading/lora.py"),
+    *("loading/sources.py", "pipeline.py", "prompt/syntax.py", "runtime/speed.py", "settings.py"),
+    *("show/attention.py", "sweep/folder.py", "sweep/sweep.py", "training/glyphs.py"),
+    "training/recipe.py",
+}
+ROOT_FILES = {"imports.py", "init.py", "batches.py"}  # go, go, comes
+
+
+def imported(node: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:
+    """What a file imports of sdpipe, as "room.name", and whether inside a function."""
+    if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        return
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        names = [f"{'.' * node.level}{node.module}.{alias.name}" for alias in node.names]
+    else:
+        inside = inside or isinstance(node, ast.FunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from imported(child, inside)
+        return
+    for name in names:
+        assert not name.startswith("."), f"relative import of {name}"
+        if name.startswith("sdpipe."):
+            yield name.removeprefix("sdpipe."), inside
+
+
+def wrong_arrows() -> Iterator[tuple[str, str]]:
+    """The pairs of importing and imported room that the table has not."""
+    for path in ROOT.rglob("*.py"):
+        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        allowed = ("errors", "__version__", room, *MAY_IMPORT.get(room, ()))
+        for name, inside in imported(ast.parse(path.read_text(encoding="utf-8"))):
+            arrow = (room, name.partition(".")[0])
+            if not any(fnmatchcase(f"{name}.", f"{pattern}.*") for pattern in allowed) and not (
+                inside and arrow in INSIDE_FUNCTIONS
+            ):
+                yield arrow
+
+
+def test_imports_run_one_way():
+    TopologicalSorter({room: MAY_IMPORT[room] for room in MAY_IMPORT}).prepare()  # no cycle
+    found = set(wrong_arrows())
+    assert found - ARROWS == set(), "DESIGN.md's table does not allow these"
+    assert ARROWS - found == set(), "these are mended: take them out of ARROWS"
+
+
+def test_no_file_is_long_without_a_reason():
+    """A file of more than 300 lines says in two lines of its docstring why: "300 lines"."""
+    texts = {path: path.read_text(encoding="utf-8") for path in ROOT.rglob("*.py")}
+    long = {
+        path.relative_to(ROOT).as_posix() for path, text in texts.items()
+        if text.count("\n") > 300 and "300 lines" not in (ast.get_docstring(ast.parse(text)) or "")
+    }  # fmt: skip
+    assert long - LONG == set()
+    assert LONG - long == set(), "these are short now: take them out of LONG"
+
+
+def test_the_readme_of_the_package_names_every_file_and_room_of_the_root():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = {path.name for path in ROOT.glob("*.py")}
+    rooms = {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")} | {"models/"}
+    named = set(re.findall(r"`(\w+(?:\.py|/))`", text))
+    assert named ^ (files | rooms) == ROOT_FILES
+    assert len(files - ROOT_FILES) <= 16
+    assert len(text.splitlines()) <= 30
 
 
 def python(code):
@@ -24,7 +162,7 @@ def test_importing_sdpipe_imports_no_torch():
 
 
 @pytest.mark.parametrize("line", [["generate", "x", "--steps", "0"], ["generate", "--help"]])
-def test_to_refuse_and_to_help_imports_nothing_large(line):
+def test_refusals_and_help_import_nothing_large(line):
     code = (
         f"import sys; from sdpipe.cli import main; main({line}); print();"
         "print(*{'torch', 'diffusers', 'transformers', 'numpy', 'scipy'} & set(sys.modules))"
@@ -32,22 +170,14 @@ def test_to_refuse_and_to_help_imports_nothing_large(line):
     assert python(code).endswith("\n\n")
 
 
-@pytest.mark.parametrize("name", sdpipe._HOMES)
-def test_every_public_name_is_what_it_says_whatever_was_imported_before(name):
+@pytest.mark.parametrize("name", [name for name in sdpipe.__all__ if name != "__version__"])
+def test_every_public_name_is_there_whatever_was_imported_before(name):
     importlib.import_module("sdpipe.pipeline")  # and with it the modules of all stages
     value = getattr(sdpipe, name)
     assert value.__name__ == name
-    assert value.__module__ == f"sdpipe.{sdpipe._HOMES[name]}"
+    assert value.__module__.startswith("sdpipe.")
     assert value.__doc__
-    assert name in sdpipe.__all__
     assert name in dir(sdpipe)
-
-
-def test_type_checkers_see_the_same_names():
-    tree = ast.parse(Path(sdpipe.__file__).read_text(encoding="utf-8"))
-    block = next(node for node in tree.body if isinstance(node, ast.If))
-    typed = {alias.asname: node.module for node in block.body for alias in node.names}
-    assert typed == {name: f"sdpipe.{home}" for name, home in sdpipe._HOMES.items()}
 
 
 @pytest.mark.parametrize("before", ["enable", "disable"])
@@ -61,25 +191,5 @@ def test_the_garbage_collector_waits_while_torch_and_diffusers_are_imported(befo
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="'sdpipe' has no attribute 'pipeline_of'"):
+    with pytest.raises(AttributeError, match="pipeline_of"):
         _ = sdpipe.pipeline_of
-
-
-def test_the_stages_do_not_know_what_comes_after_them():
-    """Arrows run one way: cli, pipeline, stages, settings and errors."""
-    folder = Path(sdpipe.__file__).parent
-    forbidden = {
-        "settings": {"cli", "pipeline", "png", "files", "components", "denoise"},
-        "denoise": {"cli", "pipeline", "latents", "schedule", "components", "png", "files"},
-        "prompt": {"cli", "pipeline", "latents", "denoise"},
-        "latents": {"cli", "pipeline", "prompt"},
-        "png": {"cli", "pipeline", "components", "latents"},
-        "pipeline": {"cli", "png", "files"},
-    }
-    for name, others in forbidden.items():
-        tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
-        imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        assert not imported & {f"sdpipe.{other}" for other in others}, name
-    for path in folder.rglob("*.py"):
-        if path.name not in ("cli.py", "__main__.py"):
-            assert "sdpipe.cli" not in path.read_text(encoding="utf-8"), path
