@@ -9,8 +9,8 @@ from PIL import Image
 
 from sdpipe import Pipeline
 from sdpipe.settings import FALLBACKS
+from sdpipe.training.emoji.scenes import COLOURS, PLACES, RELATIONS, SIZES, Scene, caption
 from sdpipe.training.recipe import load_recipe
-from sdpipe.training.scenes import COLOURS, PLACES, RELATIONS, SIZES, Scene, caption
 
 NAMES = 200
 STEPS = 30

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from sdpipe.training import glyphs
+from sdpipe.training.emoji import glyphs
+from sdpipe.training.emoji.scenes import COLOURS, PAIR, PLACES, RELATIONS, SIZES, Scene, caption
 from sdpipe.training.recipe import load_recipe
-from sdpipe.training.scenes import COLOURS, PAIR, PLACES, RELATIONS, SIZES, Scene, caption
 
 Floats = npt.NDArray[np.float32]
 Box = tuple[float, float, float, float]  # left, top, right, bottom

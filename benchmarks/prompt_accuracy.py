@@ -48,8 +48,8 @@ from sdpipe.errors import SdpipeWarning
 from sdpipe.latents import latents_to_pil, pil_to_latents
 from sdpipe.loading.weight_files import sha256
 from sdpipe.runtime.device import dtype_name
-from sdpipe.training import glyphs
-from sdpipe.training.scenes import RELATIONS, mistype, plural, with_article
+from sdpipe.training.emoji import glyphs
+from sdpipe.training.emoji.scenes import RELATIONS, mistype, plural, with_article
 
 QUICK_NAMES = 64
 HIGH_G = 7.5

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel
 
 from sdpipe.latents import add_noise
 from sdpipe.training.recipe import Unet
-from sdpipe.training.rivals import Rivals
+from sdpipe.training.refinement.hard_negatives import Rivals
 from sdpipe.training.text_encoder import OtherWords
 
 NOISY = 0.85

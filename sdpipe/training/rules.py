@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdpipe.errors import UsageError
-from sdpipe.training.scenes import KINDS
+from sdpipe.training.emoji.scenes import KINDS
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 

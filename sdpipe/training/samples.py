@@ -17,7 +17,7 @@ from sdpipe.prompt.encode import condition
 from sdpipe.prompt.syntax import literal
 from sdpipe.schedule import make_scheduler
 from sdpipe.settings import FALLBACKS
-from sdpipe.training.data import Captioned
+from sdpipe.training.dataset import Captioned
 from sdpipe.training.ddpm import DenoisingLoss
 from sdpipe.training.model import Model
 from sdpipe.training.recipe import Samples

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from sdpipe.latents import vae_factor
 from sdpipe.training import ddpm, vae
 from sdpipe.training import text_encoder as text
-from sdpipe.training.data import (
+from sdpipe.training.dataset import (
     Captioned,
     Draws,
     Pictures,
@@ -30,11 +30,11 @@ from sdpipe.training.data import (
     squares,
     words,
 )
-from sdpipe.training.glyphs import Emoji
+from sdpipe.training.emoji.glyphs import Emoji
 from sdpipe.training.loop import fit
 from sdpipe.training.model import Model
 from sdpipe.training.recipe import Joint, OtherWords, Recipe, Text, Unet
-from sdpipe.training.rivals import Rivals
+from sdpipe.training.refinement.hard_negatives import Rivals
 from sdpipe.training.samples import Sheets
 
 STAGES = ("unet", "joint", "other_words", "both", "spelling", "reading", "placing")

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sdpipe.training.mistaken import logits
 from sdpipe.training.recipe import Text
+from sdpipe.training.refinement.contrastive import logits
 
 TEMPERATURE = 0.1
 """By this share of how far captions are apart, nearer is e times likelier."""

@@ -21,8 +21,8 @@ from sdpipe.cli import progress
 from sdpipe.errors import SdpipeError, SdpipeWarning
 from sdpipe.runtime.device import pick_device, pick_dtype
 from sdpipe.training import run_folder as work
-from sdpipe.training.data import Captioned, encode, unit_variance
-from sdpipe.training.glyphs import Emoji
+from sdpipe.training.dataset import Captioned, encode, unit_variance
+from sdpipe.training.emoji.glyphs import Emoji
 from sdpipe.training.imagefolder import ImageFolder
 from sdpipe.training.job import Job
 from sdpipe.training.model import load_model, new_model, save_model

@@ -19,7 +19,7 @@ from sdpipe.prompt.vocabulary import (
     read_learned,
     words,
 )
-from sdpipe.training.scenes import (
+from sdpipe.training.emoji.scenes import (
     COLOURS,
     PLACES,
     RELATIONS,

@@ -10,7 +10,7 @@ from torch import nn
 
 from sdpipe.training import ddpm
 from sdpipe.training.recipe import load_recipe
-from sdpipe.training.rivals import Rivals
+from sdpipe.training.refinement.hard_negatives import Rivals
 
 
 def test_alpha_bar_is_that_of_diffusers():

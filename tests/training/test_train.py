@@ -26,7 +26,7 @@ from support.training_run import (
 
 from sdpipe import Pipeline, SdpipeWarning
 from sdpipe.cli.app import main
-from sdpipe.training import glyphs
+from sdpipe.training.emoji import glyphs
 from sdpipe.training.recipe import Samples
 from sdpipe.training.samples import Sheets, sheet
 

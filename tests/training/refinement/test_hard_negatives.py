@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sdpipe.training import rivals
-from sdpipe.training.rivals import Rivals
+from sdpipe.training.refinement import hard_negatives as rivals
+from sdpipe.training.refinement.hard_negatives import Rivals
 
 ALL = torch.ones(2, dtype=torch.bool)
 

@@ -15,8 +15,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
 from sdpipe.errors import SdpipeError
 from sdpipe.prompt.vocabulary import Learned
-from sdpipe.training.recipe import Scenes
-from sdpipe.training.scenes import (
+from sdpipe.training.emoji.scenes import (
     COLOURS,
     KINDS,
     PAIR,
@@ -28,6 +27,7 @@ from sdpipe.training.scenes import (
     other_words,
     reword,
 )
+from sdpipe.training.recipe import Scenes
 
 FONTS = (
     Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from sdpipe.training import vae
-from sdpipe.training.data import Captioned, Draws, draw_subjects, squares, unit_variance, words
+from sdpipe.training.dataset import Captioned, Draws, draw_subjects, squares, unit_variance, words
 from sdpipe.training.recipe import Words, load_recipe
 from sdpipe.training.tokenizer import train_tokenizer
 

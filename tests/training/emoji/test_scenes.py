@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from sdpipe.training import glyphs
-from sdpipe.training.recipe import load_recipe
-from sdpipe.training.scenes import (
+from sdpipe.training.emoji import glyphs
+from sdpipe.training.emoji.scenes import (
     COLOURS,
     PLACES,
     RELATIONS,
@@ -21,6 +20,7 @@ from sdpipe.training.scenes import (
     plural,
     reword,
 )
+from sdpipe.training.recipe import load_recipe
 
 SCENES = dataclasses.replace(load_recipe().scenes, alike=0.0)  # each glyph as often
 

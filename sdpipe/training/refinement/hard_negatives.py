@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdpipe.training import mistaken
+from sdpipe.training.refinement import contrastive as mistaken
 
 NEAR = 0.03
 """By this share of how far rivals are apart, nearer is e times likelier."""

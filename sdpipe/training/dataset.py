@@ -19,8 +19,8 @@ from sdpipe.cli.progress import bar
 from sdpipe.errors import SdpipeError
 from sdpipe.latents import pil_to_latents, to_tensor
 from sdpipe.prompt.vocabulary import Learned
-from sdpipe.training import mistaken
 from sdpipe.training.recipe import Words
+from sdpipe.training.refinement import contrastive as mistaken
 from sdpipe.training.run_folder import written
 from sdpipe.training.tokenizer import RoughCuts
 

@@ -1,0 +1,1 @@
+"""What the built-in model learns from: images of emoji, and captions in many words."""
