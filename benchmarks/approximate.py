@@ -164,7 +164,7 @@ def drawn(chosen: Sequence[str], names: int) -> dict[str, Any]:
     found: list[int] = []
     full = pictures(nothing, {})
     report: dict[str, Any] = {
-        "model": pipe.components.identity()["sha256"],
+        "model": pipe.components.model.identity()["sha256"],
         "dtype": dtype_name(pipe.components.dtype),
         "pictures": names,
         "full": found[0],

@@ -45,7 +45,7 @@ def main() -> None:
         }
         print(dtype, results[dtype], flush=True)
     report = {
-        "model": pipe.components.identity(),
+        "model": pipe.components.model.identity(),
         "device": str(pipe.components.device),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",

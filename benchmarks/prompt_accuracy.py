@@ -210,8 +210,8 @@ def rmse(one: Image.Image, other: Image.Image) -> float:
 def cost(bench: Bench) -> Figures:
     """The size of the model's files, and what a picture costs beside its three networks."""
     parts = bench.pipe.components
-    assert parts.folder is not None
-    files = [path for path in parts.folder.rglob("*") if path.is_file()]
+    assert parts.model.folder is not None
+    files = [path for path in parts.model.folder.rglob("*") if path.is_file()]
     inside = 0.0
 
     def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -338,16 +338,16 @@ def main() -> None:
 
     count = min(options.limit, QUICK_NAMES if options.quick else NAMES)
     bench = Bench(options.model, options.batch, count)
-    model = bench.pipe.components
+    parts = bench.pipe.components
     here = {
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
-        "device": str(model.device),
-        "dtype": dtype_name(model.dtype),
+        "device": str(parts.device),
+        "dtype": dtype_name(parts.dtype),
         "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
     }
-    assert model.folder is not None
+    assert parts.model.folder is not None
     report: Figures = {
-        "model": {**model.identity(), "sha256": weights(model.folder)},
+        "model": {**parts.model.identity(), "sha256": weights(parts.model.folder)},
         **here,
         "steps": STEPS,
         "judge": {},

@@ -146,7 +146,7 @@ def measure(folder: Path, steps: int, device: str, dtype: str) -> dict[str, obje
         "threads": torch.get_num_threads(),
         "device": str(parts.device),
         "dtype": dtype_name(parts.dtype),
-        "variant": parts.variant,
+        "variant": parts.model.variant,
         "import_s": round(imported, 2),
         "load_s": round(loaded, 2),
         "weights_mb": round(weights / 1e6),

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 
 from sdpipe import Pipeline, load
 
-folder = load("emoji").folder
+folder = load("emoji").model.folder
 vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
 pipe = Pipeline("emoji", vae=vae)
 pipe.generate("sailboat", seed=2).images[0].save("own-vae.png")

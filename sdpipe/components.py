@@ -1,4 +1,4 @@
-"""`Components`, the five parts of a model, and `load`, which gets them by name onto a device."""
+"""The five parts of a model, what is known of it, and `load`, which gets both onto a device."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -34,25 +34,73 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 
+@dataclass(frozen=True)
+class ModelInfo:
+    """Which model was loaded: its name, where it was found, and what was changed in it.
+
+    name: the name that was asked for; "parts" if every part was passed as a module.
+    folder: the model's folder or single file; None if every part was passed as a module.
+    revision: the commit on the hub; None for local models.
+    variant: "fp16" if the UNet's weights are of that variant, else None.
+    parts: by part, the source of each part that replaces one of the model's own.
+    weights: by part, the local weight files of the UNet and of every replaced part. Parts from
+        the hub are identified by their commit and not listed.
+    prediction_type: "epsilon" or "v" if it was set by the caller, else None.
+    loras, embeddings: what was added to the weights and to the vocabulary.
+    fallback: True if no model was asked for and the built-in one replaces the default model.
+    """
+
+    name: str
+    folder: Path | None = None
+    revision: str | None = None
+    variant: str | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    prediction_type: str | None = None
+    loras: tuple[Lora, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
+    fallback: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """Identifies the model in the metadata of an image; plain JSON types, no paths.
+
+        A model from the hub is identified by `revision`, a local one by `sha256`, the hash of the
+        UNet's weights (computed at the first call). `parts` maps each replaced part to
+        hub id@commit or name@sha256:hash.
+        """
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "variant": self.variant,
+            "sha256": self._sha256.get("unet"),
+            "prediction": self.prediction_type,
+            "parts": {part: self._part_identity(part) for part in self.parts},
+            "loras": [lora.identity() for lora in self.loras],
+            "embeddings": [embedding.identity() for embedding in self.embeddings],
+        }
+
+    @cached_property
+    def _sha256(self) -> dict[str, str]:
+        return {part: sha256(*files) for part, files in self.weights.items()}
+
+    def _part_identity(self, part: str) -> str:
+        source = self.parts[part]
+        return (
+            f"{Path(source).name}@sha256:{self._sha256[part]}" if part in self.weights else source
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Components:
-    """A loaded model: its parts, where they are from, and what the model says of itself.
+    """A loaded model.
 
-    scheduler_config: betas and the like; every run makes a scheduler of its own from it.
-    name: as it was asked for; "parts" where all of them were handed over.
-    folder: where it was found, or the single file; None where all parts were handed over.
-    revision: the commit on the hub, None for anything else.
-    defaults: the model's own settings; width and height, in pixels, are always among them.
-    fallback: nothing was asked for, and this is the built-in model because v1-4 can't be had.
-    variant: "fp16" where the UNet's weights are those of that variant.
-    parts: what took the place of one of the model's own parts.
-    weights: the files of the UNet's weights, and of those of `parts`, where no commit on the hub
-        tells what they are.
-    prediction: what the U-Net predicts, "epsilon" or "v", where a person said it.
-    loras, embeddings: what was added to the weights, and to the words.
-    low_memory: the networks are on the device only while they work, see `offload.at_work`.
-    learned: the words that the model was told, where it keeps them and no other part or LoRA may
-        know more.
+    scheduler_config: the noise schedule; every run makes its own scheduler from it.
+    defaults: the model's own settings; always with width and height, in pixels.
+    device: where the networks run. dtype: the type of their weights.
+    model: which model this is.
+    low_memory: the networks are on the device only while they run, see `at_work`.
+    vocabulary: the words that the model was trained on, if it comes with a list of them and its
+        tokenizer, text encoder and weights are its own.
     """
 
     tokenizer: "CLIPTokenizer"
@@ -60,68 +108,32 @@ class Components:
     unet: "UNet2DConditionModel"
     vae: "AutoencoderKL"
     scheduler_config: dict[str, Any]
-    name: str
-    folder: Path | None
-    revision: str | None
     defaults: dict[str, Any]
     device: "torch.device"
     dtype: "torch.dtype"
-    fallback: bool = False
-    variant: str | None = None
-    parts: dict[str, str] = field(default_factory=dict)
-    weights: dict[str, tuple[Path, ...]] = field(default_factory=dict)
-    prediction: str | None = None
-    loras: tuple[Lora, ...] = ()
-    embeddings: tuple[Embedding, ...] = ()
+    model: ModelInfo
     low_memory: bool = False
-    learned: Learned | None = None
-
-    def identity(self) -> dict[str, Any]:
-        """What tells this model from others, for a picture's metadata; plain JSON types.
-
-        revision is the commit of a model from the hub; sha256, of the file of the UNet's weights,
-        is for a UNet that is from elsewhere, and read at the first call. parts are those that
-        were swapped: hub id@commit, or name@sha256:hash. loras and embeddings are told by the
-        names and hashes of their files.
-        """
-        return {
-            "name": self.name,
-            "revision": self.revision,
-            "variant": self.variant,
-            "sha256": self._sha256.get("unet"),
-            "prediction": self.prediction,
-            "parts": {part: self._named(part, name) for part, name in self.parts.items()},
-            "loras": [lora.identity() for lora in self.loras],
-            "embeddings": [each.identity() for each in self.embeddings],
-        }
+    vocabulary: Learned | None = None
 
     @property
-    def rules(self) -> dict[str, Any]:
-        """What `plan.plan` fills settings in from, and holds them against, by its names for it."""
+    def constraints(self) -> dict[str, Any]:
+        """The keyword arguments of `plan.plan` that depend on the model."""
         from sdpipe.latents import vae_factor
 
         return {
             "defaults": self.defaults,
             "factor": vae_factor(self.vae),
             "layers": self.text_encoder.config.num_hidden_layers,
-            "stands_in": self.fallback,
+            "stands_in": self.model.fallback,
         }
 
     def at_work(self, network: "torch.nn.Module") -> AbstractContextManager[None]:
-        """Has one of the networks on the device inside of the block, where it is not always."""
+        """Keeps a network on the device inside the block; with low_memory only there."""
         if not self.low_memory:
             return nullcontext()
         from sdpipe.runtime.modules import at_work
 
         return at_work(network, self.device)
-
-    @cached_property
-    def _sha256(self) -> dict[str, str]:
-        return {part: sha256(*files) for part, files in self.weights.items()}
-
-    def _named(self, part: str, name: str) -> str:
-        """A part that was swapped: whose folder it was in is nobody's business."""
-        return f"{Path(name).name}@sha256:{self._sha256[part]}" if part in self.weights else name
 
 
 def load(
@@ -133,94 +145,83 @@ def load(
     text_encoder: "CLIPTextModel | str | os.PathLike[str] | None" = None,
     unet: "UNet2DConditionModel | str | os.PathLike[str] | None" = None,
     tokenizer: "CLIPTokenizer | str | os.PathLike[str] | None" = None,
-    prediction: str | None = None,
+    prediction_type: str | None = None,
     loras: Sequence[lora.Given] = (),
     embeddings: Sequence[embedding.Given] = (),
     low_memory: bool = False,
     for_speed: bool = False,
 ) -> Components:
-    """Loads a model, fetching it first where it has to be.
+    """Loads a model; downloads it first if it is on the hub and not cached.
 
     model: a built-in model, a folder, a .safetensors file or a hub id; see `locate.find_model`.
-    vae, text_encoder, unet, tokenizer: instead of the model's own; each a loaded module, which is
-        moved to `device` and `dtype`, a folder (of that part or of a model) or a hub id, a VAE
-        also a file. A tokenizer comes along with a text encoder from a folder or the hub, where
-        it has one.
-    prediction: what the U-Net predicts, "epsilon" or "v", where the model does not tell.
-    loras: files that are added to the weights, each alone or with its weight, 1 where none is told.
-    embeddings: files of textual inversions, each alone or with the word that stands for it; left
-        out, that is the one in the file, else the file's name. A part that was handed over stays
-        as it was, and a copy of it is changed.
-    low_memory: keep the networks in the computer's own memory; `device` is where they will work.
-    for_speed: read weights into the layout that `speed.lay_out` gives them; nothing else changes.
+    vae, text_encoder, unet, tokenizer: replacements for the model's own parts. Each is a loaded
+        module, which is moved to `device` and `dtype`, a folder (of that part or of a model) or a
+        hub id; a VAE may also be a .safetensors file. A text encoder from a folder or the hub
+        brings its tokenizer along if it has one.
+    prediction_type: what the UNet predicts, "epsilon" or "v", for models that do not say it.
+    loras: LoRA files to add, each alone (weight 1) or with its weight.
+    embeddings: textual inversions to add, each alone (its word is the one in the file, else the
+        file's name) or with its word. Modules that were passed are copied before a change.
+    low_memory: keep the networks in main memory; each is on `device` only while it runs.
+    for_speed: read weights into the memory layout that is fastest; the values are the same.
 
-    What can be told from names, headers and configurations is told before torch is imported; `look`
-    tells nothing but that.
+    Names, headers and configurations are checked before torch is imported; `inspect_model` does
+    only that.
 
     Raises:
-        UsageError: an unknown or unavailable device, dtype or prediction, a LoRA's weight is no
-            number, an embedding's word is none, or low_memory and no GPU.
-        ModelError: the model or a part cannot be found, fetched or read, or they do not fit.
+        UsageError: an unknown or unavailable device, dtype or prediction type, an invalid LoRA
+            weight or embedding word, or low_memory without a GPU.
+        ModelError: the model or a part is missing, damaged or cannot be fetched, or the parts do
+            not fit each other.
     """
     if isinstance(dtype, str):
         check_dtype(dtype)
     if isinstance(device, str) and device in ("auto", "cpu"):
         check_device(device)
     else:
-        device = pick_device(device)  # refused before gigabytes are fetched for it
+        device = pick_device(device)  # before gigabytes are downloaded for it
     if low_memory:
         device = check_low_memory(device)
-    if prediction is not None:
-        check_prediction(prediction)
-    added = tuple(Lora.read(given) for given in loras)
-    words = tuple(Embedding.read(given) for given in embeddings)
+    if prediction_type is not None:
+        check_prediction(prediction_type)
+    lora_files = tuple(Lora.read(given) for given in loras)
+    embedding_files = tuple(Embedding.read(given) for given in embeddings)
     given = {"tokenizer": tokenizer, "text_encoder": text_encoder, "unet": unet, "vae": vae}
-    full = dtype_name(dtype) == "float32"
-    sources = _found(model, given, full, prediction, added, words)
-    defaults, scheduler = sources.defaults(), sources.scheduler()
-    learned = _learned(sources, added)
+    full_precision = dtype_name(dtype) == "float32"
+    sources = _find_sources(
+        model, given, full_precision, prediction_type, lora_files, embedding_files
+    )
+    defaults, scheduler_config = sources.defaults(), sources.scheduler()
+    vocabulary = _read_vocabulary(sources, lora_files)
 
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
-    place = pick_device("cpu") if low_memory else device
-    parts = build(sources, place, dtype, added, words, for_speed=for_speed)
-    base, unet_from = sources.model, sources.places.get("unet")
-    local = {"unet", *sources.swapped} & {
-        part for part, place in sources.places.items() if place.revision is None
-    }
+    home = pick_device("cpu") if low_memory else device
+    networks = build(sources, home, dtype, lora_files, embedding_files, for_speed=for_speed)
     return Components(
-        **parts,
-        scheduler_config=scheduler,
-        name="parts" if base is None else base.name,
-        folder=None if base is None else base.path,
-        revision=None if base is None else base.revision,
+        **networks,
+        scheduler_config=scheduler_config,
         defaults=defaults,
         device=device,
         dtype=dtype,
-        fallback=base is not None and base.fallback,
-        variant=None if unet_from is None else unet_from.files.variants.get("unet"),
-        parts=sources.swapped,
-        weights={part: files for part in sorted(local) if (files := sources.weights(part))},
-        prediction=prediction,
-        loras=added,
-        embeddings=words,
+        model=_describe(sources, prediction_type, lora_files, embedding_files),
         low_memory=low_memory,
-        learned=learned,
+        vocabulary=vocabulary,
     )
 
 
-def look(
+def inspect_model(
     model: str | os.PathLike[str] | None = None,
     *,
     dtype: str = "auto",
     vae: str | os.PathLike[str] | None = None,
-    prediction: str | None = None,
+    prediction_type: str | None = None,
     loras: Sequence[lora.Given] = (),
     embeddings: Sequence[embedding.Given] = (),
 ) -> Sources | None:
-    """What `load` would load of the same arguments, looked at as far as that needs no torch.
+    """Checks what `load` would load with these arguments, without importing torch.
 
-    None where the model or the VAE would have to be fetched first.
+    Returns None if the model or the VAE would have to be downloaded first.
 
     Raises:
         UsageError, ModelError: as `load`.
@@ -228,34 +229,58 @@ def look(
     full = dtype == "float32"
     if not is_here(model, full=full) or (vae is not None and not is_part_here(vae, "vae", full)):
         if model is not None and os.path.isfile(Path(model).expanduser()):
-            file_kind(
-                find_model(model), ("unet", "text_encoder") + ("vae",) * (vae is None), prediction
-            )
+            wanted = ("unet", "text_encoder") + ("vae",) * (vae is None)
+            file_kind(find_model(model), wanted, prediction_type)
         return None
-    added = tuple(Lora.read(given) for given in loras)
-    words = tuple(Embedding.read(given) for given in embeddings)
-    return _found(model, {"vae": vae}, full, prediction, added, words)
+    lora_files = tuple(Lora.read(given) for given in loras)
+    embedding_files = tuple(Embedding.read(given) for given in embeddings)
+    return _find_sources(model, {"vae": vae}, full, prediction_type, lora_files, embedding_files)
 
 
-def _learned(sources: Sources, loras: Sequence[Lora]) -> Learned | None:
-    """The words that a model was told, while it listens with parts of its own."""
-    model = sources.model
-    others = {"tokenizer", "text_encoder"} & {*sources.modules, *sources.swapped}
-    return None if model is None or others or loras else read_learned(model.path, model.label)
-
-
-def _found(
+def _find_sources(
     model: str | os.PathLike[str] | None,
     given: Mapping[str, Any],
-    full: bool,
-    prediction: str | None,
+    full_precision: bool,
+    prediction_type: str | None,
     loras: Sequence[Lora],
     embeddings: Sequence[Embedding],
 ) -> Sources:
-    """Where everything is, once it is known that it fits together."""
-    asked = {part: value for part, value in given.items() if value is not None}
-    sources = Sources.find(model, asked, full=full, prediction=prediction)
+    """Finds all parts and checks that they fit each other."""
+    parts = {part: value for part, value in given.items() if value is not None}
+    sources = Sources.find(model, parts, full=full_precision, prediction=prediction_type)
     check_fit(sources)
     sources.check_loras(loras)
     sources.check_embeddings(embeddings)
     return sources
+
+
+def _describe(
+    sources: Sources,
+    prediction_type: str | None,
+    loras: tuple[Lora, ...],
+    embeddings: tuple[Embedding, ...],
+) -> ModelInfo:
+    base, unet = sources.model, sources.places.get("unet")
+    local = {part for part, place in sources.places.items() if place.revision is None}
+    hashed = sorted(local & {"unet", *sources.swapped})
+    return ModelInfo(
+        name="parts" if base is None else base.name,
+        folder=None if base is None else base.path,
+        revision=None if base is None else base.revision,
+        variant=None if unet is None else unet.files.variants.get("unet"),
+        parts=sources.swapped,
+        weights={part: files for part in hashed if (files := sources.weights(part))},
+        prediction_type=prediction_type,
+        loras=loras,
+        embeddings=embeddings,
+        fallback=base is not None and base.fallback,
+    )
+
+
+def _read_vocabulary(sources: Sources, loras: Sequence[Lora]) -> Learned | None:
+    """The model's word list, unless another part or a LoRA may know more words."""
+    model = sources.model
+    replaced = {"tokenizer", "text_encoder"} & {*sources.modules, *sources.swapped}
+    if model is None or replaced or loras:
+        return None
+    return read_learned(model.path, model.label)

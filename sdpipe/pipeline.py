@@ -74,7 +74,7 @@ class Pipeline:
         else float32), "float32", "float16", "bfloat16".
     vae, text_encoder, unet, tokenizer: take the place of the model's own; each a loaded module, a
         folder or a hub id, a VAE also a .safetensors file.
-    prediction: what the U-Net predicts, "epsilon" (the noise) or "v", where the model does not
+    prediction_type: what the U-Net predicts, "epsilon" (the noise) or "v", where the model does not
         tell: a single file of Stable Diffusion 2.
     loras: files that are added to the weights: "pencil.safetensors", or with a weight
         ("pencil.safetensors", 0.8).
@@ -103,7 +103,7 @@ class Pipeline:
         text_encoder: CLIPTextModel | str | PathLike[str] | None = None,
         unet: UNet2DConditionModel | str | PathLike[str] | None = None,
         tokenizer: CLIPTokenizer | str | PathLike[str] | None = None,
-        prediction: str | None = None,
+        prediction_type: str | None = None,
         loras: Sequence[str | PathLike[str] | tuple[str | PathLike[str], float]] = (),
         embeddings: Sequence[str | PathLike[str] | tuple[str | PathLike[str], str]] = (),
         speed: bool = True,
@@ -119,7 +119,7 @@ class Pipeline:
             text_encoder=text_encoder,
             unet=unet,
             tokenizer=tokenizer,
-            prediction=prediction,
+            prediction_type=prediction_type,
             loras=loras,
             embeddings=embeddings,
             low_memory=low_memory,
@@ -235,7 +235,7 @@ class Pipeline:
         `generate` draws what it is given. The command line mends what a person has typed, where the
         model keeps a list of the words that it was told, as the built-in one does.
         """
-        learned, tokenizer = self.components.learned, self.components.tokenizer
+        learned, tokenizer = self.components.vocabulary, self.components.tokenizer
         return prompt if learned is None else learned.mended(prompt, tokenizer.added_tokens_encoder)
 
     @cached_property
@@ -252,7 +252,7 @@ class Pipeline:
         parts = self.components
         settings: dict[str, Any] = check_names(asked)
         init, mask = take(settings.pop("init", None), settings.pop("mask", None))
-        run = plan(prompt, **parts.rules, init=init, mask=mask, **settings)
+        run = plan(prompt, **parts.constraints, init=init, mask=mask, **settings)
         check_seamless(run[0], vae_factor(parts.vae), len(parts.unet.config.block_out_channels))
         return run, lay(run[0], init, mask)
 
@@ -293,9 +293,9 @@ class Pipeline:
         first, steps = run[0], taken(run[0], run[0].strength)
         texts = dict.fromkeys(text for s in run for text in (s.prompt, s.negative_prompt))
         tell_late(texts, steps, stacklevel=4)
-        if self.components.learned is not None:
-            name, taught = self.components.name, tokenizer.added_tokens_encoder
-            tell_unknown(self.components.learned, texts, name, taught, stacklevel=4)
+        if self.components.vocabulary is not None:
+            name, taught = self.components.model.name, tokenizer.added_tokens_encoder
+            tell_unknown(self.components.vocabulary, texts, name, taught, stacklevel=4)
         count = {text: chunk_count(tokenizer, text, steps) for text in texts}
         batches = []
         for _, group in groupby(run, lambda s: max(count[s.prompt], count[s.negative_prompt])):

@@ -62,8 +62,13 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 def test_a_folder_gives_the_five_parts(folder):
     found = load(folder, device="cpu", dtype="float32")
     assert isinstance(found, Components)
-    assert (found.name, found.folder) == (str(folder), folder)
-    assert (found.revision, found.fallback, found.variant, found.parts) == (None, False, None, {})
+    assert (found.model.name, found.model.folder) == (str(folder), folder)
+    assert (found.model.revision, found.model.fallback, found.model.variant, found.model.parts) == (
+        None,
+        False,
+        None,
+        {},
+    )
     assert (found.device, found.dtype) == (torch.device("cpu"), torch.float32)
     assert found.defaults == {"width": 32, "height": 32}
     assert found.scheduler_config["beta_start"] == 0.00085
@@ -103,13 +108,13 @@ def test_diffusers_opens_the_same_folder(folder):
     [("auto", "fp16"), ("float16", "fp16"), ("bfloat16", "fp16"), ("float32", None)],
 )
 def test_the_variant_is_taken_unless_float32_is_asked_for(tiny, dtype, variant):
-    assert load(tiny, dtype=dtype).variant == variant
+    assert load(tiny, dtype=dtype).model.variant == variant
 
 
 def test_a_variant_alone_is_raised_to_float32(tmp_path):
     folder = tiny_model(tmp_path, variant="fp16", dtype=torch.float16)
     found = load(folder, dtype="float32")
-    assert found.variant == "fp16"
+    assert found.model.variant == "fp16"
     rounded = load_file(folder / UNET.replace(".safe", ".fp16.safe"))
     assert all(torch.equal(found.unet.state_dict()[k], v.float()) for k, v in rounded.items())
 
@@ -177,7 +182,7 @@ def test_a_corrupted_file(folder):
 
 def test_a_damaged_cache_says_what_to_delete(hub, folder):
     hub.add("owner/name", folder)
-    path = load("owner/name").folder / UNET
+    path = load("owner/name").model.folder / UNET
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ModelError, match=r"Delete it, and the next run fetches it again"):
         load("owner/name")
@@ -239,8 +244,8 @@ def test_a_part_from_another_folder(folder, tmp_path):
     assert same(swapped.vae, load(other, dtype="float32").vae)
     assert same(swapped.unet, load(folder, dtype="float32").unet)
     digest = hashlib.sha256((other / "vae/diffusion_pytorch_model.safetensors").read_bytes())
-    assert swapped.parts == {"vae": str(other)}
-    assert swapped.identity()["parts"] == {"vae": f"other@sha256:{digest.hexdigest()}"}
+    assert swapped.model.parts == {"vae": str(other)}
+    assert swapped.model.identity()["parts"] == {"vae": f"other@sha256:{digest.hexdigest()}"}
     assert same(load(folder, vae=other / "vae", dtype="float32").vae, swapped.vae)
 
 
@@ -248,7 +253,7 @@ def test_the_part_that_is_replaced_may_be_missing(folder, tiny):
     shutil.rmtree(folder / "vae")
     with pytest.raises(ModelError, match="the part vae is missing"):
         load(folder)
-    assert load(folder, vae=tiny).parts == {"vae": str(tiny)}
+    assert load(folder, vae=tiny).model.parts == {"vae": str(tiny)}
 
 
 def test_a_whole_clip_as_text_encoder_from_the_hub(hub, folder, tmp_path):
@@ -267,7 +272,7 @@ def test_a_whole_clip_as_text_encoder_from_the_hub(hub, folder, tmp_path):
     ours = found.text_encoder.state_dict()
     assert {f"text_model.{k}" for k in ours} == set(wanted)
     assert all(torch.equal(ours[k.removeprefix("text_model.")], wanted[k]) for k in wanted)
-    assert found.parts == {"text_encoder": f"openai/clip@{repo.commit}"}
+    assert found.model.parts == {"text_encoder": f"openai/clip@{repo.commit}"}
     assert found.tokenizer.name_or_path.endswith(repo.commit)
 
 
@@ -276,7 +281,7 @@ def test_a_tokenizer_from_elsewhere(folder, tiny, tmp_path):
     for place in (tiny, tiny / "tokenizer", tmp_path / "words"):
         found = load(folder, tokenizer=place)
         assert found.tokenizer.name_or_path.startswith(str(place))
-        assert found.parts == {"tokenizer": str(place)}
+        assert found.model.parts == {"tokenizer": str(place)}
 
 
 def test_modules_are_taken_as_they_are(folder):
@@ -286,8 +291,8 @@ def test_modules_are_taken_as_they_are(folder):
     assert found.unet is unet
     assert unet.dtype == torch.float16
     assert not unet.training
-    assert found.identity()["sha256"] is None
-    assert found.parts["unet"] == "a UNet2DConditionModel handed over"
+    assert found.model.identity()["sha256"] is None
+    assert found.model.parts["unet"] == "a UNet2DConditionModel handed over"
 
 
 def test_all_parts_handed_over_need_no_model(hub, tmp_path):
@@ -299,13 +304,13 @@ def test_all_parts_handed_over_need_no_model(hub, tmp_path):
         vae=tiny_vae(),
     )
     assert hub.requests == []
-    assert (found.name, found.folder) == ("parts", None)
+    assert (found.model.name, found.model.folder) == ("parts", None)
     assert found.scheduler_config["beta_end"] == 0.012
     assert found.defaults == {"width": 64, "height": 64}
 
 
 def test_identity(folder, tmp_path, hub):
-    local = load(folder).identity()
+    local = load(folder).model.identity()
     assert local == {
         "name": str(folder),
         "revision": None,
@@ -319,9 +324,12 @@ def test_identity(folder, tmp_path, hub):
     json.dumps(local)
     repo = hub.add("owner/name", folder)
     found = load("owner/name")
-    assert (found.identity()["revision"], found.identity()["sha256"]) == (repo.commit, None)
-    assert load("owner/name", unet=folder).identity()["sha256"] == local["sha256"]
-    swapped = load(folder, unet="owner/name").identity()
+    assert (found.model.identity()["revision"], found.model.identity()["sha256"]) == (
+        repo.commit,
+        None,
+    )
+    assert load("owner/name", unet=folder).model.identity()["sha256"] == local["sha256"]
+    swapped = load(folder, unet="owner/name").model.identity()
     assert swapped["parts"] == {"unet": f"owner/name@{repo.commit}"}
     assert (swapped["revision"], swapped["sha256"]) == (None, None)
 
@@ -329,7 +337,7 @@ def test_identity(folder, tmp_path, hub):
 def test_from_the_hub_and_then_without_a_request(hub, tiny):
     repo = hub.add("owner/name", tiny)
     found = load("owner/name", dtype="float16")
-    assert (found.revision, found.variant) == (repo.commit, "fp16")
+    assert (found.model.revision, found.model.variant) == (repo.commit, "fp16")
     hub.requests.clear()
     load(f"owner/name@{repo.commit}", dtype="float16")
     load("owner/name", dtype="bfloat16")
@@ -342,7 +350,7 @@ def test_the_built_in_model_in_place_of_v1_4(hub, folder, monkeypatch, tmp_path)
     monkeypatch.setattr(locate, "BUILT_IN_FOLDER", tmp_path / "built in")
     with pytest.warns(SdpipeWarning, match="built-in model, emoji"):
         found = load()
-    assert (found.name, found.fallback) == ("emoji", True)
+    assert (found.model.name, found.model.fallback) == ("emoji", True)
     assert found.defaults["width"] == 32
     with pytest.raises(ModelError):
         load(DEFAULT)

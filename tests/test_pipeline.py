@@ -111,7 +111,7 @@ def test_the_global_generator_is_left_alone(emoji):
 def damaged(emoji, part):
     """The built-in model with one part whose weights are no numbers."""
     module = getattr(emoji.components, part)
-    twin = type(module).from_pretrained(emoji.components.folder, subfolder=part)
+    twin = type(module).from_pretrained(emoji.components.model.folder, subfolder=part)
     with torch.no_grad():
         for weight in twin.parameters():
             weight.fill_(float("nan"))

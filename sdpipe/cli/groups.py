@@ -80,7 +80,7 @@ class Weights:
         return {
             "model": self.model,
             "vae": self.vae,
-            "prediction": self.prediction,
+            "prediction_type": self.prediction,
             "loras": loras,
             "embeddings": embeddings(self.embedding),
         }

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sdpipe.components import look
+from sdpipe.components import inspect_model
 from sdpipe.plan import plan
 from sdpipe.sweep.sweep import Sweep
 
@@ -21,7 +21,7 @@ def check_early(weights: Mapping[str, Any], dtype: str, runs: Iterable[Run]) -> 
     Raises:
         UsageError, ModelError: as `Pipeline` and `Pipeline.generate`.
     """
-    sources = look(**weights, dtype=dtype)
+    sources = inspect_model(**weights, dtype=dtype)
     if sources is None:
         return
     defaults, factor, layers = sources.defaults(), sources.factor, sources.layers

@@ -20,7 +20,7 @@ def mended(pipe: "Pipeline", prompts: Sequence[str]) -> list[str]:
     read = [pipe.mended(typed) for typed in prompts]
     for typed, told in zip(prompts, read, strict=True):
         if typed != told:
-            name = pipe.components.name
+            name = pipe.components.model.name
             messages.say(
                 f'"{typed}" is drawn as "{told}", words that {name} has read; --as-typed draws it '
                 "as it is"

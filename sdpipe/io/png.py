@@ -72,7 +72,7 @@ def metadata(
     """What a picture carries: {"parameters": text, "sdpipe": object}, as `read` gives it back.
 
     settings: those of this one picture, resolved.
-    identity: the model, as `Components.identity()` describes it.
+    identity: the model, as `ModelInfo.identity()` describes it.
     device, dtype, speed: where it was drawn, in which number type, and how: `device.SPEEDS`.
     n, index: the picture was number `index`, from 0, of `n` drawn in one batch. Their seeds, or
         variation seeds, went up by one from picture to picture, and what the others showed has no

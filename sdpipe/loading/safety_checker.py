@@ -84,7 +84,8 @@ def load_checker(parts: "Components") -> Checker:
     """
     dtype = torch.float16 if parts.dtype == torch.float16 else torch.float32
     full = dtype == torch.float32
-    place = find_checker(parts.name, parts.folder, parts.revision, full=full)
+    model = parts.model
+    place = find_checker(model.name, model.folder, model.revision, full=full)
     home = torch.device("cpu") if parts.low_memory else parts.device
     return Checker(*read_checker(place, home, dtype), parts.device)
 

@@ -86,7 +86,7 @@ class Job:
             device=self.device,
             dtype=self.dtype,
             vae=self.vae,
-            prediction=self.prediction,
+            prediction_type=self.prediction,
             loras=self.loras,
             embeddings=self.embeddings,
             speed=self.speed != "plain",
@@ -96,7 +96,7 @@ class Job:
 
     def check(self, pipe: "Pipeline") -> list[str]:
         """What there is to say of a loaded model: where its weights are others than recorded."""
-        model, now = self.record.model, pipe.components.identity()
+        model, now = self.record.model, pipe.components.model.identity()
         remarks = [
             f"the model's weights are others than those that drew it: {name} {then[:12]} then, "
             f"{str(now[name])[:12]} now."

@@ -46,7 +46,7 @@ def carried(pipe: "Pipeline", result: "Result", k: int) -> dict[str, Any]:
     index, n = result.places[k]
     return png.metadata(
         result.settings[k],
-        parts.identity(),
+        parts.model.identity(),
         image=result.images[k],
         device=str(parts.device),
         dtype=dtype_name(parts.dtype),

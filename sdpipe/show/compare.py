@@ -206,7 +206,7 @@ def compare(
         tell(len(ours) + len(gaps), len(ours))
 
     image, notes = draw_with_diffusers(parts, run, measure)
-    identity = {"name": parts.name, "revision": parts.revision, "variant": parts.variant}
+    identity = {name: getattr(parts.model, name) for name in ("name", "revision", "variant")}
     picture = difference(result.images[0], image)
     return Comparison(run, identity, str(parts.device), dtype, gaps, picture, allowed, notes)
 

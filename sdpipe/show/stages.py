@@ -20,7 +20,7 @@ def settle(pipe: "Pipeline", prompt: str = "", **settings: Any) -> "Settings":
     Raises:
         UsageError: a value breaks its rule, or the model's.
     """
-    return plan(prompt, **pipe.components.rules, **settings)[0]
+    return plan(prompt, **pipe.components.constraints, **settings)[0]
 
 
 def sampling(settings: "Settings") -> str:

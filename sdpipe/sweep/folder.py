@@ -77,7 +77,7 @@ class SweepFolder:
 
     def __init__(self, folder: str | os.PathLike[str], sweep: Sweep, pipe: Pipeline) -> None:
         self._folder, self._pipe = Path(folder), pipe
-        self._identity = pipe.components.identity()
+        self._identity = pipe.components.model.identity()
         self.paths: dict[int, Path] = {}
         self.failed: dict[int, str] = {}
         self.safety: dict[int, Mapping[str, Any]] = {}
@@ -166,7 +166,7 @@ class SweepFolder:
 
     def _resolved(self, sweep: Sweep) -> list[Settings]:
         """The settings of every cell with the model's own values, held against its rules."""
-        rules = self._pipe.components.rules
+        rules = self._pipe.components.constraints
         found: dict[Settings, str] = {}
         for cell in sweep.cells:
             values = {**cell.settings.to_dict(), **_pictures(sweep)}

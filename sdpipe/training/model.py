@@ -110,7 +110,7 @@ def load_model(
     names = {"beta_start": "beta_start", "beta_end": "beta_end", "timesteps": "num_train_timesteps"}
     noise = {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
     noise["prediction_type"] = config.get("prediction_type", "epsilon")
-    identity = parts.identity()
+    identity = parts.model.identity()
     model = Model(
         parts.tokenizer,
         parts.text_encoder,
@@ -118,7 +118,7 @@ def load_model(
         parts.vae,
         {"_class_name": SCHEDULER, **config},
         {k: v for k, v in parts.defaults.items() if k not in ("width", "height")},
-        parts.learned,
+        parts.vocabulary,
     )
     recipe = replace(recipe, size=size, unet=replace(recipe.unet, **noise))
     return model, recipe, str(identity["revision"] or identity["sha256"])
@@ -156,7 +156,7 @@ def save_model(model: Model, folder: Path, work: Path) -> None:
 
 def _check(parts: Components) -> None:
     """Refuses a model whose training is another than that of `ddpm`."""
-    config, who = parts.scheduler_config, f"model={parts.name!r}"
+    config, who = parts.scheduler_config, f"model={parts.model.name!r}"
     predicts = config.get("prediction_type", "epsilon")
     if predicts not in PREDICTION_TYPES:
         raise ModelError(

@@ -70,7 +70,7 @@ def test_it_is_the_picture_that_the_library_draws(draw, model, tmp_path):
         own = read(path)["sdpipe"]
         assert Settings.from_dict(own["settings"]) == result.settings[k]
         assert own["batch"] == {"n": 2, "index": k}
-        assert own["model"] == pipe.components.identity()
+        assert own["model"] == pipe.components.model.identity()
 
 
 def test_json_on_stdout(draw, tmp_path):

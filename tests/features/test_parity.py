@@ -50,7 +50,9 @@ def test_several_pictures_with_a_negative_prompt_on_a_rectangle(emoji, scheduler
 
 
 def test_diffusers_opens_the_built_in_model_by_itself(emoji):
-    pipe = StableDiffusionPipeline.from_pretrained(emoji.components.folder, local_files_only=True)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        emoji.components.model.folder, local_files_only=True
+    )
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(5))
     torch.nn.Module.to(pipe.text_encoder, torch.float32)

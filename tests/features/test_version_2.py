@@ -117,7 +117,7 @@ def hub(monkeypatch, tmp_path, version_1):
 @pytest.mark.parametrize("blocks", [24, 23])
 def test_a_file_is_the_same_model_as_its_folder(hub, version_2, tmp_path, blocks):
     path = write(version_2, tmp_path / "v2.safetensors", blocks)
-    found = load(path, dtype="float32", prediction="v")
+    found = load(path, dtype="float32", prediction_type="v")
     like = load(version_2, dtype="float32")
     for part in ("text_encoder", "unet", "vae"):
         ours, theirs = getattr(found, part).state_dict(), getattr(like, part).state_dict()
@@ -126,13 +126,13 @@ def test_a_file_is_the_same_model_as_its_folder(hub, version_2, tmp_path, blocks
     assert found.scheduler_config == like.scheduler_config
     assert found.tokenizer.pad_token_id == like.tokenizer.pad_token_id == 0
     assert found.defaults == like.defaults == {"width": 48, "height": 48}
-    assert found.identity()["prediction"] == "v"
-    assert load(path, prediction="epsilon").defaults == {"width": 32, "height": 32}
+    assert found.model.identity()["prediction"] == "v"
+    assert load(path, prediction_type="epsilon").defaults == {"width": 32, "height": 32}
 
 
 def test_diffusers_reads_the_same_of_a_file(hub, version_2, tmp_path):
     path = write(version_2, tmp_path / "v2.safetensors")
-    found = load(path, dtype="float32", prediction="v")
+    found = load(path, dtype="float32", prediction_type="v")
     unet = UNet2DConditionModel.from_single_file(
         str(path), config=str(version_2), subfolder="unet", local_files_only=True
     )
@@ -152,7 +152,7 @@ def test_pictures_are_those_of_diffusers(hub, version_2, tmp_path):
     run = {"seed": 7, "g": 3.0, "steps": 3}
     theirs, images = diffusers_run(pipe, scheduler, ["a red cat"], **run, width=48, height=48)
     path = write(version_2, tmp_path / "v2.safetensors")
-    for model, more in ((version_2, {}), (path, {"prediction": "v"})):
+    for model, more in ((version_2, {}), (path, {"prediction_type": "v"})):
         ours = Pipeline(model, device="cpu", dtype="float32", **more).generate(
             "a red cat", **run, save_int=True
         )
@@ -181,7 +181,7 @@ def test_a_file_that_does_not_tell_is_asked_about(hub, version_2, tmp_path, monk
     with pytest.raises(ModelError, match=r"does not tell what its U-Net predicts; say it with"):
         load(path)
     with pytest.raises(UsageError, match=r"prediction='x0' is not known; a U-Net predicts eps"):
-        load(path, prediction="x0")
+        load(path, prediction_type="x0")
 
 
 def test_what_was_said_is_in_the_picture(hub, version_2, tmp_path, monkeypatch, capsys):

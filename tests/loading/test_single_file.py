@@ -61,7 +61,7 @@ def test_a_single_file_is_the_same_model_as_its_folder(hub, file, folder):
         assert all(torch.equal(ours[k], theirs[k]) for k in ours)
     assert found.tokenizer("red apple").input_ids == like.tokenizer("red apple").input_ids
     assert found.scheduler_config == {**like.scheduler_config, "prediction_type": "epsilon"}
-    assert found.identity()["sha256"] != like.identity()["sha256"]
+    assert found.model.identity()["sha256"] != like.model.identity()["sha256"]
 
 
 def test_it_is_held_against_diffusers_as_its_folder_is(hub, file, folder, capsys):
@@ -121,7 +121,7 @@ def test_a_file_without_a_part(hub, file, tensors, start, part):
 def test_the_part_that_a_file_lacks_can_be_given(hub, file, tensors, folder):
     rest = {k: v for k, v in tensors.items() if not k.startswith("first_stage_model.")}
     found = load(file(tensors=rest), vae=folder)
-    assert found.parts == {"vae": str(folder)}
+    assert found.model.parts == {"vae": str(folder)}
 
 
 def test_a_file_that_lacks_one_tensor(hub, file, tensors):

@@ -268,7 +268,7 @@ def test_who_may_know_more_is_not_told(emoji):
     parts = emoji.components
     asked = {"steps": 2, "g": 1.0, "seed": 1}
     knowing = Pipeline("emoji", text_encoder=parts.text_encoder, device="cpu", dtype="float32")
-    assert knowing.components.learned is None
+    assert knowing.components.vocabulary is None
     assert knowing.generate("umbkella", **asked).images
 
 

@@ -300,9 +300,9 @@ def test_a_model_goes_on_at_another_size(material, start, tmp_path):
     pipe = Pipeline(tmp_path / "out", device="cpu")
     settings = pipe.generate("a red cat", steps=2).settings[0]
     assert (settings.width, settings.height) == (48, 48)
-    assert pipe.components.learned is not None
-    assert pipe.components.learned.names == ("cat",)
-    assert pipe.components.learned.words == {"a", "blue", "cat", "green", "red", "square"}
+    assert pipe.components.vocabulary is not None
+    assert pipe.components.vocabulary.names == ("cat",)
+    assert pipe.components.vocabulary.words == {"a", "blue", "cat", "green", "red", "square"}
 
 
 def note_what_is_trained(folder):
