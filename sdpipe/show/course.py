@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from sdpipe.show.filmstrip import COLUMNS, Column, filmstrip, titles
+from sdpipe.show.filmstrip import COLUMNS, Column, filmstrip, title_lines
 from sdpipe.show.steps import columns
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Course:
 
     def strip(self) -> Image.Image:
         """Some of the states as a filmstrip."""
-        return filmstrip(self.columns(COLUMNS), *titles(self.result.settings[0]))
+        return filmstrip(self.columns(COLUMNS), *title_lines(self.result.settings[0]))
 
 
 def steps_data(

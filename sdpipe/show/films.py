@@ -5,27 +5,27 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
-from sdpipe.show.animation import TICK, Film
-from sdpipe.show.filmstrip import (
+from sdpipe.io.lettering import (
     EDGE,
     FAINT,
-    GAP,
     INK,
     PAPER,
     SMALL,
     TEXT,
-    Column,
     font,
-    number,
-    printable,
-    short,
+    shorten,
+    text_width,
+    transliterate,
 )
+from sdpipe.io.sheet import scale_to
+from sdpipe.show.animation import TICK, Film
+from sdpipe.show.filmstrip import Column, format_sigma
 
 if TYPE_CHECKING:
     from sdpipe.show.interpolate import Way
 
 SIDE = 320  # pixels of the longer side of a picture, at most; small ones are enlarged towards it
-MARGIN, BAR = 20, 4
+MARGIN, BETWEEN, BAR = 20, 10, 4
 MOST = 151  # states of a film of the steps: what is left out of more would pass unseen
 WHOLE, LONGEST, HOLD = 6000, 200, 2000  # milliseconds: of many frames, of one, of the last
 BLUE = (0, 114, 178)
@@ -36,15 +36,15 @@ def steps_film(columns: Sequence[Column]) -> Film:
     last = columns[-1].step
     frames = []
     for column in columns:
-        pair = (_sized(column.x_t), _sized(column.x0))
+        pair = (scale_to(column.x_t, SIDE), scale_to(column.x0, SIDE))
         frame, draw, below = _frame(pair)
         captions = ("x_t, the latents, decoded", "x_0, the picture predicted")
         for i, caption in enumerate(captions):
-            draw.text((MARGIN + i * (pair[0].width + GAP), below), caption, FAINT, font(SMALL))
+            draw.text((MARGIN + i * (pair[0].width + BETWEEN), below), caption, FAINT, font(SMALL))
         state = f"step {column.step} of {last}" if column.step else "noise"
         draw.text((MARGIN, below + 22), state, INK, font(TEXT))
         right = (frame.width - MARGIN, below + 22)
-        draw.text(right, f"sigma {number(column.sigma)}", FAINT, font(TEXT), anchor="ra")
+        draw.text(right, f"sigma {format_sigma(column.sigma)}", FAINT, font(TEXT), anchor="ra")
         _draw_bar(draw, frame, column.step / last)
         frames.append(frame)
     return _timed(frames)
@@ -54,13 +54,13 @@ def way_film(way: "Way") -> Film:
     """From the first picture to the last and back again, so that it goes round; both ends stay."""
     frames = []
     for picture, f in zip(way.pictures, way.fractions, strict=True):
-        frame, draw, below = _frame((_sized(picture),))
+        frame, draw, below = _frame((scale_to(picture, SIDE),))
         room = (frame.width - 2 * MARGIN) // 2 - 8
         for text, x, anchor, near in (
             (way.first.prompt, MARGIN, "la", 1 - f),
             (way.last.prompt, frame.width - MARGIN, "ra", f),
         ):
-            text = short(draw, printable(text), SMALL, room)
+            text = shorten(transliterate(text), room, lambda text: text_width(text, SMALL))
             ink = tuple(round(near * a + (1 - near) * b) for a, b in zip(INK, EDGE, strict=True))
             draw.text((x, below + 6), text, ink, font(SMALL), anchor=anchor)
         _draw_bar(draw, frame, f)
@@ -78,27 +78,16 @@ def _timed(frames: list[Image.Image]) -> Film:
     return Film(frames, [each] * (len(frames) - 1) + [HOLD])
 
 
-def _sized(picture: Image.Image) -> Image.Image:
-    """A picture at a size to watch: small ones by whole pixels, so that they stay crisp."""
-    side = max(picture.size)
-    if side * 2 <= SIDE:
-        factor = SIDE // side
-        size = (picture.width * factor, picture.height * factor)
-        return picture.resize(size, Image.Resampling.NEAREST)
-    size = (max(1, picture.width * SIDE // side), max(1, picture.height * SIDE // side))
-    return picture.resize(size, Image.Resampling.LANCZOS) if side > SIDE else picture
-
-
 def _frame(
     pictures: Sequence[Image.Image],
 ) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
     """Paper with pictures side by side, something to draw on it with, and where they end."""
     width, height = pictures[0].size
-    wide = max(2 * MARGIN + len(pictures) * (width + GAP) - GAP, 320)
+    wide = max(2 * MARGIN + len(pictures) * (width + BETWEEN) - BETWEEN, 320)
     frame = Image.new("RGB", (wide + wide % 2, MARGIN + height + 84 + height % 2), PAPER)
-    left = (wide - len(pictures) * (width + GAP) + GAP) // 2
+    left = (wide - len(pictures) * (width + BETWEEN) + BETWEEN) // 2
     for i, picture in enumerate(pictures):
-        frame.paste(picture, (left + i * (width + GAP), MARGIN))
+        frame.paste(picture, (left + i * (width + BETWEEN), MARGIN))
     return frame, ImageDraw.Draw(frame), MARGIN + height + 8
 
 

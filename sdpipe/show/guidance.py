@@ -15,7 +15,7 @@ from sdpipe.guidance import Guidance
 from sdpipe.latents import angle_between, latents_to_pil
 from sdpipe.show import style
 from sdpipe.show.checks import check_at, check_guidance
-from sdpipe.show.filmstrip import chosen, number
+from sdpipe.show.filmstrip import format_sigma, spread_states
 from sdpipe.show.listen import Listener, with_unet
 from sdpipe.show.stages import sampling, settle
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
@@ -109,7 +109,7 @@ def guidance_data(
     listener = Listener(pipe.components.unet)
     settings = {**settings, "seed": own.seed, "save_int": True, "on_step": on_step}
     steps = with_unet(pipe, listener).generate(prompt, **settings).steps
-    at = list(at) or chosen(len(steps) - 1, COLUMNS)
+    at = list(at) or spread_states(len(steps) - 1, COLUMNS)
     kind = pipe.components.scheduler_config.get("prediction_type", "epsilon")
     contrasts, pictures = [], []
     for step, both in zip(steps, listener.outputs, strict=True):
@@ -163,7 +163,7 @@ def guidance_figure(data: Guided) -> "Figure":
     for i, (index, pictures) in enumerate(zip(data.at, data.pictures, strict=True)):
         x = MARGIN + LABELS + i * (w + GAP)
         sheet.text(x, sheet.top + 8, f"step {index}")
-        sigma = rf"$\sigma$ {number(data.contrasts[index].sigma)}"
+        sigma = rf"$\sigma$ {format_sigma(data.contrasts[index].sigma)}"
         sheet.note(x, sheet.top + 26, sigma)
         for k, picture in enumerate(pictures):
             sheet.picture(x, top + k * row, w, h, picture)

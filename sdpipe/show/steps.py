@@ -19,7 +19,7 @@ from sdpipe.io.files import unfinished
 from sdpipe.latents import latents_to_pil
 from sdpipe.runtime.seamless import wrapped
 from sdpipe.settings import Settings
-from sdpipe.show.filmstrip import COLUMNS, Column, chosen, filmstrip, titles
+from sdpipe.show.filmstrip import COLUMNS, Column, filmstrip, spread_states, title_lines
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -74,7 +74,7 @@ def save_steps(
                 _save_latents(into / "latents.safetensors", noise[index], steps, index, settings)
                 states = _trajectory(noise, steps, index)
                 kept = _save_pictures(vae, *states, into, tell)
-                strip = filmstrip(kept, *(() if settings is None else titles(settings)))
+                strip = filmstrip(kept, *(() if settings is None else title_lines(settings)))
                 strip.save(into / "filmstrip.png")
             temporary.rename(folder)
     except OSError as error:
@@ -94,7 +94,7 @@ def columns(
     """
     x_t, x0, sigmas = _trajectory(*_passes(result)[0], index)
     vae = _for(vae, result)
-    states = chosen(len(x0), most)
+    states = spread_states(len(x0), most)
     above = list(_decoded(vae, x_t[states]))
     below = list(_decoded(vae, x0[states[:-1]]))
     return [
@@ -159,7 +159,7 @@ def _save_pictures(
     """Writes the pictures of all steps, and returns those that go on the filmstrip."""
     steps = len(x0)
     digits = max(2, len(str(steps)))
-    states = chosen(steps)
+    states = spread_states(steps)
     kept: dict[str, dict[int, Image.Image]] = {"xt": {}, "x0": {}}
     for name, latents, first in (("xt", x_t, 0), ("x0", x0, 1)):
         for step, picture in enumerate(_decoded(vae, latents), first):

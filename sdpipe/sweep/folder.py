@@ -37,7 +37,7 @@ from sdpipe.plan import plan
 from sdpipe.runtime.device import dtype_name
 from sdpipe.settings import Settings
 from sdpipe.sweep.axes import as_text
-from sdpipe.sweep.grid import Place, grid
+from sdpipe.sweep.grid import Place, draw_grid
 from sdpipe.sweep.sweep import BATCH, SINGLE, SWEPT, Sweep, batches, label
 
 FILLED = (
@@ -130,7 +130,7 @@ class SweepFolder:
 
         sizes = [s.finished for s in self.settings]
         largest = (max(width for width, _ in sizes), max(height for _, height in sizes))
-        drawn = grid(self.sweep.axes, largest, picture, self.sweep.prompt, self._subtitle())
+        drawn = draw_grid(self.sweep.axes, largest, picture, self.sweep.prompt, self._subtitle())
         notes = self._grid_notes(drawn)
         for path in self._files("grid"):
             if _carries(path, notes):

@@ -1,17 +1,18 @@
 """Sheets of pictures that show how far the U-Net is: a consumer of `fit`'s checkpoints."""
 
-import textwrap
 import time
 from pathlib import Path
 from typing import cast
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import nn
 
 from sdpipe.denoise import denoise
 from sdpipe.errors import NotFiniteError
 from sdpipe.guidance import Guidance, check_scale
+from sdpipe.io.lettering import transliterate
+from sdpipe.io.sheet import Table, draw_sheet, split_table
 from sdpipe.latents import draw_noise, latents_to_pil, make_generators
 from sdpipe.prompt.encode import condition
 from sdpipe.prompt.syntax import literal
@@ -23,7 +24,7 @@ from sdpipe.training.model import Model
 from sdpipe.training.recipe import Samples
 from sdpipe.training.run_folder import written
 
-COLUMNS, GAP, LINES, TEXT = 4, 8, 2, 12
+COLUMNS = 4
 SHARE = 20  # of the time of a sheet passes before the next, at least
 
 
@@ -91,21 +92,7 @@ class Sheets:
 
 
 def sheet(truth: list[Image.Image], drawn: list[Image.Image], captions: list[str]) -> Image.Image:
-    """Above each caption what was drawn, and above that the picture itself, out of its latents."""
-    side = drawn[0].width
-    factor = max(128 // side, 1)  # small pictures by whole pixels
-    cell = side * factor
-    columns = min(COLUMNS, len(drawn))
-    rows = -(-len(drawn) // columns)
-    row = 2 * cell + GAP + LINES * (TEXT + 4) + 2 * GAP
-    paper = Image.new("RGB", (columns * (cell + GAP) + GAP, rows * row + GAP), "white")
-    draw, font = ImageDraw.Draw(paper), ImageFont.load_default(TEXT)
-    for i, (above, below, caption) in enumerate(zip(truth, drawn, captions, strict=True)):
-        x, y = GAP + i % columns * (cell + GAP), GAP + i // columns * row
-        for k, picture in enumerate((above, below)):
-            large = picture.resize((cell, cell), Image.Resampling.NEAREST)
-            paper.paste(large, (x, y + k * (cell + GAP)))
-        plain = caption.encode("ascii", "replace").decode()  # the letters that the font has
-        lines = textwrap.wrap(plain, cell // 6, max_lines=LINES, placeholder=" ...")
-        draw.multiline_text((x, y + 2 * cell + GAP + 4), "\n".join(lines), "black", font)
-    return paper
+    """Below each caption the image itself, decoded from its latents, and what was drawn."""
+    labels = [transliterate(caption) for caption in captions]
+    tables = split_table(Table(labels, ["data", "drawn"], [truth, drawn]), COLUMNS)
+    return draw_sheet(tables, drawn[0].size, lambda image: image)

@@ -10,7 +10,7 @@ from sdpipe.settings import Settings
 from sdpipe.show.animation import TICK, Film, gif, mp4
 from sdpipe.show.course import steps_data
 from sdpipe.show.films import HOLD, MOST, steps_film, way_film
-from sdpipe.show.filmstrip import Column, chosen, titles
+from sdpipe.show.filmstrip import Column, spread_states, title_lines
 from sdpipe.show.interpolate import Way
 
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
@@ -125,9 +125,9 @@ def test_a_course_shows_what_save_int_keeps(emoji):
     assert len(numbers["x_t_std"]) == 13
     assert numbers["x_t_std"][0] == pytest.approx(steps[0].sigma, rel=0.1)
     assert [column.step for column in data.columns(MOST)] == list(range(13))
-    assert [column.step for column in data.columns(9)] == chosen(12)
+    assert [column.step for column in data.columns(9)] == spread_states(12)
     last = latents_to_pil(emoji.components.vae, steps[-1].latents)[0]
     apart = ImageChops.difference(data.columns(2)[-1].x_t, last)  # one is decoded in a batch
     assert max(high for _, high in apart.getextrema()) <= 1
     assert last.tobytes() == data.result.images[0].tobytes()
-    assert titles(data.result.settings[0])[0] == "red apple"
+    assert title_lines(data.result.settings[0])[0] == "red apple"

@@ -5,7 +5,8 @@ from itertools import combinations
 import pytest
 from PIL import Image, ImageDraw
 
-from sdpipe.sweep.grid import LARGEST, LARGEST_SIDE, grid
+from sdpipe.io.sheet import LARGEST, LARGEST_SIDE
+from sdpipe.sweep.grid import draw_grid
 from sdpipe.sweep.sweep import Sweep
 
 
@@ -51,7 +52,7 @@ def test_every_picture_is_in_its_place_and_every_text_can_be_read(name, monkeypa
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", noting)
     monkeypatch.setattr(Image.Image, "paste", placing)
-    sheet = grid(plan.axes, size, picture, "a title", "what is the same")
+    sheet = draw_grid(plan.axes, size, picture, "a title", "what is the same")
     assert sorted(asked) == sorted(cell.place for cell in plan.cells)
     assert sheet.width * sheet.height <= LARGEST * 1.1
     assert max(sheet.size) <= LARGEST_SIDE * 1.1
@@ -89,5 +90,5 @@ def test_the_grid_names_what_the_font_cannot_write(monkeypatch):
         write(self, xy, text, *arguments, **options)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", noting)
-    grid(Sweep("{猫|é}").axes, (64, 64), lambda place: None)
+    draw_grid(Sweep("{猫|é}").axes, (64, 64), lambda place: None)
     assert written == ["no. 1", "e", "none", "none"]

@@ -1,0 +1,36 @@
+import pytest
+
+from sdpipe.io.lettering import SMALL, TEXT, label_lines, shorten, text_width, transliterate, wrap
+
+
+def test_letters_that_the_font_lacks_are_spelled_with_those_it_has():
+    assert transliterate("café\n日本 fi ·  x") == "cafe fi · x"
+    assert transliterate("日本") == ""
+
+
+@pytest.mark.parametrize("room", range(12))
+def test_a_shortened_text_is_the_longest_beginning_that_fits(room):
+    short = shorten("some words", room, len)
+    if room >= len("some words"):
+        assert short == "some words"
+        return
+    fits = [n for n in range(10) if len("some words"[:n].rstrip() + "...") <= room]
+    assert short == "some words"[: max(fits, default=0)].rstrip() + "..."
+
+
+def test_wrapped_lines_hold_all_words_or_end_with_dots():
+    text = "the quick brown fox jumps over the lazy dog"
+    lines = wrap(text, TEXT, 120, 9)
+    assert " ".join(lines) == text
+    assert all(text_width(line, TEXT) <= 120 for line in lines)
+    few = wrap(text, TEXT, 120, 2)
+    assert len(few) == 2
+    assert few[0] == lines[0]
+    assert few[1].endswith("...")
+    assert wrap("", TEXT, 120, 2) == []
+    assert wrap("inseparabilities", TEXT, 60, 2)[0].endswith("...")
+
+
+def test_a_note_is_smaller_and_below():
+    lines = label_lines("step 3\nsigma 2.5", TEXT, 200, 1)
+    assert [(line.text, line.size) for line in lines] == [("step 3", TEXT), ("sigma 2.5", SMALL)]
