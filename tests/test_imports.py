@@ -75,7 +75,6 @@ ARROWS: set[tuple[str, str]] = {
     ("settings", "guidance"),
     ("settings", "init"),
     ("sweep", "init"),
-    ("sweep", "show"),
     ("training", "cli"),
 }
 LONG = {
