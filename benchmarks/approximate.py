@@ -103,7 +103,7 @@ class Method:
 
 METHODS = {
     "interval": Method(
-        "guidance between the noise levels 0.5 and 3 alone, `--interval 0.5,3`",
+        "guidance between the noise levels 0.5 and 3 alone, `--guidance-interval 0.5,3`",
         settings=lambda _: {"interval": (0.5, 3.0)},
     ),
     "half": Method(

@@ -3,8 +3,8 @@
     python benchmarks/batch_effect.py [--model emoji] [--dtypes float32 bfloat16]
 
 Draws the same (prompt, seed) alone and in a batch of eight, and records the largest and the mean
-difference of the 8-bit values. With exact=True there is none, which is recorded too. Writes
-batch_effect.json beside this file.
+difference of the 8-bit values. With batch_invariant=True there is none, which is recorded too.
+Writes batch_effect.json beside this file.
 """
 
 import argparse
@@ -21,10 +21,10 @@ PROMPTS = ["red apple", "panda", "rocket on a blue background", "crab"] * 2
 
 
 def differences(pipe: Pipeline, exact: bool) -> dict[str, float]:
-    batch = pipe.generate(PROMPTS, seed=0, exact=exact).images
+    batch = pipe.generate(PROMPTS, seed=0, batch_invariant=exact).images
     largest, means = 0, []
     for k, prompt in enumerate(PROMPTS):
-        alone = pipe.generate(prompt, seed=k, exact=exact).images[0]
+        alone = pipe.generate(prompt, seed=k, batch_invariant=exact).images[0]
         difference = np.abs(np.asarray(alone).astype(int) - np.asarray(batch[k]).astype(int))
         largest = max(largest, int(difference.max()))
         means.append(float(difference.mean()))
@@ -40,8 +40,8 @@ def main() -> None:
     for dtype in options.dtypes:
         pipe = Pipeline(options.model, dtype=dtype)
         results[dtype] = {
-            "batch": differences(pipe, exact=False),
-            "exact": differences(pipe, exact=True),
+            "batch": differences(pipe, batch_invariant=False),
+            "exact": differences(pipe, batch_invariant=True),
         }
         print(dtype, results[dtype], flush=True)
     report = {

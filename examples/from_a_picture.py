@@ -7,14 +7,14 @@ from sdpipe import Pipeline
 pipe = Pipeline("emoji")
 prompt = "red apple on a blue background"
 apple = pipe.generate(prompt, seed=42, steps=20).images[0]  # a file's path will do as well
-same = {"init": apple, "seed": 1, "steps": 20}
+same = {"init_image": apple, "seed": 1, "steps": 20}
 
 mask = Image.new("L", apple.size)  # black: where it is black, not one bit changes
 ImageDraw.Draw(mask).rectangle((48, 0, 127, 47), fill="white")
 
 pictures = {
     "changed": pipe.generate("green apple on a blue background", strength=0.6, **same),
-    "in-part": pipe.generate(prompt, mask=mask, **same),
+    "in-part": pipe.generate(prompt, mask_image=mask, **same),
     "grown": pipe.generate(prompt, outpaint=(16, 16, 16, 0), **same),
 }
 for name, result in pictures.items():

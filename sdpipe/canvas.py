@@ -60,10 +60,10 @@ def take(init: Source | None, mask: Source | None = None) -> tuple[Picture | Non
         if mask is not None:
             raise UsageError("mask is the part of a picture to redraw; give the picture: init.")
         return None, None
-    taken = _taken("init", init)
+    taken = _taken("init_image", init)
     if mask is None:
         return taken, None
-    part = _taken("mask", mask)
+    part = _taken("mask_image", mask)
     if part.image.size != taken.image.size:
         raise UsageError(
             f"the mask has {_size(part.image)} pixels and the picture {_size(taken.image)}; a mask "
@@ -111,7 +111,7 @@ def _taken(what: str, source: Source) -> Picture:
     if isinstance(source, Picture):
         return source
     name = ""
-    paper = "black" if what == "mask" else "white"
+    paper = "black" if what == "mask_image" else "white"
     if isinstance(source, Image.Image):
         image = upright(source, paper)
     elif isinstance(source, str | os.PathLike) and os.fspath(source):
@@ -122,7 +122,7 @@ def _taken(what: str, source: Source) -> Picture:
         raise UsageError(
             f"{what}={source!r} is no picture; give a file's path or, in Python, a PIL image."
         )
-    image = image.convert("L") if what == "mask" else image
+    image = image.convert("L") if what == "mask_image" else image
     return Picture(name, pixels_sha256(image), image)
 
 

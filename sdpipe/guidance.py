@@ -57,8 +57,8 @@ def tell_unguided(guidance: Guidance, sigmas: Sequence[float], *, stacklevel: in
     if guidance.interval is not None and not any(map(guidance.covers, sigmas)):
         low, high = guidance.interval
         warnings.warn(
-            f"interval={low:g},{high:g} holds none of the run's noise levels, which go from "
-            f"{sigmas[0]:.3g} down to {sigmas[-1]:.3g}: nothing is guided, as with g 1.",
+            f"guidance_interval={low:g},{high:g} holds none of the run's noise levels, which "
+            f"go from {sigmas[0]:.3g} down to {sigmas[-1]:.3g}: nothing is guided, as with g 1.",
             SdpipeWarning,
             stacklevel=stacklevel,
         )
@@ -76,7 +76,7 @@ def scale(text: str) -> Scale | str:
 
 
 def bounds(text: str) -> tuple[float, ...] | str:
-    """What interval may be, out of "0.3,5"; the text itself where it has no such numbers."""
+    """The value of guidance_interval that "0.3,5" stands for; other texts stay as they are."""
     try:
         return tuple(float(sigma) for sigma in text.split(","))
     except ValueError:
@@ -118,11 +118,11 @@ def check_rescale(value: object) -> float:
         UsageError: it is no number from 0 to 1.
     """
     if not _are_numbers([value]):
-        raise UsageError(f"rescale={value!r} is not a number; it is from 0, off, to 1.")
+        raise UsageError(f"guidance_rescale={value!r} is not a number; it is from 0, off, to 1.")
     if not 0 <= float(value) <= 1:  # type: ignore[arg-type]
         raise UsageError(
-            f"rescale={value} is out of range: 0, which leaves the guided output as it is, to 1; "
-            "0.7 is a good one."
+            f"guidance_rescale={value} is out of range: 0, which leaves the guided output as it "
+            "is, to 1; 0.7 is a good one."
         )
     return float(value)  # type: ignore[arg-type]
 
@@ -141,8 +141,8 @@ def check_interval(value: object) -> tuple[float, float] | None:
         if len(value) == 2 and 0 <= value[0] < value[1] < math.inf:
             return float(value[0]), float(value[1])
     raise UsageError(
-        f"interval={told} is not two noise levels, the lower one first and none below 0; give two "
-        "sigmas such as 0.3,5: v1-4 goes from 14.6, noise, down to 0.03."
+        f"guidance_interval={told} is not two noise levels, the lower one first and none "
+        "below 0; give two sigmas such as 0.3,5: v1-4 goes from 14.6, noise, down to 0.03."
     )
 
 

@@ -17,8 +17,8 @@ FITS = ("crop", "pad", "stretch")
 STRENGTH = 0.8  # where nobody says one, as in diffusers' StableDiffusionImg2ImgPipeline,
 STRENGTH_OF_A_PART = 1.0  # and in its StableDiffusionInpaintPipeline
 
-ABOUT_IT = ("mask", "strength", "fit", "outpaint")
-"""The settings that say something about `init`, and nothing without it."""
+ABOUT_IT = ("mask_image", "strength", "fit", "outpaint")
+"""The settings that say something about `init_image`, and nothing without it."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from sdpipe.runtime.device import check_speed
 from sdpipe.runtime.seamless import check_seamless, wrapped
 from sdpipe.runtime.speed import fast
 from sdpipe.sampling import Passes, seeds, taken
-from sdpipe.settings import MAX_IMAGES, Settings
+from sdpipe.settings import MAX_IMAGES, ResolvedSettings
 
 if TYPE_CHECKING:
     from sdpipe.loading.safety_checker import Checker, Mark
@@ -55,7 +55,7 @@ class Result:
 
     images: list[Image.Image]
     seeds: list[int]
-    settings: list[Settings]
+    settings: list[ResolvedSettings]
     places: list[tuple[int, int]]
     steps: list[Step] = field(default_factory=list)
     noise: Tensor | None = None
@@ -138,13 +138,13 @@ class Pipeline:
 
             pipe.generate("red apple", g=7.5, seed=42, steps=50, dim=512, save_int=True)
 
-        Picture k of the call shows prompt k // n and has seed + k; with `vary` all have the seed,
-        and picture k goes over to the noise of variation_seed + k. The settings are those of
-        `Settings`, which tells the meaning, unit and range of each; what is left out is the
-        model's own. `init` and `mask` are files or PIL images; where the mask is black, the
-        result has the pixels of `init`. `on_step` is called with every `Step` as soon as it is
-        done, as for a progress bar. Where memory runs out the pictures are begun anew in smaller
-        batches, and a warning says so.
+        Picture k of the call shows prompt k // n and has seed + k; with
+        `variation_strength` all have the seed, and image k goes over to the noise of
+        variation_seed + k. The settings are those of `Settings`, which tells the meaning, unit and
+        range of each; what is left out is the model's own. `init_image` and `mask_image` are files
+        or PIL images; where the mask is black, the result has the pixels of `init_image`.
+        `on_step` is called with every `Step` as soon as it is done, as for a progress bar.
+        Where memory runs out the pictures are begun anew in smaller batches, and a warning says so.
 
         Raises:
             torch.OutOfMemoryError: one picture alone is too large for the device.
@@ -166,7 +166,7 @@ class Pipeline:
 
     def _draw(
         self,
-        run: list[Settings],
+        run: list[ResolvedSettings],
         texts: list[Conditioning],
         canvas: Canvas | None,
         checker: "Checker | None",
@@ -200,7 +200,7 @@ class Pipeline:
         """Draws like `generate`, with the same arguments, and yields every `Step` as it is done.
 
         Stopping is `break`. The last step's `latents` are the picture, for `latents_to_pil`; what
-        a mask keeps has gone through the VAE there, and is not the pixels of `init`. With the
+        a mask keeps has gone through the VAE there, and is not the pixels of `init_image`. With the
         setting `seamless` they are for a VAE that is `wrapped` as well, see
         `sdpipe.runtime.seamless`.
 
@@ -216,7 +216,7 @@ class Pipeline:
         return self._wrapped(run[0].seamless)._streamed(run, self._embed(run), canvas)
 
     def _streamed(
-        self, run: list[Settings], texts: list[Conditioning], canvas: Canvas | None
+        self, run: list[ResolvedSettings], texts: list[Conditioning], canvas: Canvas | None
     ) -> Iterator[Step]:
         """The steps of a run, in smaller batches where memory is out at the first of them."""
         step = None
@@ -247,12 +247,12 @@ class Pipeline:
 
     def _plan(
         self, prompt: str | Sequence[str], asked: Asked
-    ) -> tuple[list[Settings], Canvas | None]:
+    ) -> tuple[list[ResolvedSettings], Canvas | None]:
         """The settings of every picture of a call, and the picture that it begins with, if any."""
         parts = self.components
         settings: dict[str, Any] = check_names(asked)
-        init, mask = take(settings.pop("init", None), settings.pop("mask", None))
-        run = plan(prompt, **parts.constraints, init=init, mask=mask, **settings)
+        init, mask = take(settings.pop("init_image", None), settings.pop("mask_image", None))
+        run = plan(prompt, **parts.constraints, init_image=init, mask_image=mask, **settings)
         check_seamless(run[0], vae_factor(parts.vae), len(parts.unet.config.block_out_channels))
         return run, lay(run[0], init, mask)
 
@@ -264,7 +264,7 @@ class Pipeline:
         return unet, fast(unet, parts.vae, self.speed, parts.device, stays=stays)
 
     def _passes(
-        self, run: list[Settings], texts: list[Conditioning], canvas: Canvas | None
+        self, run: list[ResolvedSettings], texts: list[Conditioning], canvas: Canvas | None
     ) -> Passes:
         return Passes(self.components, self._unet(), run, texts, canvas)
 
@@ -283,11 +283,11 @@ class Pipeline:
         twin._faster = twin._make_faster()
         return twin
 
-    def _embed(self, run: list[Settings]) -> list[Conditioning]:
+    def _embed(self, run: list[ResolvedSettings]) -> list[Conditioning]:
         """The prompts as the U-Net listens to them, batch by batch.
 
         A batch are neighbours whose texts have as many chunks, so that what one picture shows does
-        not depend on the length of another's prompt; with `exact` it is one picture.
+        not depend on the length of another's prompt; with `batch_invariant` it is one picture.
         """
         tokenizer, encoder = self.components.tokenizer, self.components.text_encoder
         first, steps = run[0], taken(run[0], run[0].strength)
@@ -309,12 +309,12 @@ class Pipeline:
                     steps=steps,
                     clip_skip=first.clip_skip,
                 )
-            batches += text.split(1 if first.exact else self._at_once(first))
+            batches += text.split(1 if first.batch_invariant else self._at_once(first))
         return batches
 
-    def _at_once(self, settings: Settings) -> int:
+    def _at_once(self, settings: ResolvedSettings) -> int:
         """How many pictures a batch holds at most. A GPU tries them all, see `smaller`."""
-        width, height = settings.finished
+        width, height = settings.output_size
         on_gpu = self.components.device.type == "cuda"
         return MAX_IMAGES if on_gpu else max(BATCH_PIXELS // (width * height), 1)
 

@@ -10,41 +10,40 @@ from sdpipe.canvas import Picture, Source
 from sdpipe.errors import SdpipeWarning, UsageError
 from sdpipe.guidance import Scale
 from sdpipe.init import size_for
-from sdpipe.settings import Settings
+from sdpipe.settings import ResolvedSettings, Settings
 from sdpipe.values import neighbours
 
 
 class Asked(TypedDict, total=False):
     """What a call may ask for beside the prompt: the fields of `Settings`, all of them optional.
 
-    `init` and `mask` are here the pictures themselves, or their files.
+    `init_image` and `mask_image` are here the pictures themselves, or their files.
     """
 
     negative_prompt: str
     g: Scale | None
     seed: int | None
-    variation: float | None
+    variation_strength: float | None
     variation_seed: int | None
     steps: int | None
     dim: int | None
     width: int | None
     height: int | None
     n: int
-    vary: int | None
     save_int: bool
     scheduler: str | None
     lms_order: int | None
     karras: bool
-    rescale: float
-    interval: tuple[float, float] | None
-    hires: float | None
+    guidance_rescale: float
+    guidance_interval: tuple[float, float] | None
+    hires_scale: float | None
     hires_strength: float | None
     seamless: str | None
     clip_skip: int
-    exact: bool
+    batch_invariant: bool
     safety: str
-    init: Source | None
-    mask: Source | None
+    init_image: Source | None
+    mask_image: Source | None
     strength: float | None
     fit: str | None
     outpaint: Sequence[int] | None
@@ -70,14 +69,14 @@ def plan(
     stands_in: bool = False,
     n: int = 1,
     **settings: Any,
-) -> list[Settings]:
+) -> list[ResolvedSettings]:
     """The settings of every picture of a call, every default filled in.
 
-    Each prompt is drawn n times; picture k of the call shows prompt k // n and has seed + k. Or
-    one is drawn in `vary` variations. `defaults` are the model's own values, `factor` that of its
+    Each prompt is drawn n times; image k of the call shows prompt k // n and has seed + k, or of
+    variations variation_seed + k. `defaults` are the model's own values, `factor` that of its
     VAE, `layers` those of its text encoder. A model that `stands_in` for one that can't be had
     draws in its own size, and a warning says so where another was asked for. A size that is left
-    out follows from the picture to begin with, where `init` has its pixels.
+    out follows from the picture to begin with, where `init_image` has its pixels.
 
     Raises:
         UsageError: a value breaks its rule, or the model's.
@@ -90,25 +89,24 @@ def plan(
     whole = Settings(prompt=prompts[0], n=n * len(prompts), **settings)
     if stands_in:
         whole = _in_own_size(whole, defaults)
-    if isinstance(picture := settings.get("init"), Picture):
+    if isinstance(picture := settings.get("init_image"), Picture):
         whole = _in_proportion(whole, picture, defaults, factor)
-    whole = whole.resolved(defaults)
-    if whole.clip_skip > layers:
+    run = whole.resolved(defaults)
+    if run.clip_skip > layers:
         raise UsageError(
-            f"clip_skip={whole.clip_skip} is more than the {layers} layers of this model's text "
+            f"clip_skip={run.clip_skip} is more than the {layers} layers of this model's text "
             f"encoder; take 1, the last, to {layers}, the first."
         )
-    for name, side in (("width", whole.width), ("height", whole.height)):
-        _check_side(name, side or 0, factor)
-    for name, side in zip(("width", "height"), whole.finished, strict=True):
-        if whole.hires is not None and side % factor:
+    for name, side in (("width", run.width), ("height", run.height)):
+        _check_side(name, side, factor)
+    for name, side in zip(("width", "height"), run.output_size, strict=True):
+        if run.hires_scale is not None and side % factor:
             raise UsageError(
-                f"hires={whole.hires:g} makes {side} of {name}={getattr(whole, name)}, which is "
-                f"not a multiple of {factor}, the factor of this model's VAE; take another factor."
+                f"hires_scale={run.hires_scale:g} makes {side} of {name}={getattr(run, name)}, "
+                f"which is not a multiple of {factor}, the factor of this model's VAE; take "
+                "another factor."
             )
-    each = whole.each()
-    times = len(each) // len(prompts)
-    return [replace(s, dim=None, prompt=prompts[k // times]) for k, s in enumerate(each)]
+    return [replace(s, prompt=prompts[k // n]) for k, s in enumerate(run.per_image())]
 
 
 def _in_own_size(settings: Settings, defaults: Mapping[str, Any]) -> Settings:
@@ -121,7 +119,7 @@ def _in_own_size(settings: Settings, defaults: Mapping[str, Any]) -> Settings:
             SdpipeWarning,
             stacklevel=4,
         )
-    if settings.init is not None:
+    if settings.init_image is not None:
         return replace(settings, dim=None, width=None, height=None)
     return replace(settings, dim=None, width=own[0], height=own[1])
 

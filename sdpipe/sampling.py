@@ -17,7 +17,6 @@ from sdpipe.components import Components
 from sdpipe.denoise import Step, denoise, first_step, join, noise_levels, variance_exploding
 from sdpipe.errors import NotFiniteError, SdpipeWarning
 from sdpipe.guidance import Guidance, shown, tell_unguided
-from sdpipe.init import steps_taken
 from sdpipe.latents import (
     draw_noise,
     enlarged,
@@ -32,7 +31,7 @@ from sdpipe.latents import (
 from sdpipe.prompt.encode import Conditioning
 from sdpipe.runtime.device import dtype_name
 from sdpipe.schedule import make_scheduler
-from sdpipe.settings import Settings
+from sdpipe.settings import ResolvedSettings
 
 DIVERGED = 20.0
 """No picture's latents reach this many standard deviations; a solver that diverges does."""
@@ -51,7 +50,7 @@ class Passes:
 
     parts: Components
     unet: UNet2DConditionModel
-    run: list[Settings]
+    run: list[ResolvedSettings]
     texts: list[Conditioning]
     canvas: Canvas | None = None
 
@@ -79,7 +78,7 @@ class Passes:
         self.check(x_t)
         done = step.total
         with self.parts.at_work(self.parts.vae):
-            x_0 = enlarged(self.parts.vae, x_t, first.finished)
+            x_0 = enlarged(self.parts.vae, x_t, first.output_size)
         again = [text.last(taken(first, first.hires_strength)) for text in self.texts]
         second = replace(self, texts=again, canvas=None)
         x_t, loop = second._start(first.hires_strength, x_0)
@@ -95,7 +94,7 @@ class Passes:
         """
         largest = float(latents.abs().max())  # NaN where there is one
         settings = self.run[0]
-        below = shown(settings.g or 0.0)
+        below = shown(settings.g)
         if not largest < float("inf"):
             embedded = (z for text in self.texts for z in (*text.cond, *text.uncond))
             fine = all(torch.isfinite(z).all() for z in embedded)
@@ -124,9 +123,6 @@ class Passes:
         own, `x_0` (B, C, h, w).
         """
         parts, first = self.parts, self.run[0]
-        assert first.width is not None
-        assert first.height is not None
-        assert first.g is not None
         factor = vae_factor(parts.vae)
         shape = (parts.unet.config.in_channels, first.height // factor, first.width // factor)
         if x_0 is not None:
@@ -134,9 +130,9 @@ class Passes:
         generators = make_generators(seeds(self.run))
         schedulers = [self._scheduler(strength) for _ in self.texts]
         eps = draw_noise(generators, shape)  # (B, C, h, w)
-        if first.variation is not None:
+        if first.variation_strength is not None:
             others = [s.variation_seed for s in self.run if s.variation_seed is not None]
-            eps = varied(eps, others, first.variation)
+            eps = varied(eps, others, first.variation_strength)
         eps = eps.to(parts.device)
         x_t, keep = eps * float(schedulers[0].init_noise_sigma), None
         if self.canvas is not None:
@@ -145,7 +141,7 @@ class Passes:
             exploding = variance_exploding(schedulers[0])
             x_t = noised(x_0, eps, noise_levels(schedulers[0])[0], exploding)
 
-        guidance = Guidance(first.g, first.rescale, first.interval)
+        guidance = Guidance(first.g, first.guidance_rescale, first.guidance_interval)
         if x_0 is None:
             tell_unguided(guidance, noise_levels(schedulers[0])[:-1], stacklevel=5)
         else:  # the last of the steps once more
@@ -186,8 +182,6 @@ class Passes:
 
     def _scheduler(self, strength: float | None) -> SchedulerMixin:
         settings = self.run[0]
-        assert settings.scheduler is not None
-        assert settings.steps is not None
         return make_scheduler(
             settings.scheduler,
             self.parts.scheduler_config,
@@ -199,12 +193,11 @@ class Passes:
         )
 
 
-def taken(settings: Settings, strength: float | None) -> int:
+def taken(settings: ResolvedSettings, strength: float | None) -> int:
     """How many of the steps are taken: fewer from a picture than from noise."""
-    assert settings.steps is not None
-    return steps_taken(settings.steps, strength or 1)
+    return settings.num_steps_taken(strength)
 
 
-def seeds(run: list[Settings]) -> list[int]:
+def seeds(run: list[ResolvedSettings]) -> list[int]:
     """The seed of every picture; settings that are planned have one."""
-    return [settings.seed for settings in run if settings.seed is not None]
+    return [settings.seed for settings in run]

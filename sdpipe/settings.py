@@ -22,6 +22,7 @@ from sdpipe.init import (
     check_outpaint,
     check_strength,
     picture_id,
+    steps_taken,
 )
 from sdpipe.prompt.syntax import parse
 from sdpipe.values import MAX_SIDE, check_hires, check_side, check_variation, check_whole, leave_out
@@ -57,40 +58,39 @@ class Settings:
     negative_prompt: what it should not show; takes the place of the empty prompt in the guidance.
     g: guidance scale: 1 is the conditional prediction, 0 the unconditional one. A pair goes from
         the one at the first step to the other at the last, in equal parts.
-    rescale: how much of its spread the guided output gets back, as Lin et al. (2023) do it: 0,
-        nothing, to 1.
-    interval: (low, high), sigmas: outside of them the prompt alone is listened to, as with g 1
-        (Kynkäänniemi et al. 2024). None is all noise levels.
+    guidance_rescale: how much of its spread the guided output gets back, as Lin et al. (2023) do
+        it: 0, nothing, to 1.
+    guidance_interval: (low, high), sigmas: outside of them the prompt alone is listened to, as with
+        g 1 (Kynkäänniemi et al. 2024). None is all noise levels.
     steps: denoising steps, 1 to 999.
     seed: starts the noise, 0 to 2**64 - 1; image i of a run has seed + i. None draws one.
-    variation: how far the starting noise goes over to that of variation_seed, 0 to 1, see
-        `latents.slerp`. None is 0.1 with variation_seed or vary, and else no variation at all.
-    variation_seed: the noise that it goes over to. None is seed + n, the first that no picture of
-        the run has.
+    variation_strength: how far the starting noise goes over to that of variation_seed, 0 to 1, see
+        `latents.slerp`. All images of the run then have the seed, and image i variation_seed + i.
+        None is 0.1 with variation_seed, and else no variation at all.
+    variation_seed: the noise that image 0 goes over to. None is seed + 1.
     width, height: pixels, multiples of 8; `dim` sets both.
     n: how many pictures.
-    vary: how many variations of one picture: all have its seed, and number i variation_seed + i.
     scheduler: one of `SCHEDULERS`; None is the model's own, "lms" where it names none.
     lms_order: 1 to 4 past predictions that a step of LMS combines; 4 where the model names none.
     karras: space the noise levels as Karras et al. (2022), equation 5.
-    hires: draw in two passes: the picture is scaled up by this factor, above 1 to 4, noised and
-        denoised again. `finished` is its size then.
-    hires_strength: how much of the way back to noise the second pass goes, as strength for init.
-        None is 0.5.
+    hires_scale: draw in two passes: the picture is scaled up by this factor, above 1 to 4, noised
+        and denoised again. `output_size` is its size then.
+    hires_strength: how much of the way back to noise the second pass goes, as strength does for
+        init_image. None is 0.5.
     seamless: "xy", "x" or "y": left and right, top and bottom, or both go on into each other, so
         that the picture repeats without a seam.
     clip_skip: the text encoder's layer that is listened to, counted from the last, which is 1.
-    exact: draw each picture by itself, so that it is the same bits in a batch of any size.
+    batch_invariant: draw each image by itself, so that it is the same bits in any batch.
     save_int: keep what happens at every step.
     safety: "flag" has the model's own safety checker look at the finished picture, and mark it
         where it finds something; "off" does not.
-    init: the picture to begin with, in place of noise alone; its pixels travel beside these.
-    mask: a picture of the same size whose white is redrawn, while its black stays.
-    strength: how much of the way back to noise init goes, above 0 to 1: of the steps, that many are
-        taken. None is 0.8, and 1 with mask or outpaint.
-    fit: how init comes to width x height: "crop", "pad" or "stretch". None is crop.
-    outpaint: pixels that init grows by, (left, top, right, bottom), multiples of 8, which count in
-        width and height; what is new is redrawn.
+    init_image: the picture to begin with, in place of noise alone; its pixels travel beside these.
+    mask_image: a picture of the same size whose white is redrawn, while its black stays.
+    strength: how much of the way back to noise init_image goes, above 0 to 1: of the steps, that
+        many are taken. None is 0.8, and 1 with mask_image or outpaint.
+    fit: how init_image comes to width x height: "crop", "pad" or "stretch". None is crop.
+    outpaint: pixels that init_image grows by, (left, top, right, bottom), multiples of 8;
+        width and height include them; what is new is redrawn.
 
     Raises:
         UsageError: a value breaks its rule; the message has the value, the rule and the remedy.
@@ -101,26 +101,25 @@ class Settings:
     g: Scale | None = None
     steps: int | None = None
     seed: int | None = None
-    variation: float | None = None
+    variation_strength: float | None = None
     variation_seed: int | None = None
     width: int | None = None
     height: int | None = None
     n: int = 1
-    vary: int | None = None
     scheduler: str | None = None
     lms_order: int | None = None
     karras: bool = False
-    rescale: float = 0.0
-    interval: tuple[float, float] | None = None
-    hires: float | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
+    hires_scale: float | None = None
     hires_strength: float | None = None
     seamless: str | None = None
     clip_skip: int = 1
-    exact: bool = False
+    batch_invariant: bool = False
     save_int: bool = False
     safety: str = "off"
-    init: PictureId | None = None
-    mask: PictureId | None = None
+    init_image: PictureId | None = None
+    mask_image: PictureId | None = None
     strength: float | None = None
     fit: str | None = None
     outpaint: tuple[int, int, int, int] | None = None
@@ -134,7 +133,7 @@ class Settings:
             if not isinstance(getattr(self, name), str):
                 raise UsageError(f"{name}={getattr(self, name)!r} is not text; give a string.")
             parse(getattr(self, name), name)
-        for name in ("karras", "exact", "save_int"):
+        for name in ("karras", "batch_invariant", "save_int"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name}={getattr(self, name)!r} is not true or false.")
         if dim is not None:
@@ -147,21 +146,22 @@ class Settings:
                 keep(name, check_side(name, side))
         if self.g is not None:
             keep("g", check_scale(self.g))
-        keep("rescale", check_rescale(self.rescale))
-        keep("interval", check_interval(self.interval))
+        keep("guidance_rescale", check_rescale(self.guidance_rescale))
+        keep("guidance_interval", check_interval(self.guidance_interval))
         if self.steps is not None:
             remedy = leave_out(FALLBACKS["steps"])
             keep("steps", check_whole("steps", self.steps, 1, MAX_STEPS, remedy))
         keep("n", check_whole("n", self.n, 1, MAX_IMAGES))
         if self.seed is not None:
             remedy = "leave it out to have one drawn"
-            keep("seed", check_whole("seed", self.seed, 0, MAX_SEED - self.n + 1, remedy))
+            last = MAX_SEED if self.is_variation else MAX_SEED - self.n + 1
+            keep("seed", check_whole("seed", self.seed, 0, last, remedy))
         self._check_variation(keep)
         if self.lms_order is not None:
             keep("lms_order", check_whole("lms_order", self.lms_order, 1, 4))
         remedy = "1 is the text encoder's last layer, 2 the one before"
         keep("clip_skip", check_whole("clip_skip", self.clip_skip, 1, MAX_CLIP_SKIP, remedy))
-        for name in ("init", "mask"):
+        for name in ("init_image", "mask_image"):
             keep(name, picture_id(name, getattr(self, name)))
         keep("strength", check_strength(self.strength, self.steps))
         keep("outpaint", check_outpaint(self.outpaint))
@@ -179,48 +179,41 @@ class Settings:
         self._check_scheduler()
 
     def _check_variation(self, keep: Callable[[str, object], None]) -> None:
-        if self.variation is not None:
-            keep("variation", check_variation(self.variation))
-        if self.vary is not None:
-            keep("vary", check_whole("vary", self.vary, 1, MAX_IMAGES))
-            if self.n != 1:
-                raise UsageError(
-                    f"vary={self.vary} is variations of one picture, and {self.n} are asked for; "
-                    "give one prompt and leave n out."
-                )
+        if self.variation_strength is not None:
+            keep("variation_strength", check_variation(self.variation_strength))
         if self.variation_seed is not None:
-            last = MAX_SEED - (self.vary or 1) + 1
+            last = MAX_SEED - self.n + 1
             keep("variation_seed", check_whole("variation_seed", self.variation_seed, 0, last))
 
     def _check_hires(self, keep: Callable[[str, object], None]) -> None:
-        if self.hires is None:
+        if self.hires_scale is None:
             if self.hires_strength is not None:
                 raise UsageError(
                     f"hires_strength={self.hires_strength:g} is of a second pass, and there is "
-                    "none; give hires, or leave hires_strength out."
+                    "none; give hires_scale, or leave hires_strength out."
                 )
             return
-        keep("hires", check_hires(self.hires))
-        if self.init is not None:
+        keep("hires_scale", check_hires(self.hires_scale))
+        if self.init_image is not None:
             raise UsageError(
-                f"hires={self.hires:g} draws a picture and goes over it a second time, and init is "
-                "a picture already; leave hires out and give a larger width or height: init is "
-                "brought to that."
+                f"hires_scale={self.hires_scale:g} draws a picture and goes over it a second "
+                "time, and init_image is a picture already; leave hires_scale out and give a "
+                "larger width or height: init_image is brought to that."
             )
-        for name, side in zip(("width", "height"), self.finished, strict=True):
+        for name, side in zip(("width", "height"), self.output_size, strict=True):
             if side > MAX_SIDE:
                 raise UsageError(
-                    f"{name}={getattr(self, name)} with hires={self.hires:g} makes {side} pixels, "
-                    f"and a side has up to {MAX_SIDE}; take less of one of the two."
+                    f"{name}={getattr(self, name)} with hires_scale={self.hires_scale:g} makes "
+                    f"{side} pixels, and a side has up to {MAX_SIDE}; take less of one of the two."
                 )
 
     @property
-    def finished(self) -> tuple[int, int]:
-        """Width and height of the finished picture: with hires multiples of 8. 0 is not known."""
+    def output_size(self) -> tuple[int, int]:
+        """Width and height of the finished image, 0 where unknown; multiples of 8."""
         width, height = self.width or 0, self.height or 0
-        if self.hires is None:
+        if self.hires_scale is None:
             return width, height
-        return round(width * self.hires / 8) * 8, round(height * self.hires / 8) * 8
+        return round(width * self.hires_scale / 8) * 8, round(height * self.hires_scale / 8) * 8
 
     def _check_scheduler(self) -> None:
         name = FALLBACKS["scheduler"] if self.scheduler is None else self.scheduler
@@ -247,10 +240,10 @@ class Settings:
 
     def _check_init(self) -> None:
         about = [name for name in ABOUT_IT if getattr(self, name) is not None]
-        if self.init is None and about:
+        if self.init_image is None and about:
             raise UsageError(
-                f"{about[0]} is about a picture to begin with, and there is none; give init, or "
-                f"leave {about[0]} out."
+                f"{about[0]} is about a picture to begin with, and there is none; give init_image, "
+                f"or leave {about[0]} out."
             )
         if self.fit is not None and self.fit not in FITS:
             raise UsageError(f"fit={self.fit!r} is not known; the known are {', '.join(FITS)}.")
@@ -265,7 +258,12 @@ class Settings:
                     f"outpaint; take {grown + 8} or more."
                 )
 
-    def resolved(self, defaults: Mapping[str, Any]) -> Self:
+    @property
+    def is_variation(self) -> bool:
+        """Whether all images have one seed, and a variation seed of their own."""
+        return self.variation_strength is not None or self.variation_seed is not None
+
+    def resolved(self, defaults: Mapping[str, Any]) -> "ResolvedSettings":
         """Fills every None: from `defaults`, a model's own values, else from `FALLBACKS`.
 
         `defaults` has to hold width and height. Only lms keeps an lms_order; seed None is drawn.
@@ -278,33 +276,23 @@ class Settings:
         filled = {name: known[name] if value is None else value for name, value in own.items()}
         if filled["scheduler"] != "lms":
             filled["lms_order"] = self.lms_order
-        if self.init is not None:
-            whole = self.mask is None and self.outpaint is None
+        if self.init_image is not None:
+            whole = self.mask_image is None and self.outpaint is None
             strength = STRENGTH if whole else STRENGTH_OF_A_PART
             filled["strength"] = strength if self.strength is None else self.strength
             filled["fit"] = self.fit or "crop"
-        if self.hires is not None and self.hires_strength is None:
+        if self.hires_scale is not None and self.hires_strength is None:
             filled["hires_strength"] = HIRES_STRENGTH
         if self.seed is None:
             filled["seed"] = secrets.randbelow(2**32)
-        if (self.variation, self.variation_seed, self.vary) != (None, None, None):
-            filled["variation"] = VARIATION if self.variation is None else self.variation
+        if self.is_variation:
+            if self.variation_strength is None:
+                filled["variation_strength"] = VARIATION
             if self.variation_seed is None:
-                seed = (filled.get("seed", self.seed) or 0) + self.n
-                filled["variation_seed"] = seed if seed + (self.vary or 1) - 1 <= MAX_SEED else 0
-        return dataclasses.replace(self, dim=None, **filled)
-
-    def each(self) -> list[Self]:
-        """The settings of every picture of a resolved run: picture i with seed + i, and n 1.
-
-        Of variations, number i has variation_seed + i, and no vary.
-        """
-        if self.seed is None:
-            raise ValueError("each() is for resolved settings, whose seed is known")
-        if self.vary is not None and self.variation_seed is not None:
-            seeds = [self.variation_seed + i for i in range(self.vary)]
-            return [dataclasses.replace(self, dim=None, variation_seed=s, vary=None) for s in seeds]
-        return [dataclasses.replace(self, dim=None, seed=self.seed + i, n=1) for i in range(self.n)]
+                seed = filled.get("seed", self.seed or 0) + 1
+                filled["variation_seed"] = seed if seed + self.n - 1 <= MAX_SEED else 0
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
+        return ResolvedSettings(**{**values, **filled})
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON types, in the order of the fields."""
@@ -339,3 +327,38 @@ class Settings:
         except ValueError as error:
             raise UsageError(f"settings are not readable as JSON: {error}.") from error
         return cls.from_dict(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSettings(Settings):
+    """Settings with every value there that a run needs, as `Settings.resolved` makes them.
+
+    Only what a run can do without is None: lms_order with another scheduler than lms, what belongs
+    to a variation, a second pass or an initial image that was not asked for.
+    """
+
+    g: Scale
+    steps: int
+    seed: int
+    width: int
+    height: int
+    scheduler: str
+
+    def __post_init__(self, dim: int | None) -> None:
+        super().__post_init__(dim)
+        for name in ("g", "steps", "seed", "width", "height", "scheduler"):
+            if getattr(self, name) is None:
+                raise UsageError(f"{name}=None", "is not resolved", "give it a value")
+
+    def num_steps_taken(self, strength: float | None = None) -> int:
+        """How many of the steps a pass takes, the last ones; None is a pass from pure noise."""
+        return self.steps if strength is None else steps_taken(self.steps, strength)
+
+    def per_image(self) -> list["ResolvedSettings"]:
+        """The settings of every image of the run, each with n 1.
+
+        Image i has seed + i; of variations all have the seed, and image i variation_seed + i.
+        """
+        if (first := self.variation_seed) is not None:
+            return [dataclasses.replace(self, variation_seed=first + i, n=1) for i in range(self.n)]
+        return [dataclasses.replace(self, seed=self.seed + i, n=1) for i in range(self.n)]

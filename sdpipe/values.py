@@ -55,11 +55,13 @@ def check_hires(value: object) -> float:
         UsageError: it is no number above 1, or above `MAX_HIRES`.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise UsageError(f"hires={value!r} is not a number; it is above 1 and at most {MAX_HIRES}.")
+        raise UsageError(
+            f"hires_scale={value!r} is not a number; it is above 1 and at most {MAX_HIRES}."
+        )
     if not 1 < float(value) <= MAX_HIRES:
         raise UsageError(
-            f"hires={value} is out of range: a factor above 1, where nothing grows, and at most "
-            f"{MAX_HIRES}; 2 doubles width and height."
+            f"hires_scale={value} is out of range: a factor above 1, where nothing grows, and at "
+            f"most {MAX_HIRES}; 2 doubles width and height."
         )
     return float(value)
 
@@ -71,11 +73,11 @@ def check_variation(value: object) -> float:
         UsageError: it is no number from 0 to 1.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise UsageError(f"variation={value!r} is not a number; it is from 0 to 1.")
+        raise UsageError(f"variation_strength={value!r} is not a number; it is from 0 to 1.")
     if not 0 <= float(value) <= 1:
         raise UsageError(
-            f"variation={value} is out of range: 0, the seed's own picture, to 1, that of the "
-            "variation seed."
+            f"variation_strength={value} is out of range: 0, the seed's own picture, to 1, that of "
+            "the variation seed."
         )
     return float(value)
 

@@ -112,7 +112,7 @@ def test_rescale_is_guidance_rescale_of_diffusers(emoji, scheduler, rescale):
     order = {"lms_order": 4} if scheduler == "lms" else {}
     prompts = [PROMPT, "cat"]
     ours = emoji.generate(
-        prompts, scheduler=scheduler, rescale=rescale, save_int=True, **order, **same
+        prompts, scheduler=scheduler, guidance_rescale=rescale, save_int=True, **order, **same
     )
     reference = REFERENCE[scheduler]()
     theirs = diffusers_run(emoji.components, reference, prompts, guidance_rescale=rescale, **same)
@@ -141,14 +141,14 @@ def test_a_pair_is_what_diffusers_draws_with_another_scale_at_each_step(emoji):
 
 def test_compare_holds_pairs_and_rescale_against_diffusers(emoji):
     same = {"steps": 4, "seed": 2, "dim": 64}
-    found = compare(emoji, "cat", g=(7, 2), rescale=0.6, scheduler="heun", **same)
+    found = compare(emoji, "cat", g=(7, 2), guidance_rescale=0.6, scheduler="heun", **same)
     assert found.within
     assert len(found.steps) == 7
     assert "g 7:2 rescaled by 0.6, 4 steps of heun" in str(found)
     for wrong, message in (
         ({"g": (3, 1)}, "g=3:1 is not above 1 at every step"),
-        ({"g": -1, "rescale": 0.5}, "leave rescale out, or take a g above 1"),
-        ({"interval": (1, 5)}, "no interval to compare with; leave it out"),
+        ({"g": -1, "guidance_rescale": 0.5}, "leave rescale out, or take a g above 1"),
+        ({"guidance_interval": (1, 5)}, "no interval to compare with; leave it out"),
     ):
         with pytest.raises(UsageError, match=message):
             compare(emoji, "cat", **same, **wrong)
@@ -164,8 +164,8 @@ def test_show_guidance_takes_a_pair_that_always_needs_both_predictions(emoji):
     for wrong, message in (
         ({"g": (5, 1)}, r"g=5:1 comes to 1 on its way, .* with the prompt: .* such as 7\.5:1\.5"),
         ({"g": (-1, 1)}, "g=-1:1 comes to 0 on its way, .* without the prompt"),
-        ({"rescale": 0.5}, "rescale has no place in this drawing; leave it out"),
-        ({"interval": (1, 5)}, "interval has no place in this drawing"),
+        ({"guidance_rescale": 0.5}, "rescale has no place in this drawing; leave it out"),
+        ({"guidance_interval": (1, 5)}, "interval has no place in this drawing"),
     ):
         with pytest.raises(UsageError, match=message):
             guidance_data(emoji, "cat", **same, **wrong)
@@ -173,17 +173,23 @@ def test_show_guidance_takes_a_pair_that_always_needs_both_predictions(emoji):
 
 def test_an_interval_without_a_noise_level_of_the_run_is_told(emoji):
     same = {"seed": 2, "steps": 3, "dim": 64}
-    with pytest.warns(SdpipeWarning, match=r"interval=20,30 holds none .* 14\.6 down to 0\.0292"):
-        drawn = emoji.generate("cat", g=3, interval=(20, 30), **same)
+    with pytest.warns(
+        SdpipeWarning, match=r"guidance_interval=20,30 holds none .* 14\.6 down to 0\.0292"
+    ):
+        drawn = emoji.generate("cat", g=3, guidance_interval=(20, 30), **same)
     assert drawn.images[0].tobytes() == emoji.generate("cat", g=1, **same).images[0].tobytes()
 
 
 def test_a_number_stays_a_number_and_a_pair_of_the_same_is_one():
     assert Settings(prompt="", g=3).g == Settings(prompt="", g=(3, 3)).g == 3.0
-    pair = Settings(prompt="", g=[12, 4.5], interval=[0, 3])
-    assert (pair.g, pair.interval) == ((12.0, 4.5), (0.0, 3.0))
+    pair = Settings(prompt="", g=[12, 4.5], guidance_interval=[0, 3])
+    assert (pair.g, pair.guidance_interval) == ((12.0, 4.5), (0.0, 3.0))
     told = json.loads(pair.to_json())
-    assert (told["g"], told["rescale"], told["interval"]) == ([12.0, 4.5], 0.0, [0.0, 3.0])
+    assert (told["g"], told["guidance_rescale"], told["guidance_interval"]) == (
+        [12.0, 4.5],
+        0.0,
+        [0.0, 3.0],
+    )
     assert Settings.from_json(pair.to_json()) == pair
 
 
@@ -195,24 +201,24 @@ def test_what_is_shown_is_what_is_typed(g):
 
 def test_invokeai_calls_it_cfg_rescale_multiplier():
     record = invokeai.read({**INVOKEAI, "cfg_rescale_multiplier": 0.7})
-    assert record.settings().rescale == 0.7
+    assert record.settings().guidance_rescale == 0.7
     assert record.remarks == ("left out: loras, vae.",)
 
 
 def test_a_sweep_takes_pairs_among_the_values_of_g_and_several_intervals():
     for given in ([1, 3.5, (12, 4)], [1, 3.5, "12:4"], [1, 3.5, [12, 4]]):
-        sweep = Sweep("x", g=given, interval=[(0, 15), (0.3, 5)], rescale=0.5)
+        sweep = Sweep("x", g=given, guidance_interval=[(0, 15), (0.3, 5)], guidance_rescale=0.5)
         assert [cell.settings.g for cell in sweep.cells[:3]] == [1, 3.5, (12, 4)]
-        assert {cell.settings.interval for cell in sweep.cells} == {(0, 15), (0.3, 5)}
-        assert sweep.cells[5].name == "g=12to4-interval=0.3to5"
+        assert {cell.settings.guidance_interval for cell in sweep.cells} == {(0, 15), (0.3, 5)}
+        assert sweep.cells[5].name == "g=12to4-guidance_interval=0.3to5"
         assert [axis.label(1) for axis in sweep.axes] == ["g 3.5", "interval 0.3,5"]
     again = Sweep.from_dict(json.loads(json.dumps(sweep.to_dict())))
     assert [cell.settings for cell in again.cells] == [cell.settings for cell in sweep.cells]
     assert sweep.command() == (
-        "sdpipe sweep x --g 1,3.5,12:4 --interval '0,15; 0.3,5' --rescale 0.5"
+        "sdpipe sweep x --g 1,3.5,12:4 --guidance-interval '0,15; 0.3,5' --guidance-rescale 0.5"
     )
-    alone = Sweep("x", seed=[1, 2], g="12:4", interval=(0.3, 5))
-    assert {(cell.settings.g, cell.settings.interval) for cell in alone.cells} == {
+    alone = Sweep("x", seed=[1, 2], g="12:4", guidance_interval=(0.3, 5))
+    assert {(cell.settings.g, cell.settings.guidance_interval) for cell in alone.cells} == {
         ((12, 4), (0.3, 5))
     }
 
@@ -226,26 +232,48 @@ def load_once(emoji):
 def test_it_is_drawn_told_and_drawn_again(run):
     status, out, err = run(
         *("generate", "red apple", "--model", "emoji", "--seed", "7", "--steps", "4", "--dim"),
-        *("64", "--g", "6:2", "--rescale", "0.5", "--interval", "0.1,8", "--out", "x.png"),
+        *(
+            "64",
+            "--g",
+            "6:2",
+            "--guidance-rescale",
+            "0.5",
+            "--guidance-interval",
+            "0.1,8",
+            "--out",
+            "x.png",
+        ),
     )
     assert (status, out) == (0, "x.png\n"), err
     assert "4 steps of lms, g 6:2, rescale 0.5, interval 0.1,8, " in err
     told = png.read("x.png")
     settings = told["sdpipe"]["settings"]
-    assert (settings["g"], settings["rescale"], settings["interval"]) == ([6, 2], 0.5, [0.1, 8])
+    assert (settings["g"], settings["guidance_rescale"], settings["guidance_interval"]) == (
+        [6, 2],
+        0.5,
+        [0.1, 8],
+    )
     assert 'Sampler: LMS, CFG scale: "6:2", Seed: 7' in told["parameters"]
     assert a1111.read(told["parameters"]).settings().g == (6, 2)
     _, out, _ = run("info", "x.png")
     shown = {line.split()[0]: line.split(maxsplit=1)[1:] for line in out.splitlines() if line}
-    assert (shown["g"], shown["rescale"], shown["interval"]) == (["6:2"], ["0.5"], ["0.1,8"])
+    assert (shown["g"], shown["guidance_rescale"], shown["guidance_interval"]) == (
+        ["6:2"],
+        ["0.5"],
+        ["0.1,8"],
+    )
     assert run("replay", "x.png", "--verify")[:2] == (0, "identical\n")
-    changes = ["--set", "g=5:3", "--set", "interval=0.2,9", "--set", "rescale=0"]
+    changes = ["--set", "g=5:3", "--set", "guidance_interval=0.2,9", "--set", "guidance_rescale=0"]
     status, _, err = run("replay", "x.png", *changes, "--out", "y.png")
     assert status == 0, err
     settings = png.read("y.png")["sdpipe"]["settings"]
-    assert (settings["g"], settings["rescale"], settings["interval"]) == ([5, 3], 0, [0.2, 9])
+    assert (settings["g"], settings["guidance_rescale"], settings["guidance_interval"]) == (
+        [5, 3],
+        0,
+        [0.2, 9],
+    )
     _, out, _ = run("info", "y.png")
-    assert "rescale" not in out
+    assert "guidance_rescale" not in out
     status, _, err = run("replay", "x.png", "--set", "g=5:")
     assert status == 2
     assert "g='5:' is not a number" in err
@@ -253,11 +281,16 @@ def test_it_is_drawn_told_and_drawn_again(run):
 
 def test_a_sweep_over_pairs_is_known_again(run):
     same = ["sweep", "cat", "--model", "emoji", "--seed", "1", "--steps", "2", "--dim", "64"]
-    status, out, err = run(*same, "--g", "1,6:2", "--interval", "0,15; 0.1,8", "--out", "o")
+    status, out, err = run(
+        *same, "--g", "1,6:2", "--guidance-interval", "0,15; 0.1,8", "--out", "o"
+    )
     assert (status, out) == (0, "o/grid.png\n"), err
-    status, _, err = run(*same, "--g", "1,6:2", "--interval", "0,15;0.1,8", "--out", "o")
+    status, _, err = run(*same, "--g", "1,6:2", "--guidance-interval", "0,15;0.1,8", "--out", "o")
     assert err == "sdpipe: 4 pictures: 4 there before\n"
-    assert run("replay", "o/g=6to2-interval=0.1to8.png", "--verify")[:2] == (0, "identical\n")
+    assert run("replay", "o/g=6to2-guidance_interval=0.1to8.png", "--verify")[:2] == (
+        0,
+        "identical\n",
+    )
     _, out, _ = run("info", "o/grid.png")
     assert "1,6:2" in out
     assert "0,15; 0.1,8" in out

@@ -7,6 +7,7 @@ import torch
 
 from sdpipe import NotFiniteError, Pipeline, SdpipeWarning, Settings, Step, UsageError
 from sdpipe.plan import Asked
+from sdpipe.settings import ResolvedSettings
 from sdpipe.show.listen import with_unet
 
 
@@ -19,15 +20,14 @@ def test_result_holds_pictures_seeds_and_resolved_settings(emoji):
     assert [image.size for image in result.images] == [(128, 128)] * 4
     assert result.seeds == [3, 4, 5, 6]
     assert [s.prompt for s in result.settings] == ["cat", "cat", "dog", "dog"]
-    assert result.settings[2] == Settings.from_json(result.settings[2].to_json())
+    assert result.settings[2] == ResolvedSettings.from_json(result.settings[2].to_json())
     unset = {name for name, value in result.settings[0].to_dict().items() if value is None}
-    beginning = {"init", "mask", "strength", "fit", "outpaint"}
+    beginning = {"init_image", "mask_image", "strength", "fit", "outpaint"}
     more = {
-        "interval",
-        "variation",
+        "guidance_interval",
+        "variation_strength",
         "variation_seed",
-        "vary",
-        "hires",
+        "hires_scale",
         "hires_strength",
         "seamless",
     }
@@ -37,7 +37,7 @@ def test_result_holds_pictures_seeds_and_resolved_settings(emoji):
 
 
 def test_settings_of_one_picture_draw_that_picture_again(emoji):
-    result = emoji.generate(["cat", "dog"], seed=3, steps=4, exact=True)
+    result = emoji.generate(["cat", "dog"], seed=3, steps=4, batch_invariant=True)
     settings = result.settings[1].to_dict()
     again = emoji.generate(**settings)
     assert again.seeds == [4]
@@ -68,7 +68,7 @@ def test_stream_refuses_before_its_first_step(emoji):
 
 @pytest.mark.parametrize("scheduler", ["lms", "euler_a"])
 def test_exact_draws_the_same_bits_alone_and_at_any_place_in_a_batch(emoji, scheduler):
-    same = {"steps": 4, "g": 3, "scheduler": scheduler, "exact": True, "save_int": True}
+    same = {"steps": 4, "g": 3, "scheduler": scheduler, "batch_invariant": True, "save_int": True}
     batch = emoji.generate(["cat", "dog", "cat"], seed=20, **same)
     assert len(batch.steps) == 4
     for k, prompt in enumerate(["cat", "dog", "cat"]):

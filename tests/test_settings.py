@@ -14,6 +14,7 @@ from sdpipe.settings import (
     MODEL_DEFAULTS,
     NEED_TWO_STEPS,
     SCHEDULERS,
+    ResolvedSettings,
     Settings,
 )
 
@@ -32,7 +33,7 @@ def test_unset_is_none_and_nothing_but_the_prompt_is_needed():
     unset = ("g", "steps", "seed", "width", "height", "scheduler", "lms_order")
     assert all(getattr(settings, name) is None for name in unset)
     assert (settings.n, settings.negative_prompt) == (1, "")
-    assert not any((settings.karras, settings.exact, settings.save_int))
+    assert not any((settings.karras, settings.batch_invariant, settings.save_int))
 
 
 def test_it_is_frozen_and_takes_names_only():
@@ -55,7 +56,7 @@ def test_zero_is_a_value():
         ({"prompt": None}, ["prompt=None", "string"]),
         ({"negative_prompt": b"x"}, ["negative_prompt=b'x'", "not text"]),
         ({"karras": 1}, ["karras=1", "true or false"]),
-        ({"exact": "yes"}, ["exact='yes'", "true or false"]),
+        ({"batch_invariant": "yes"}, ["batch_invariant='yes'", "true or false"]),
         ({"save_int": None}, ["save_int=None", "true or false"]),
         ({"steps": 0}, ["steps=0", "1 to 999"]),
         ({"steps": 1000}, ["steps=1000", "1 to 999"]),
@@ -83,12 +84,12 @@ def test_zero_is_a_value():
         ({"g": (12, "4")}, ["g=(12, '4')", "not a number"]),
         ({"g": "12:4"}, ["g='12:4'", "12:4 on the command line", "(12, 4) in Python"]),
         ({"g": (math.nan, 1)}, ["g=nan:1", "finite"]),
-        ({"rescale": -0.1}, ["rescale=-0.1", "0, which", "to 1"]),
-        ({"rescale": True}, ["rescale=True", "not a number"]),
-        ({"rescale": None}, ["rescale=None", "not a number"]),
-        ({"interval": 5}, ["interval=5", "two noise levels", "0.3,5"]),
-        ({"interval": (1, 1)}, ["interval=1,1", "two noise levels"]),
-        ({"interval": "0.3,5"}, ["interval='0.3,5'", "two noise levels"]),
+        ({"guidance_rescale": -0.1}, ["guidance_rescale=-0.1", "0, which", "to 1"]),
+        ({"guidance_rescale": True}, ["guidance_rescale=True", "not a number"]),
+        ({"guidance_rescale": None}, ["guidance_rescale=None", "not a number"]),
+        ({"guidance_interval": 5}, ["guidance_interval=5", "two noise levels", "0.3,5"]),
+        ({"guidance_interval": (1, 1)}, ["guidance_interval=1,1", "two noise levels"]),
+        ({"guidance_interval": "0.3,5"}, ["guidance_interval='0.3,5'", "two noise levels"]),
         ({"n": 0}, ["n=0", f"1 to {MAX_IMAGES}"]),
         ({"n": -1}, ["n=-1", f"1 to {MAX_IMAGES}"]),
         ({"n": MAX_IMAGES + 1}, [f"n={MAX_IMAGES + 1}", "1 to"]),
@@ -185,12 +186,22 @@ def test_what_does_not_fit_the_models_own_scheduler_is_told():
 
 
 def test_each_picture_of_a_run():
-    run = Settings(prompt="x", seed=7, n=3, exact=True).resolved(V1_4)
-    assert [s.seed for s in run.each()] == [7, 8, 9]
-    assert all(s.n == 1 for s in run.each())
-    assert run.each()[0] == dataclasses.replace(run, n=1, dim=None)
-    with pytest.raises(ValueError, match="resolved"):
-        Settings(prompt="x", n=2).each()
+    run = Settings(prompt="x", seed=7, n=3, batch_invariant=True).resolved(V1_4)
+    assert [s.seed for s in run.per_image()] == [7, 8, 9]
+    assert all(s.n == 1 for s in run.per_image())
+    assert run.per_image()[0] == dataclasses.replace(run, n=1)
+
+
+def test_resolved_settings_have_every_value_that_a_run_needs():
+    with pytest.raises(UsageError, match="steps=None is not resolved"):
+        ResolvedSettings(**{**Settings(prompt="x").resolved(V1_4).to_dict(), "steps": None})
+
+
+@pytest.mark.parametrize(
+    ("strength", "taken"), [(None, 50), (1, 50), (0.8, 40), (0.59, 29), (0.02, 1)]
+)
+def test_a_pass_takes_the_last_steps_rounded_down_as_diffusers_does(strength, taken):
+    assert Settings(prompt="x").resolved(V1_4).num_steps_taken(strength) == taken
 
 
 @pytest.mark.parametrize(
@@ -198,11 +209,11 @@ def test_each_picture_of_a_run():
     [
         Settings(prompt='é "quoted"\n日本', g=0, seed=MAX_SEED, steps=9, width=64, height=8),
         Settings(prompt="", negative_prompt="-", scheduler="heun", karras=True, n=4),
-        Settings(prompt="x", exact=True, save_int=True, lms_order=3, dim=64).resolved({}),
+        Settings(prompt="x", batch_invariant=True, save_int=True, lms_order=3, dim=64).resolved({}),
     ],
 )
 def test_json_both_ways(settings):
-    assert Settings.from_json(settings.to_json()) == settings
+    assert type(settings).from_json(settings.to_json()) == settings
     assert Settings.from_dict(settings.to_dict()) == settings
     assert json.loads(settings.to_json()) == settings.to_dict()
     assert "\n" not in settings.to_json()

@@ -38,6 +38,8 @@ Out = Annotated[
     options.option(
         options.OUTPUT,
         "Draw the curve, into a .png, .svg or .pdf file. What exists is never overwritten.",
+        "--out",
+        "-o",
         metavar="FILE",
     ),
 ]
@@ -51,13 +53,13 @@ Offline = Annotated[
 def compare(
     prompt: Prompt,
     *,
-    negative: options.Negative = "",
+    negative_prompt: options.Negative = "",
     seed: options.Seed = None,
     dim: options.Dim = None,
     width: options.Width = None,
     height: options.Height = None,
     g: options.Guidance = None,
-    rescale: options.Rescale = 0.0,
+    guidance_rescale: options.Rescale = 0.0,
     steps: options.Steps = None,
     scheduler: options.Scheduler = None,
     lms_order: options.LmsOrder = None,
@@ -80,9 +82,9 @@ def compare(
     from sdpipe.show.reference import check_guidance, plain_text
 
     inputs: dict[str, Any] = {
-        "negative_prompt": options.text("--negative", negative),
+        "negative_prompt": options.text("--negative-prompt", negative_prompt),
         "g": g,
-        "rescale": rescale,
+        "guidance_rescale": guidance_rescale,
         "seed": seed,
         "steps": steps,
         "dim": dim,
@@ -93,9 +95,9 @@ def compare(
         "karras": karras,
     }
     Settings(prompt=options.text("the prompt", prompt), **inputs)
-    for words in (prompt, negative):
+    for words in (prompt, negative_prompt):
         plain_text(words)
-    check_guidance(g, rescale)
+    check_guidance(g, guidance_rescale)
     check_tolerance(tolerance)
     machine = Place(device, dtype).checked()
     drawing = None if out is None else _drawing(out)

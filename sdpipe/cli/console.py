@@ -106,10 +106,10 @@ def marked(safety: Mapping[str, Any]) -> str:
 
 def _guidance(settings: Settings) -> Iterator[str]:
     yield f"g {shown(settings.g or 0.0)}"
-    if settings.rescale:
-        yield f"rescale {settings.rescale:g}"
-    if settings.interval is not None:
-        yield "interval {:g},{:g}".format(*settings.interval)
+    if settings.guidance_rescale:
+        yield f"rescale {settings.guidance_rescale:g}"
+    if settings.guidance_interval is not None:
+        yield "interval {:g},{:g}".format(*settings.guidance_interval)
 
 
 def _steps(settings: Settings) -> str:
@@ -122,19 +122,21 @@ def _steps(settings: Settings) -> str:
 
 
 def _size(settings: Settings) -> str:
-    width, height = settings.finished
-    first = f" from {settings.width} x {settings.height}" if settings.hires is not None else ""
+    width, height = settings.output_size
+    first = (
+        f" from {settings.width} x {settings.height}" if settings.hires_scale is not None else ""
+    )
     return f"{width} x {height}{first}"
 
 
 def _seeds(first: Settings, last: Settings) -> str:
     one = first.seed == last.seed
     text = f"seed {first.seed}" if one else f"seeds {first.seed} to {last.seed}"
-    if first.variation is None:
+    if first.variation_strength is None:
         return text
     one = first.variation_seed == last.variation_seed
     to = f"{first.variation_seed}" if one else f"{first.variation_seed} to {last.variation_seed}"
-    return f"{text}, {100 * first.variation:g} % on the way to {to}"
+    return f"{text}, {100 * first.variation_strength:g} % on the way to {to}"
 
 
 def summary(drawn: Sequence[Settings], seconds: float) -> str:

@@ -58,7 +58,7 @@ class Weights:
 
     model: options.Model = None
     vae: options.Vae = None
-    prediction: options.Prediction = None
+    prediction_type: options.Prediction = None
     lora: options.LoraFiles = None
     embedding: options.EmbeddingFiles = None
 
@@ -70,8 +70,8 @@ class Weights:
             UsageError: an unknown prediction, a LoRA's weight is no number, or an embedding's word
                 is none.
         """
-        if self.prediction is not None:
-            check_prediction(self.prediction)
+        if self.prediction_type is not None:
+            check_prediction(self.prediction_type)
         check_model(self.model)
         check_part(self.vae, "vae")
         loras = tuple(_with_weight(options.text("--lora", each)) for each in self.lora or ())
@@ -80,7 +80,7 @@ class Weights:
         return {
             "model": self.model,
             "vae": self.vae,
-            "prediction_type": self.prediction,
+            "prediction_type": self.prediction_type,
             "loras": loras,
             "embeddings": embeddings(self.embedding),
         }
@@ -104,15 +104,15 @@ class Place:
 class Speed:
     """How fast it runs."""
 
-    no_speed: options.NoSpeed = False
+    no_optimize: options.NoOptimize = False
     compile: options.Compile = False
     low_memory: options.LowMemory = False
 
     def checked(self) -> dict[str, Any]:
         """The same for `Pipeline`. Raises UsageError where they exclude each other."""
-        check_speed(not self.no_speed, self.compile, self.low_memory)
+        check_speed(not self.no_optimize, self.compile, self.low_memory)
         return {
-            "speed": not self.no_speed,
+            "speed": not self.no_optimize,
             "compile": self.compile,
             "low_memory": self.low_memory,
         }

@@ -46,7 +46,7 @@ def text(name: str, text: str) -> str:
 
 
 def pictures(init: str | None, mask: str | None) -> dict[str, Any]:
-    """The pictures that --init and --mask name, read; {} where they name none.
+    """The pictures that --init-image and --mask-image name, read; {} where they name none.
 
     Raises:
         UsageError: as `canvas.take`.
@@ -55,7 +55,7 @@ def pictures(init: str | None, mask: str | None) -> dict[str, Any]:
         return {}
     from sdpipe.canvas import take
 
-    return dict(zip(("init", "mask"), take(init, mask), strict=True))
+    return dict(zip(("init_image", "mask_image"), take(init, mask), strict=True))
 
 
 def _parse_int(text: str) -> int:
@@ -79,7 +79,7 @@ Prompt = Annotated[
     ),
 ]
 Negative = Annotated[
-    str, option(PICTURE, "What the picture should not show.", "--negative", metavar="TEXT")
+    str, option(PICTURE, "What the picture should not show.", "--negative-prompt", metavar="TEXT")
 ]
 Seed = Annotated[
     int | None, whole(PICTURE, "Starts the noise; picture i has seed + i. Drawn if left out.")
@@ -88,20 +88,16 @@ Variation = Annotated[
     float | None,
     option(
         PICTURE,
-        "How far to go over to another seed's noise, 0 to 1. Left out: 0.1 with --vary or "
-        "--variation-seed.",
+        "How far to go over to another seed's noise, 0 to 1: image i to that of --variation-seed "
+        "+ i. Left out: 0.1 with --variation-seed.",
         metavar="SHARE",
         parser=_parse_float,
     ),
 ]
 VariationSeed = Annotated[
-    int | None, whole(PICTURE, "That other seed. Left out: the one after the pictures' own.")
+    int | None, whole(PICTURE, "That other seed, for image 0. Left out: --seed + 1.")
 ]
-Vary = Annotated[
-    int | None,
-    whole(PICTURE, "Variations of one picture: number i goes over to --variation-seed + i."),
-]
-N = Annotated[int, whole(PICTURE, "Pictures of each prompt.", "--n")]
+N = Annotated[int, whole(PICTURE, "Images of each prompt.", "--n", "-n")]
 Dim = Annotated[
     int | None,
     whole(PICTURE, "Width and height, a multiple of 8. The model's own: 512 for v1-4."),
@@ -116,6 +112,7 @@ Guidance = Annotated[
         "How strictly to follow the prompt; 1 is no guidance, 12:4 goes from 12 to 4. The model's "
         "own: 7.5 for v1-4.",
         "--g",
+        "--guidance-scale",
         metavar="SCALE",
         parser=scale,
     ),
@@ -143,7 +140,13 @@ Steps = Annotated[
 ]
 Scheduler = Annotated[
     str | None,
-    option(SAMPLING, f"{', '.join(SCHEDULERS)}. The model's own: lms for v1-4.", metavar="NAME"),
+    option(
+        SAMPLING,
+        f"{', '.join(SCHEDULERS)}. The model's own: lms for v1-4.",
+        "--scheduler",
+        "--sampler",
+        metavar="NAME",
+    ),
 ]
 LmsOrder = Annotated[
     int | None,
@@ -156,7 +159,7 @@ ClipSkip = Annotated[
     int, whole(SAMPLING, "Layer of the text encoder to listen to, from the last, 1.")
 ]
 Exact = Annotated[
-    bool, flag(SAMPLING, "Same bits alone and in a batch: one by one, slower.", "--exact")
+    bool, flag(SAMPLING, "Same bits alone and in a batch: one by one, slower.", "--batch-invariant")
 ]
 
 Seamless = Annotated[
@@ -198,7 +201,7 @@ Strength = Annotated[
     float | None,
     option(
         BEGINNING,
-        "How far back to noise: above 0, to 1. Left out: 0.8, with --mask or --outpaint 1.",
+        "How far back to noise: above 0, to 1. Left out: 0.8, with --mask-image or --outpaint 1.",
         metavar="SHARE",
         parser=_parse_float,
     ),
@@ -267,8 +270,8 @@ EmbeddingFiles = Annotated[
 Device = Annotated[str, option(MODEL, "auto, cpu, mps, cuda, cuda:1.", metavar="NAME")]
 Dtype = Annotated[str, option(MODEL, "auto, float32, float16, bfloat16.", metavar="NAME")]
 
-NoSpeed = Annotated[
-    bool, flag(MODEL, "Run the networks plainly, as diffusers loads them.", "--no-speed")
+NoOptimize = Annotated[
+    bool, flag(MODEL, "Run the networks plainly, as diffusers loads them.", "--no-optimize")
 ]
 Compile = Annotated[bool, flag(MODEL, "Compile the U-Net: a wait first, then faster.", "--compile")]
 LowMemory = Annotated[
@@ -280,6 +283,8 @@ Out = Annotated[
     option(
         OUTPUT,
         "A folder, or a .png, .jpg or .webp file. What exists is never overwritten.",
+        "--out",
+        "-o",
         metavar="PATH",
     ),
 ]

@@ -36,7 +36,7 @@ def check_early(weights: Mapping[str, Any], dtype: str, runs: Iterable[Run]) -> 
 def cells(sweep: Sweep) -> Iterable[Run]:
     """What a sweep draws, cell by cell."""
     pictures: dict[str, Any] = {
-        name: sweep.values[name] for name in ("init", "mask") if name in sweep.values
+        name: sweep.values[name] for name in ("init_image", "mask_image") if name in sweep.values
     }
     for cell in sweep.cells:
         settings = {**cell.settings.to_dict(), **pictures}

@@ -94,6 +94,8 @@ Out = Annotated[
     options.option(
         options.OUTPUT,
         "A folder, or a .png, .jpg or .webp file. Left out: outputs, or nowhere with --verify.",
+        "--out",
+        "-o",
         metavar="PATH",
     ),
 ]
@@ -124,8 +126,8 @@ def info(
 def replay(
     picture: Picture,
     changes: Set = None,
-    init: Init = None,
-    mask: Mask = None,
+    init_image: Init = None,
+    mask_image: Mask = None,
     model: Model = None,
     vae: Vae = None,
     lora: LoraFiles = None,
@@ -157,8 +159,8 @@ def replay(
         device=device,
         dtype=dtype,
         changes=new,
-        init=init,
-        mask=mask,
+        init_image=init_image,
+        mask_image=mask_image,
         loras=[options.text("--lora", file) for file in lora or ()],
         embeddings=[options.text("--embedding", file) for file in embedding or ()],
     )
@@ -246,7 +248,7 @@ def parse_changes(pairs: Iterable[str]) -> dict[str, Any]:
             raise UsageError(f"--set {pair!r} has no value; give NAME=VALUE, as in steps=80.")
         if name not in known:
             raise UsageError(f"unknown setting {name!r}; the known are {', '.join(known)}.")
-        if name in ("init", "mask"):
+        if name in ("init_image", "mask_image"):
             raise UsageError(
                 f"--set {name} cannot make another picture of it; give the one that it was drawn "
                 f"from as --{name}, or begin with your own: sdpipe generate --{name} FILE."
@@ -259,12 +261,12 @@ def _converted(name: str, text: str) -> Any:
     options.text(name, text)
     if name in ("prompt", "negative_prompt"):
         return text
-    if name in ("karras", "exact", "save_int"):
+    if name in ("karras", "batch_invariant", "save_int"):
         return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
             text.lower(), text
         )
-    if name in ("g", "interval", "outpaint") and text:
-        return {"g": scale, "interval": bounds, "outpaint": sides}[name](text)
+    if name in ("g", "guidance_interval", "outpaint") and text:
+        return {"g": scale, "guidance_interval": bounds, "outpaint": sides}[name](text)
     if name == "safety":
         return text
     if name in ("scheduler", "fit", "seamless") or not text:

@@ -56,6 +56,8 @@ Out = Annotated[
         options.OUTPUT,
         "A folder, or a .png, .svg or .pdf file. What exists is never overwritten. Left out: "
         "outputs, or nowhere with --json, --gif or --mp4.",
+        "--out",
+        "-o",
         metavar="PATH",
     ),
 ]

@@ -41,7 +41,7 @@ Negative = Annotated[
     options.option(
         options.PICTURE,
         "What the pictures should not show; may have parts {a|b} too.",
-        "--negative",
+        "--negative-prompt",
         metavar="TEXT",
     ),
 ]
@@ -58,7 +58,12 @@ Width = Annotated[str | None, several(options.PICTURE, "Width alone, in place of
 Height = Annotated[str | None, several(options.PICTURE, "Height alone.")]
 Guidance = Annotated[
     str | None,
-    several(options.SAMPLING, "How strictly to follow the prompt, as in 1,3,7.5,12:4.", "--g"),
+    several(
+        options.SAMPLING,
+        "How strictly to follow the prompt, as in 1,3,7.5,12:4.",
+        "--g",
+        "--guidance-scale",
+    ),
 ]
 Rescale = Annotated[
     str | None,
@@ -74,7 +79,9 @@ Interval = Annotated[
     ),
 ]
 Steps = Annotated[str | None, several(options.SAMPLING, "Denoising steps, as in '10-50 [5]'.")]
-Scheduler = Annotated[str | None, several(options.SAMPLING, f"{', '.join(SCHEDULERS)}.")]
+Scheduler = Annotated[
+    str | None, several(options.SAMPLING, f"{', '.join(SCHEDULERS)}.", "--scheduler", "--sampler")
+]
 LmsOrder = Annotated[
     str | None, several(options.SAMPLING, "Predictions that a step of lms combines, as in 1-4.")
 ]
@@ -105,6 +112,8 @@ Out = Annotated[
     options.option(
         options.OUTPUT,
         "A folder. Left out: one in outputs, named after the prompt and what varies.",
+        "--out",
+        "-o",
         metavar="FOLDER",
     ),
 ]
@@ -118,29 +127,29 @@ def sweep(
     context: typer.Context,
     prompt: Prompt,
     *,
-    negative: Negative = None,
+    negative_prompt: Negative = None,
     as_typed: AsTyped = False,
     seed: Seed = None,
-    variation: Variation = None,
+    variation_strength: Variation = None,
     variation_seed: VariationSeed = None,
     dim: Dim = None,
     width: Width = None,
     height: Height = None,
     g: Guidance = None,
-    rescale: Rescale = None,
-    interval: Interval = None,
+    guidance_rescale: Rescale = None,
+    guidance_interval: Interval = None,
     steps: Steps = None,
     scheduler: Scheduler = None,
     lms_order: LmsOrder = None,
     karras: Karras = None,
     seamless: options.Seamless = None,
-    hires: Hires = None,
+    hires_scale: Hires = None,
     hires_strength: HiresStrength = None,
     clip_skip: ClipSkip = None,
-    exact: options.Exact = False,
+    batch_invariant: options.Exact = False,
     safety: options.Safety = "off",
-    init: options.Init = None,
-    mask: options.Mask = None,
+    init_image: options.Init = None,
+    mask_image: options.Mask = None,
     strength: Strength = None,
     fit: options.Fit = None,
     outpaint: options.Outpaint = None,
@@ -195,24 +204,30 @@ def _planned(given: dict[str, Any]) -> Sweep:
     for name, text in given.items():
         if name in SWEPT and text is not None:
             values[name] = _values(name, options.text(f"--{name}", text))
-    if given["negative"] is not None:
-        values["negative_prompt"] = options.text("--negative", given["negative"])
-    values |= options.pictures(given["init"], given["mask"])
+    if given["negative_prompt"] is not None:
+        values["negative_prompt"] = options.text("--negative-prompt", given["negative_prompt"])
+    values |= options.pictures(given["init_image"], given["mask_image"])
     values["seamless"] = given["seamless"]
     values["fit"] = given["fit"]
     values["outpaint"] = None if given["outpaint"] is None else sides(given["outpaint"])
     values["safety"] = None if given["safety"] == "off" else given["safety"]
-    if given["exact"]:
-        values["exact"] = True
+    if given["batch_invariant"]:
+        values["batch_invariant"] = True
     return Sweep(options.text("the prompt", given["prompt"]), **values)
 
 
 def _values(name: str, text: str) -> list[Any]:
     if name == "g":
         return ranges.scales(name, text)
-    if name == "interval":
+    if name == "guidance_interval":
         return [part.strip() for part in text.split(";")]
-    if name in ("rescale", "variation", "strength", "hires", "hires_strength"):
+    if name in (
+        "guidance_rescale",
+        "variation_strength",
+        "strength",
+        "hires_scale",
+        "hires_strength",
+    ):
         return ranges.numbers(name, text)
     if name == "scheduler":
         return ranges.words(name, text)

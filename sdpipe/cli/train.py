@@ -30,6 +30,8 @@ Out = Annotated[
     options.option(
         PANEL,
         "Where the model goes, and what a second start goes on from. Of emoji: runs/emoji.",
+        "--out",
+        "-o",
         metavar="FOLDER",
     ),
 ]

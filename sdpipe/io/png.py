@@ -81,6 +81,7 @@ def metadata(
     safety: what the model's safety checker says, where it was asked.
     """
     own = {
+        "format": 2,
         "settings": settings.to_dict(),
         "model": {**identity, "name": _without_home(identity["name"])},
         "batch": {"n": n, "index": index},
@@ -109,11 +110,11 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
         "CFG scale": None if settings.g is None else shown(settings.g, ""),
         "Seed": settings.seed,
         "Variation seed": settings.variation_seed,
-        "Variation seed strength": settings.variation,
+        "Variation seed strength": settings.variation_strength,
         "Denoising strength": settings.strength or settings.hires_strength,
-        "Hires upscale": None if settings.hires is None else f"{settings.hires:g}",
+        "Hires upscale": None if settings.hires_scale is None else f"{settings.hires_scale:g}",
         "Hires steps": _hires_steps(settings),
-        "Hires upscaler": None if settings.hires is None else HIRES_UPSCALER,
+        "Hires upscaler": None if settings.hires_scale is None else HIRES_UPSCALER,
         "Size": f"{settings.width}x{settings.height}",
         "Model hash": digest[:10] if isinstance(digest, str) else None,
         # A1111 names a checkpoint by its file: no owner, no folder, no suffix.

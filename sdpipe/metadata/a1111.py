@@ -41,7 +41,7 @@ def read(text: str) -> Record:
         "steps": number(pairs.pop("Steps", None), int),
         "g": _scale(pairs.pop("CFG scale", None)),
         "seed": number(pairs.pop("Seed", None), int),
-        "variation": number(pairs.pop("Variation seed strength", None), float),
+        "variation_strength": number(pairs.pop("Variation seed strength", None), float),
         "variation_seed": number(pairs.pop("Variation seed", None), int),
         "clip_skip": number(pairs.pop("Clip skip", None), int),
         "seamless": "xy" if pairs.get("Tiling") == "True" else None,
@@ -52,7 +52,7 @@ def read(text: str) -> Record:
     model = {"name": pairs.pop("Model", ""), "hash": pairs.pop("Model hash", "")}
     if pairs.get("RNG", "GPU") != "CPU":
         remarks.append(GPU_NOISE)
-    if values["variation"] is not None:
+    if values["variation_strength"] is not None:
         remarks.append("its variation was mixed there column by column; here the noise as a whole.")
     if re.search(r"<\w+:|\bAND\b", f"{prompt} {negative}"):
         remarks.append("<lora:...> and AND, which mean something there, are read as text here.")
@@ -116,7 +116,7 @@ def _hires(pairs: dict[str, str], steps: Value, remarks: list[str]) -> dict[str,
         ours = steps_taken(steps, strength)
         if ours != theirs:
             remarks.append(f"its second pass took {theirs} steps there, and takes {ours} here.")
-    return {"hires": factor, "hires_strength": strength}
+    return {"hires_scale": factor, "hires_strength": strength}
 
 
 def _size(text: str | None) -> dict[str, Value]:

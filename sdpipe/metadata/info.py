@@ -129,16 +129,25 @@ def _rows(record: Record) -> Iterator[tuple[str, str]]:
         yield "negative prompt", str(negative)
     width, height = values.pop("width", None), values.pop("height", None)
     if width is not None or height is not None:
-        yield "size", _size(width, height, values.get("hires"))
+        yield "size", _size(width, height, values.get("hires_scale"))
     values.pop("n", None)
-    for name, usual in (("clip_skip", 1), ("rescale", 0), ("safety", "off")):
+    for name, usual in (("clip_skip", 1), ("guidance_rescale", 0), ("safety", "off")):
         if values.get(name) == usual:
             del values[name]
     if record.safety is not None:
         values["safety"] = marked(record.safety)
     if isinstance(g := values.get("g"), list):
         values["g"] = ":".join(map(_short, g))
-    for name in ("seed", "steps", "g", "rescale", "interval", "scheduler", "lms_order", *values):
+    for name in (
+        "seed",
+        "steps",
+        "g",
+        "guidance_rescale",
+        "guidance_interval",
+        "scheduler",
+        "lms_order",
+        *values,
+    ):
         value = values.pop(name, None)
         if value is not None and value is not False:
             yield name, _short(value)
@@ -176,7 +185,7 @@ def sweep_command(record: Record) -> str:
         revision = record.model.get("revision")
         options["model"] = name if "@" in name or revision is None else f"{name}@{revision}"
     if prediction := record.model.get("prediction"):
-        options["prediction"] = prediction
+        options["prediction_type"] = prediction
     if vae := record.parts.get("vae"):
         options["vae"] = vae.partition("@sha256:")[0]
     if record.loras:
@@ -194,10 +203,12 @@ def _size(width: object, height: object, hires: object) -> str:
     if hires is None:
         return first
     try:
-        size = Settings.from_dict({"prompt": "", "width": width, "height": height, "hires": hires})
+        size = Settings.from_dict(
+            {"prompt": "", "width": width, "height": height, "hires_scale": hires}
+        )
     except UsageError:  # anything may stand in a file
         return first
-    return "{} x {} from {}".format(*size.finished, first)
+    return "{} x {} from {}".format(*size.output_size, first)
 
 
 def _model(model: Mapping[str, str]) -> str:

@@ -34,7 +34,7 @@ def read(told: Mapping[str, Any]) -> Record:
         "negative_prompt": rest.pop("negative_prompt", None) or "",
         "steps": rest.pop("steps", None),
         "g": rest.pop("cfg_scale", None),
-        "rescale": rest.pop("cfg_rescale_multiplier", None),
+        "guidance_rescale": rest.pop("cfg_rescale_multiplier", None),
         "seed": rest.pop("seed", None),
         "width": rest.pop("width", None),
         "height": rest.pop("height", None),

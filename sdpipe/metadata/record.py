@@ -17,7 +17,21 @@ MAX_PROMPT = 2**16  # characters; a text encoder hears some hundred of them
 MAX_VALUE = 300  # characters of any other text
 MAX_VALUES = 200  # entries of an object
 MAX_NUMBER = 2**64  # no seed is larger
-LISTS = ("g", "interval", "outpaint")  # settings that may be several numbers
+LISTS = ("g", "guidance_interval", "outpaint")  # settings that may be several numbers
+
+FORMAT = 2  # of the metadata that is written
+
+OLD_NAMES = {
+    "rescale": "guidance_rescale",
+    "interval": "guidance_interval",
+    "variation": "variation_strength",
+    "vary": "n",
+    "init": "init_image",
+    "mask": "mask_image",
+    "hires": "hires_scale",
+    "exact": "batch_invariant",
+}
+"""What settings were called in format 1, which had no number."""
 
 NOT_ITSELF = ("parts", "loras", "embeddings")
 """What stands beside a model's name and hash in our metadata, with fields of their own here."""
@@ -36,7 +50,8 @@ class Record:
     source: who wrote it: "sdpipe", "A1111" (its web UI, and the many that write like it) or
         "InvokeAI".
     values: settings by the names of `Settings`, as they were found; `settings()` checks them.
-        Those of init and mask are objects of texts; those of `LISTS` may be lists of numbers.
+        Those of init_image and mask_image are objects of texts; those of `LISTS` may be lists of
+        numbers.
     model: name, and, where they are told, revision, variant, sha256, or hash, another program's.
     parts: what took the place of one of the model's own parts.
     loras, embeddings: what was added to it: of each the file's name and sha256, and the weight of
@@ -106,7 +121,7 @@ class Record:
         model, batch = _object(own, "model"), _object(own, "batch")
         return cls(
             source="sdpipe",
-            values=_object(own, "settings"),
+            values=_renamed(own, "settings"),
             model={k: v for k, v in model.items() if k not in NOT_ITSELF and v is not None},
             parts=_object(model, "parts"),
             loras=_list(model, "loras"),
@@ -131,6 +146,26 @@ def brief(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _renamed(own: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An object of settings, by the names that they have now.
+
+    Raises:
+        RecordError: the format is newer than this program.
+    """
+    values, format = _object(own, name), own.get("format", 1)
+    if format == FORMAT:
+        return values
+    if format != 1:
+        raise RecordError(
+            f"format {brief(format)}", "is not known here", "a newer sdpipe may read it"
+        )
+    found = dict(values)
+    for old in OLD_NAMES:
+        if old in found and (value := found.pop(old)) is not None:
+            found[OLD_NAMES[old]] = value
+    return found
+
+
 def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The object under a name; empty where there is none."""
     found = values.get(name)
@@ -153,7 +188,7 @@ def _list(values: Mapping[str, Any], name: str) -> tuple[Any, ...]:
 
 def _sweep(own: Mapping[str, Any]) -> Sweep | None:
     """The sweep of which the picture is the grid."""
-    if (values := _object(own, "sweep")) == {}:
+    if (values := _renamed(own, "sweep")) == {}:
         return None
     for name in ("prompt", "negative_prompt"):
         _check_value(name, values.get(name), MAX_PROMPT)
@@ -182,7 +217,11 @@ def _check_object(name: str, values: Mapping[str, Any], texts_only: bool) -> Non
             raise RecordError(f"{name} has an entry that is called {brief(key)}.")
         if texts_only and not isinstance(value, str):
             raise RecordError(f"{key} of {name} is {brief(value)}, not a text.")
-        if name == "settings" and key in ("init", "mask") and isinstance(value, Mapping):
+        if (
+            name == "settings"
+            and key in ("init_image", "mask_image")
+            and isinstance(value, Mapping)
+        ):
             _check_object(key, value, texts_only=True)
             continue
         if name == "settings" and key in LISTS and isinstance(value, list):

@@ -44,7 +44,7 @@ class Job:
     model: a name for `Pipeline`; None is the default model.
     device, dtype, speed: likewise; speed is one of `device.SPEEDS`.
     changed: it is not the picture that is drawn, but a new one.
-    init, mask: the pictures that it was drawn from, where it was.
+    init_image, mask_image: the pictures that it was drawn from, where it was.
     vae: in place of the model's own, where it was; a name for `Pipeline`.
     prediction: what the U-Net predicts, where the person who drew it said so.
     loras, embeddings: the files that were added to the model, with their weights and words.
@@ -61,8 +61,8 @@ class Job:
     speed: str
     changed: bool
     remarks: tuple[str, ...]
-    init: Picture | None = None
-    mask: Picture | None = None
+    init_image: Picture | None = None
+    mask_image: Picture | None = None
     vae: str | None = None
     prediction: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
@@ -127,10 +127,10 @@ class Job:
         if save_int is not None:
             values["save_int"] = save_int
         if not self.changed:
-            start = _counted(self.settings, self.n, self.index) or "seed"
+            start = "variation_seed" if self.settings.is_variation else "seed"
             values[start] -= self.index
-            values["n" if start == "seed" else "vary"] = self.n
-        values |= {"init": self.init, "mask": self.mask}
+            values["n"] = self.n
+        values |= {"init_image": self.init_image, "mask_image": self.mask_image}
         return pipe.generate(values.pop("prompt"), on_step=on_step, **values)
 
 
@@ -142,8 +142,8 @@ def prepare(
     device: str | None = None,
     dtype: str | None = None,
     changes: Mapping[str, Any] | None = None,
-    init: Source | None = None,
-    mask: Source | None = None,
+    init_image: Source | None = None,
+    mask_image: Source | None = None,
     loras: Sequence[str] = (),
     embeddings: Sequence[str] = (),
 ) -> Job:
@@ -151,7 +151,7 @@ def prepare(
 
     model, vae, device, dtype: in place of those that the picture names; as for `Pipeline`.
     changes: settings by name, in place of the picture's; the result is a new picture.
-    init, mask: the pictures that it was drawn from.
+    init_image, mask_image: the pictures that it was drawn from.
     loras, embeddings: the files that were added to the model, in any order. Of all these the
         picture tells no more than name and hash, a LoRA's weight, and an embedding's word.
 
@@ -178,11 +178,11 @@ def prepare(
         _check_size(settings, changes or {})
     except RecordError as error:
         raise SdpipeError(f"{picture} cannot be drawn again: {error}") from error
-    pictures = at_hand.pictures(settings, picture, init, mask)
+    pictures = at_hand.pictures(settings, picture, init_image, mask_image)
     lora_files = at_hand.files("lora", record.loras, picture, loras)
     embedding_files = at_hand.files("embedding", record.embeddings, picture, embeddings)
     remarks = [*record.remarks, *remarks]
-    n, index = (settings.vary or settings.n, 0) if changes else _batch(record, settings, remarks)
+    n, index = (settings.n, 0) if changes else _batch(record, settings, remarks)
     type_here = dtype or at_hand.dtype(record, remarks)
     full = type_here == "float32"
     name = model or at_hand.model(record, picture, full, remarks)
@@ -242,8 +242,8 @@ def _settings(record: Record, changes: Mapping[str, Any]) -> tuple[Settings, lis
 
 def _check_size(settings: Settings, changes: Mapping[str, Any]) -> None:
     """A large picture is drawn on a person's word, and not on that of a picture."""
-    (width, height), own = settings.finished, (settings.width, settings.height)
-    if width * height > MAX_PIXELS and not {"width", "height", "dim", "hires"} & set(changes):
+    (width, height), own = settings.output_size, (settings.width, settings.height)
+    if width * height > MAX_PIXELS and not {"width", "height", "dim", "hires_scale"} & set(changes):
         raise RecordError(
             f"it wants {width} x {height} pixels, and on a picture's word up to {MAX_PIXELS} are "
             f"drawn. On yours they are: --set width={own[0]} --set height={own[1]}."
@@ -253,11 +253,11 @@ def _check_size(settings: Settings, changes: Mapping[str, Any]) -> None:
 def _batch(record: Record, settings: Settings, remarks: list[str]) -> tuple[int, int]:
     """How many are drawn at once, and the picture's place among them."""
     n, index = record.n, record.index
-    if settings.exact or n == 1:
+    if settings.batch_invariant or n == 1:
         return 1, 0
-    width, height = settings.finished
+    width, height = settings.output_size
     pixels = n * (width or 512) * (height or 512)
-    if pixels > MAX_PIXELS or _counted(settings, n, index) is None:
+    if pixels > MAX_PIXELS or not _fits(settings, n, index):
         remarks.append(
             f"it was one of {n} that were drawn at once; drawn alone it may differ in last bits."
         )
@@ -265,13 +265,10 @@ def _batch(record: Record, settings: Settings, remarks: list[str]) -> tuple[int,
     return n, index
 
 
-def _counted(settings: Settings, n: int, index: int) -> str | None:
-    """Which seed can go up by one through the batch, and be the picture's own in its place."""
-    for name in ("seed", "variation_seed"):
-        seed = getattr(settings, name)
-        if seed is not None and 0 <= seed - index <= MAX_SEED - n + 1:
-            return name
-    return None
+def _fits(settings: Settings, n: int, index: int) -> bool:
+    """Whether a batch of n can be drawn whose image number `index` has the seed of `settings`."""
+    seed = settings.variation_seed if settings.is_variation else settings.seed
+    return seed is not None and 0 <= seed - index <= MAX_SEED - n + 1
 
 
 def _told_apart(part: str | None) -> str:

@@ -33,21 +33,23 @@ def pictures(
     Raises:
         UsageError: one is missing, too many, or not the very same.
     """
-    given = {"init": init, "mask": mask}
-    known = {"init": settings.init, "mask": settings.mask}
+    given = {"init_image": init, "mask_image": mask}
+    known = {"init_image": settings.init_image, "mask_image": settings.mask_image}
     for name, recorded in known.items():
         if recorded is None and given[name] is not None:
-            raise UsageError(f"{picture} was drawn without {name}; leave --{name} out.")
+            raise UsageError(
+                f"{picture} was drawn without {name}; leave --{name.replace('_', '-')} out."
+            )
         if recorded is not None and given[name] is None:
             raise UsageError(
                 f"{picture} was drawn from the picture {brief(recorded.name)}, which it does not "
-                f"hold; give that one: --{name} FILE."
+                f"hold; give that one: --{name.replace('_', '-')} FILE."
             )
     taken = take(init, mask)
     for found, (name, recorded) in zip(taken, known.items(), strict=True):
         if recorded is not None and found is not None and found.sha256 != recorded.sha256:
             raise UsageError(
-                f"--{name} is not the picture that {picture} was drawn from, "
+                f"--{name.replace('_', '-')} is not the picture that {picture} was drawn from, "
                 f"{brief(recorded.name)}: the SHA-256 of its pixels is {found.sha256[:12]}..., and "
                 f"not {recorded.sha256[:12]}...; give that one."
             )

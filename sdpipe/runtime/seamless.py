@@ -61,7 +61,7 @@ def check_seamless(settings: Settings, factor: int, levels: int) -> None:
         return
     coarsest = factor * 2 ** (levels - 1)
     first = (settings.width or 0, settings.height or 0)
-    for size, with_hires in ((first, ""), (settings.finished, " with hires")):
+    for size, with_hires in ((first, ""), (settings.output_size, " with hires_scale")):
         for axis, name, side in zip("xy", ("width", "height"), size, strict=True):
             if axis in settings.seamless and side % coarsest:
                 raise UsageError(

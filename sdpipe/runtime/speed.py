@@ -1,7 +1,7 @@
 """What makes the networks fast, and leaves alone what they compute.
 
-`Pipeline(speed=False)`, `--no-speed`, runs them as diffusers loads them: the same pictures, but for
-the last digits of bfloat16 and float16. In float32 on a CPU nothing differs, not a bit.
+`Pipeline(speed=False)`, `--no-optimize`, runs them as diffusers loads them: the same images, but
+for the last digits of bfloat16 and float16. In float32 on a CPU nothing differs, not a bit.
 """
 
 import math

@@ -131,7 +131,7 @@ class Comparison:
         """What was drawn, in a line."""
         s = self.settings
         karras = " with Karras noise levels" if s.karras else ""
-        rescale = f" rescaled by {s.rescale:g}" if s.rescale else ""
+        rescale = f" rescaled by {s.guidance_rescale:g}" if s.guidance_rescale else ""
         return (
             f"{self.model['name']}, {s.width} x {s.height}, seed {s.seed}, "
             f"g {shown(s.g or 0.0)}{rescale}, {s.steps} steps of {s.scheduler}{karras}, "
@@ -176,8 +176,8 @@ def compare(
     parts = pipe.components
     g = settings.get("g")
     own = parts.defaults.get("g", FALLBACKS["g"])
-    check_guidance(own if g is None else g, settings.get("rescale", 0.0))
-    if settings.get("interval") is not None:
+    check_guidance(own if g is None else g, settings.get("guidance_rescale", 0.0))
+    if settings.get("guidance_interval") is not None:
         raise UsageError("diffusers' pipeline has no interval to compare with; leave it out.")
     for text in (prompt, settings.get("negative_prompt", "")):
         plain_text(text)

@@ -101,8 +101,8 @@ def guidance_data(
     """
     own = settle(pipe, prompt, **settings)
     check_guidance(own.g, own.steps, own.scheduler)
-    if own.rescale or own.interval is not None:
-        name = "rescale" if own.rescale else "interval"
+    if own.guidance_rescale or own.guidance_interval is not None:
+        name = "guidance_rescale" if own.guidance_rescale else "guidance_interval"
         raise UsageError(f"{name} has no place in this drawing; leave it out.")
     guidance = Guidance(own.g or 0.0)
     check_at(at, own.steps, own.scheduler)

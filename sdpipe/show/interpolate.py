@@ -105,7 +105,7 @@ def interpolate_data(
     shape = (parts.unet.config.in_channels, a.height // factor, a.width // factor)
     noises = draw_noise(make_generators([a.seed, b.seed]), shape).split(1)
     fractions = [i / (frames - 1) for i in range(frames)]
-    guidance = Guidance(a.g, a.rescale, a.interval)
+    guidance = Guidance(a.g, a.guidance_rescale, a.guidance_interval)
     pictures = []
     for f in fractions:
         scheduler = make_scheduler(

@@ -141,7 +141,7 @@ def draw_with_diffusers(
         latents=draw_noise(generators, shape).to(parts.dtype),
         generator=generators,
         guidance_scale=g_at(0, 1),
-        guidance_rescale=run.rescale,
+        guidance_rescale=run.guidance_rescale,
         num_inference_steps=run.steps,
         width=run.width,
         height=run.height,

@@ -41,8 +41,17 @@ from sdpipe.sweep.grid import Place, draw_grid
 from sdpipe.sweep.sweep import BATCH, SINGLE, SWEPT, Sweep, batches, label
 
 FILLED = (
-    *("g", "steps", "seed", "variation", "variation_seed", "scheduler", "lms_order", "strength"),
-    *("hires", "hires_strength", "width", "height"),
+    *(
+        "g",
+        "steps",
+        "seed",
+        "variation_strength",
+        "variation_seed",
+        "scheduler",
+        "lms_order",
+        "strength",
+    ),
+    *("hires_scale", "hires_strength", "width", "height"),
 )
 
 MARKS = ("revision", "variant", "sha256", "prediction")
@@ -53,7 +62,7 @@ A1111_AXES = {
     "g": "CFG Scale",
     "steps": "Steps",
     "seed": "Seed",
-    "variation": "Var. strength",
+    "variation_strength": "Var. strength",
     "variation_seed": "Var. seed",
     "scheduler": "Sampler",
     "clip_skip": "Clip skip",
@@ -128,7 +137,7 @@ class SweepFolder:
             path = self.paths.get(by_place[place])
             return None if path is None else load_pixels(path)
 
-        sizes = [s.finished for s in self.settings]
+        sizes = [s.output_size for s in self.settings]
         largest = (max(width for width, _ in sizes), max(height for _, height in sizes))
         drawn = draw_grid(self.sweep.axes, largest, picture, self.sweep.prompt, self._subtitle())
         notes = self._grid_notes(drawn)
@@ -294,7 +303,9 @@ class SweepFolder:
 
 def _pictures(sweep: Sweep) -> dict[str, Any]:
     """Those that the cells begin with, and not only which they are."""
-    return {name: sweep.values[name] for name in ("init", "mask") if name in sweep.values}
+    return {
+        name: sweep.values[name] for name in ("init_image", "mask_image") if name in sweep.values
+    }
 
 
 def _key(values: Mapping[str, Any]) -> str:

@@ -29,13 +29,30 @@ from sdpipe.sweep.axes import as_text, plain
 from sdpipe.sweep.parts import joined, split
 
 SWEPT = (
-    *("g", "rescale", "interval", "steps", "seed", "variation", "variation_seed"),
-    *("scheduler", "lms_order", "karras", "clip_skip", "strength", "hires", "hires_strength"),
+    *(
+        "g",
+        "guidance_rescale",
+        "guidance_interval",
+        "steps",
+        "seed",
+        "variation_strength",
+        "variation_seed",
+    ),
+    *("scheduler", "lms_order", "karras", "clip_skip", "strength", "hires_scale", "hires_strength"),
     *("dim", "width", "height"),
 )
 """The settings that may have several values; the prompts have theirs as parts {a|b}."""
 
-SINGLE = ("negative_prompt", "seamless", "exact", "safety", "init", "mask", "fit", "outpaint")
+SINGLE = (
+    "negative_prompt",
+    "seamless",
+    "batch_invariant",
+    "safety",
+    "init_image",
+    "mask_image",
+    "fit",
+    "outpaint",
+)
 
 MAX_AXES = 3
 MAX_CELLS = 1000
@@ -89,8 +106,9 @@ class Sweep:
     prompt: may have parts, as in "a {cat|dog} on {grass|sand}".
     values: settings by their names in `Settings`; a list or another sequence of several values
         makes an axis. `dim` sets width and height. `negative_prompt` may have parts, and those
-        of `SINGLE` have one value for all; init and mask are what `canvas.take` returns. A pair is
-        one value of g among others, (12, 4) or "12:4", and alone one of interval.
+        of `SINGLE` have one value for all; init_image and mask_image are what
+        `canvas.take` returns. A pair is one value of g among others, (12, 4) or
+        "12:4", and alone one of guidance_interval.
 
     axes: in the order of the grid: parts of the prompts first, then settings as they were given.
     cells: row by row, and one grid after the other.
@@ -139,9 +157,11 @@ class Sweep:
         """What draws this on the command line; `options` are more of them, such as model."""
         words: list[str] = []
         for name, given in {**self.texts(), **options}.items():
-            option = "--negative" if name == "negative_prompt" else f"--{name.replace('_', '-')}"
+            option = (
+                "--negative-prompt" if name == "negative_prompt" else f"--{name.replace('_', '-')}"
+            )
             for text in [given] if isinstance(given, str) else given:
-                words += [option] if name == "exact" else [option, text]
+                words += [option] if name == "batch_invariant" else [option, text]
         own = [*words, "--", self.prompt] if self.prompt.startswith("-") else [self.prompt, *words]
         return shlex.join(["sdpipe", "sweep", *own])
 
@@ -150,13 +170,13 @@ class Sweep:
         return {
             name: as_text(_several(value)) if name in SWEPT else _single(value)
             for name, value in self.values.items()
-            if value is not False or name != "exact"
+            if value is not False or name != "batch_invariant"
         }
 
     def _checked(self, name: str, value: Any) -> Any:
         """A value, a tuple of several different ones, or None where there is nothing to keep."""
         _check_name(name)
-        if name in ("init", "mask"):  # with its pixels, where it has them
+        if name in ("init_image", "mask_image"):  # with its pixels, where it has them
             return value if isinstance(value, PictureId) else picture_id(name, value)
         if name == "outpaint" and isinstance(value, Sequence) and not isinstance(value, str):
             return list(value)
@@ -172,7 +192,11 @@ class Sweep:
         if not different:
             raise UsageError(f"{name} is an empty list; give it a value, or leave it out.")
         if len(different) > 1 and name in SINGLE:
-            remedy = "give one" if name in ("exact", "safety") else "its parts {a|b} take several"
+            remedy = (
+                "give one"
+                if name in ("batch_invariant", "safety")
+                else "its parts {a|b} take several"
+            )
             raise UsageError(f"{name} has {len(different)} values and takes one; {remedy}.")
         if len(different) < len(value):
             twice = next(each for each in different if value.count(each) > 1)
@@ -224,7 +248,7 @@ class Sweep:
             for name, (between, _) in self._texts.items():
                 values[name] = joined(between, [a.values[i] for a, i in chosen if a.name == name])
             values.update({a.name: a.values[i] for a, i in chosen if "prompt" not in a.name})
-            for name, parse in (("g", scale), ("interval", bounds)):
+            for name, parse in (("g", scale), ("guidance_interval", bounds)):
                 if isinstance(values.get(name), str):
                     values[name] = parse(values[name])
             yield Cell(place, Settings(**values), "-".join(a.stem(i) for a, i in chosen))
@@ -257,11 +281,11 @@ def label(name: str, value: Any) -> str:
             return value or "(nothing)"
         case "negative_prompt":
             return f"not: {value}" if value else "(no negative)"
-        case "exact":
-            return "exact"
-        case "init":
+        case "batch_invariant":
+            return "batch invariant"
+        case "init_image":
             return f"from {value.name or 'a picture'}"
-        case "mask":
+        case "mask_image":
             return f"where {value.name or 'a mask'} is white"
         case "safety" | "fit" | "outpaint" | "seamless":
             return f"{name} {_single(value)}"
@@ -272,20 +296,26 @@ def label(name: str, value: Any) -> str:
 def batches(settings: Sequence[Settings], most: int = BATCH) -> list[list[int]]:
     """Which pictures can be drawn in one call of `Pipeline.generate`: their numbers, from 0.
 
-    Those of a call differ in nothing but the seed, which goes up by one. There are never more than
-    `most`, nor more pixels than `BATCH_PIXELS` unless it is one picture. `settings` are resolved.
+    Those of a call differ in nothing but the seed, or of variations the variation seed, which goes
+    up by one. There are never more than `most`, nor more pixels than `BATCH_PIXELS` unless it is
+    one image. `settings` are resolved.
     """
+
+    def seed_of(i: int) -> int:
+        seed = settings[i].variation_seed if settings[i].is_variation else settings[i].seed
+        return seed or 0
+
     alike: dict[Settings, list[int]] = {}
     for i, each in enumerate(settings):
-        alike.setdefault(replace(each, dim=None, seed=0), []).append(i)
+        same = replace(each, variation_seed=0) if each.is_variation else replace(each, seed=0)
+        alike.setdefault(same, []).append(i)
     found: list[list[int]] = []
     for same, numbers in alike.items():
-        width, height = same.finished
+        width, height = same.output_size
         room = min(most, BATCH_PIXELS // ((width or 512) * (height or 512)))
         batch: list[int] = []
-        for i in sorted(numbers, key=lambda i: settings[i].seed or 0):
-            last = settings[batch[-1]].seed if batch else None
-            if batch and (len(batch) >= room or settings[i].seed != (last or 0) + 1):
+        for i in sorted(numbers, key=seed_of):
+            if batch and (len(batch) >= room or seed_of(i) != seed_of(batch[-1]) + 1):
                 found.append(batch)
                 batch = []
             batch.append(i)
@@ -320,7 +350,7 @@ def _single(value: Any) -> str:
 
 def _is_interval(name: str, value: Sequence[Any]) -> bool:
     """Whether a sequence is one value, where others are an axis."""
-    return name == "interval" and all(isinstance(each, int | float) for each in value)
+    return name == "guidance_interval" and all(isinstance(each, int | float) for each in value)
 
 
 def _pair_as_text(name: str, value: Any) -> Any:
@@ -328,4 +358,4 @@ def _pair_as_text(name: str, value: Any) -> Any:
     several = isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)
     if name == "g" and several and len(value) == 2:
         return shown(tuple(value), "")
-    return ",".join(map(plain, value)) if name == "interval" and several else value
+    return ",".join(map(plain, value)) if name == "guidance_interval" and several else value

@@ -60,7 +60,7 @@ def test_a_picture_lands_in_outputs_and_its_path_on_stdout(draw, tmp_path):
 
 
 def test_it_is_the_picture_that_the_library_draws(draw, model, tmp_path):
-    draw(*["--seed", "7", "--n", "2", "--negative", "dog", "--width", "64"])
+    draw(*["--seed", "7", "--n", "2", "--negative-prompt", "dog", "--width", "64"])
     pipe = sdpipe.Pipeline(model, device="cpu", dtype="float32")
     wanted = {"negative_prompt": "dog", "scheduler": "ddim", "width": 64, "seed": 7, "n": 2}
     result = pipe.generate("red apple", steps=3, g=1, **wanted)
@@ -68,7 +68,7 @@ def test_it_is_the_picture_that_the_library_draws(draw, model, tmp_path):
         with Image.open(path) as picture:
             assert picture.tobytes() == result.images[k].tobytes()
         own = read(path)["sdpipe"]
-        assert Settings.from_dict(own["settings"]) == result.settings[k]
+        assert own["settings"] == result.settings[k].to_dict()
         assert own["batch"] == {"n": 2, "index": k}
         assert own["model"] == pipe.components.model.identity()
 
@@ -219,7 +219,7 @@ def test_an_absent_device_is_wrong_usage(draw):
 def test_a_summary_of_one_and_of_many():
     one = Settings(prompt="x", seed=3, g=2.5).resolved({"width": 8, "height": 16})
     assert summary([one], 1.25) == "1 picture, 8 x 16, seed 3, 50 steps of lms, g 2.5, 1.2 s"
-    many = one.__class__(**{**one.to_dict(), "n": 3}).each()
+    many = one.__class__(**{**one.to_dict(), "n": 3}).per_image()
     assert "3 pictures, 8 x 16, seeds 3 to 5" in summary(many, 0)
 
 
@@ -234,16 +234,16 @@ WRONG = {
     "generate x --g a:b": "g='a:b' is not a number",
     "generate x --g 12:4:2": "g='12:4:2' is not a number",
     "generate x --g inf:1": "g=inf:1 is not a finite number",
-    "generate x --rescale a": "'--rescale': 'a' is not a number",
-    "generate x --rescale -1": "rescale=-1.0 is out of range: 0, which",
-    "generate x --rescale 2": "rescale=2.0 is out of range: 0, which",
-    "generate x --rescale nan": "rescale=nan is out of range",
-    "generate x --interval 5,1": "interval=5,1 is not two noise levels, the lower one first",
-    "generate x --interval 5": "interval=5 is not two noise levels",
-    "generate x --interval -1,5": "interval=-1,5 is not two noise levels",
-    "generate x --interval 1,2,3": "interval=1,2,3 is not two noise levels",
-    "generate x --interval 1,inf": "interval=1,inf is not two noise levels",
-    "generate x --interval a,b": "interval='a,b' is not two noise levels",
+    "generate x --guidance-rescale a": "'--guidance-rescale': 'a' is not a number",
+    "generate x --guidance-rescale -1": "guidance_rescale=-1.0 is out of range: 0, which",
+    "generate x --guidance-rescale 2": "guidance_rescale=2.0 is out of range: 0, which",
+    "generate x --guidance-rescale nan": "guidance_rescale=nan is out of range",
+    "generate x --guidance-interval 5,1": "guidance_interval=5,1 is not two noise levels",
+    "generate x --guidance-interval 5": "guidance_interval=5 is not two noise levels",
+    "generate x --guidance-interval -1,5": "guidance_interval=-1,5 is not two noise levels",
+    "generate x --guidance-interval 1,2,3": "guidance_interval=1,2,3 is not two noise levels",
+    "generate x --guidance-interval 1,inf": "guidance_interval=1,inf is not two noise levels",
+    "generate x --guidance-interval a,b": "guidance_interval='a,b' is not two noise levels",
     "generate x --steps 2.5": "'--steps': '2.5' is not a whole number",
     "generate x --steps 0": "steps=0 is out of range: 1 to 999; leave it out, and the model's own",
     "generate x --steps 1": "below sigma 0.05",
@@ -266,7 +266,7 @@ WRONG = {
     "generate x --out x.gif": ".png, .jpg, .jpeg, .webp",
     "generate x --out /proc/x": "cannot be written",
     "generate \udcff": "not UTF-8",
-    "generate x --negative \udcff": "--negative is not UTF-8",
+    "generate x --negative-prompt \udcff": "--negative-prompt is not UTF-8",
     "generate -": "standard input has no prompt",
     "generate x --nonsense": "--nonsense",
     "draw x": "draw",
@@ -293,7 +293,14 @@ def test_help_is_given_without_torch(tmp_path):
     assert top[0] == bare[0] == generate[0] == train[0] == 0
     assert "generate" in top[1]
     assert "train" in bare[1]
-    for option in ("--negative", "--g", "--seed", "--lms-order", "--save-int", "--no-metadata"):
+    for option in (
+        "--negative-prompt",
+        "--g",
+        "--seed",
+        "--lms-order",
+        "--save-int",
+        "--no-metadata",
+    ):
         assert option in generate[1]
     assert "--recipe" in train[1]
     assert os.listdir(tmp_path) == []

@@ -26,14 +26,14 @@ print(json.dumps(told))
 """
 K = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 EMOJI = ["--model", "emoji"]
-PICTURE = [*EMOJI, "--init", "init.png"]
+PICTURE = [*EMOJI, "--init-image", "init.png"]
 CASES = {
     "a strength that is too small for the model's own steps": (
         ["generate", "x", *PICTURE, "--strength", "0.01"],
         (2, "strength=0.01 leaves no step of 30 to take"),
     ),
     "one of a second pass": (
-        ["generate", "x", *EMOJI, "--hires", "2", "--hires-strength", "0.01"],
+        ["generate", "x", *EMOJI, "--hires-scale", "2", "--hires-strength", "0.01"],
         (2, "hires_strength=0.01 leaves no step"),
     ),
     "one of a sweep": (

@@ -33,13 +33,17 @@ V1_4 = {"width": 512, "height": 512}
 
 @pytest.mark.parametrize("scheduler", ["lms", "euler_a"])
 def test_it_is_a_picture_scaled_by_hand_and_drawn_over(tiny, scheduler):
-    same = {"seed": 5, "steps": 4, "scheduler": scheduler, "exact": True}
-    same |= {"variation": 0.3, "variation_seed": 1}
-    drawn = tiny.generate("a cat", n=2, width=64, height=32, hires=1.5, hires_strength=0.5, **same)
+    same = {"seed": 5, "steps": 4, "scheduler": scheduler, "batch_invariant": True}
+    same |= {"variation_strength": 0.3, "variation_seed": 1}
+    drawn = tiny.generate(
+        "a cat", n=2, width=64, height=32, hires_scale=1.5, hires_strength=0.5, **same
+    )
     first = tiny.generate("a cat", n=2, width=64, height=32, **same)
     for i, small in enumerate(first.images):
         large = small.resize((96, 48), Image.Resampling.LANCZOS)
-        again = tiny.generate("a cat", init=large, strength=0.5, **{**same, "seed": 5 + i})
+        again = tiny.generate(
+            "a cat", init_image=large, strength=0.5, **{**same, "variation_seed": 1 + i}
+        )
         assert drawn.images[i].size == (96, 48)
         assert drawn.images[i].tobytes() == again.images[0].tobytes()
 
@@ -47,7 +51,7 @@ def test_it_is_a_picture_scaled_by_hand_and_drawn_over(tiny, scheduler):
 @pytest.mark.parametrize("scheduler", ["lms", "pndm", "heun", "dpm++"])
 def test_both_passes_are_what_diffusers_draws(tiny, scheduler):
     same = {"seed": 7, "g": 3.0, "steps": 6}
-    ours = tiny.generate(PROMPTS, scheduler=scheduler, hires=2, save_int=True, **same)
+    ours = tiny.generate(PROMPTS, scheduler=scheduler, hires_scale=2, save_int=True, **same)
     vae = tiny.components.vae
     made = reference(scheduler, "epsilon")
     steps, _ = draw(tiny.components, made, PROMPTS, width=64, height=64, **same)
@@ -64,7 +68,7 @@ def test_both_passes_are_what_diffusers_draws(tiny, scheduler):
 
 
 def test_the_steps_of_both_passes_are_counted_through(tiny):
-    settings = {"seed": 1, "steps": 4, "hires": 2, "hires_strength": 0.75, "save_int": True}
+    settings = {"seed": 1, "steps": 4, "hires_scale": 2, "hires_strength": 0.75, "save_int": True}
     seen = []
     drawn = tiny.generate("a cat", on_step=seen.append, **settings)
     assert [step.index for step in seen] == list(range(7))
@@ -81,10 +85,10 @@ def test_the_steps_of_both_passes_are_counted_through(tiny):
 
 def test_a_step_hears_what_the_step_of_the_first_pass_heard(tiny):
     same = {"seed": 5, "steps": 4}
-    drawn = tiny.generate("[a cat:a dog:0.5]", hires=2, hires_strength=0.5, **same)
+    drawn = tiny.generate("[a cat:a dog:0.5]", hires_scale=2, hires_strength=0.5, **same)
     first = tiny.generate("[a cat:a dog:0.5]", **same).images[0]
     large = first.resize((128, 128), Image.Resampling.LANCZOS)
-    again = tiny.generate("a dog", init=large, dim=128, strength=0.5, **same)
+    again = tiny.generate("a dog", init_image=large, dim=128, strength=0.5, **same)
     assert drawn.images[0].tobytes() == again.images[0].tobytes()
 
 
@@ -98,7 +102,7 @@ def test_no_more_than_one_picture_is_decoded_or_encoded_at_a_time(tiny, monkeypa
             return original(vae, x)
 
         monkeypatch.setattr(latents, name, spy)
-    tiny.generate("a cat", n=3, steps=2, hires=2)
+    tiny.generate("a cat", n=3, steps=2, hires_scale=2)
     small, large = (1, 4, 8, 8), (1, 4, 16, 16)
     assert sorted(batches) == sorted([small] * 3 + [(1, 3, 128, 128)] * 3 + [large] * 3)
 
@@ -106,26 +110,26 @@ def test_no_more_than_one_picture_is_decoded_or_encoded_at_a_time(tiny, monkeypa
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        ({"hires": 1}, ["hires=1", "above 1", "at most 4"]),
-        ({"hires": 0}, ["hires=0", "above 1"]),
-        ({"hires": 9}, ["hires=9", "at most 4"]),
-        ({"hires": math.nan}, ["hires=nan", "out of range"]),
-        ({"hires": "2"}, ["hires='2'", "not a number"]),
-        ({"hires": True}, ["hires=True", "not a number"]),
-        ({"hires": 2, "hires_strength": 0}, ["hires_strength=0", "above 0"]),
-        ({"hires": 2, "hires_strength": 1.1}, ["hires_strength=1.1", "at most 1"]),
+        ({"hires_scale": 1}, ["hires_scale=1", "above 1", "at most 4"]),
+        ({"hires_scale": 0}, ["hires_scale=0", "above 1"]),
+        ({"hires_scale": 9}, ["hires_scale=9", "at most 4"]),
+        ({"hires_scale": math.nan}, ["hires_scale=nan", "out of range"]),
+        ({"hires_scale": "2"}, ["hires_scale='2'", "not a number"]),
+        ({"hires_scale": True}, ["hires_scale=True", "not a number"]),
+        ({"hires_scale": 2, "hires_strength": 0}, ["hires_strength=0", "above 0"]),
+        ({"hires_scale": 2, "hires_strength": 1.1}, ["hires_strength=1.1", "at most 1"]),
         (
-            {"hires": 2, "hires_strength": 0.01, "steps": 50},
+            {"hires_scale": 2, "hires_strength": 0.01, "steps": 50},
             ["hires_strength=0.01", "no step of 50", "0.02"],
         ),
-        ({"hires_strength": 0.5}, ["hires_strength=0.5", "give hires"]),
+        ({"hires_strength": 0.5}, ["hires_strength=0.5", "give hires_scale"]),
         (
-            {"hires": 4, "width": 8192},
-            ["width=8192 with hires=4 makes 32768 pixels", "16384", "take less"],
+            {"hires_scale": 4, "width": 8192},
+            ["width=8192 with hires_scale=4 makes 32768 pixels", "16384", "take less"],
         ),
         (
-            {"hires": 2, "init": {"name": "a.png", "sha256": "0" * 64}},
-            ["hires=2", "init is a picture already", "larger width or height"],
+            {"hires_scale": 2, "init_image": {"name": "a.png", "sha256": "0" * 64}},
+            ["hires_scale=2", "init_image is a picture already", "larger width or height"],
         ),
     ],
 )
@@ -138,11 +142,11 @@ def test_refused(values, parts):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--hires", "1"], "hires=1.0 is out of range"),
-        (["--hires", "2", "--hires-strength", "0"], "hires_strength=0.0 is out of range"),
-        (["--hires-strength", "0.5"], "give hires, or leave hires_strength out"),
-        (["--hires", "twice"], "'twice' is not a number"),
-        (["--hires", "4", "--dim", "8192"], "makes 32768 pixels"),
+        (["--hires-scale", "1"], "hires_scale=1.0 is out of range"),
+        (["--hires-scale", "2", "--hires-strength", "0"], "hires_strength=0.0 is out of range"),
+        (["--hires-strength", "0.5"], "give hires_scale, or leave hires_strength out"),
+        (["--hires-scale", "twice"], "'twice' is not a number"),
+        (["--hires-scale", "4", "--dim", "8192"], "makes 32768 pixels"),
     ],
 )
 def test_the_command_line_refuses_before_a_model_is_loaded(words, told, capsys):
@@ -151,20 +155,20 @@ def test_the_command_line_refuses_before_a_model_is_loaded(words, told, capsys):
 
 
 def test_sizes():
-    assert Settings(prompt="x", dim=512, hires=2).finished == (1024, 1024)
-    assert Settings(prompt="x", width=520, height=256, hires=1.5).finished == (784, 384)
-    assert Settings(prompt="x", dim=64).finished == (64, 64)
-    assert Settings(prompt="x", hires=2).resolved(V1_4).hires_strength == 0.5
-    with pytest.raises(UsageError, match=r"hires=1.5 makes 72 of width=48.* multiple of 16"):
-        plan("x", defaults=V1_4, factor=16, layers=1, width=48, height=64, hires=1.5)
+    assert Settings(prompt="x", dim=512, hires_scale=2).output_size == (1024, 1024)
+    assert Settings(prompt="x", width=520, height=256, hires_scale=1.5).output_size == (784, 384)
+    assert Settings(prompt="x", dim=64).output_size == (64, 64)
+    assert Settings(prompt="x", hires_scale=2).resolved(V1_4).hires_strength == 0.5
+    with pytest.raises(UsageError, match=r"hires_scale=1.5 makes 72 of width=48.* multiple of 16"):
+        plan("x", defaults=V1_4, factor=16, layers=1, width=48, height=64, hires_scale=1.5)
 
 
 def test_a_picture_may_not_ask_for_more_than_it_may_without():
-    record = {"prompt": "x", "seed": 1, "width": 2048, "height": 2048, "hires": 4}
+    record = {"prompt": "x", "seed": 1, "width": 2048, "height": 2048, "hires_scale": 4}
     settings = Record(source="sdpipe", values=record).settings()
     with pytest.raises(Exception, match="it wants 8192 x 8192 pixels"):
         _check_size(settings, {})
-    _check_size(settings, {"hires": 4})
+    _check_size(settings, {"hires_scale": 4})
 
 
 def apart(a, b):
@@ -172,7 +176,7 @@ def apart(a, b):
 
 
 def test_from_the_command_line_to_a_file_its_steps_and_back(folder, tmp_path, capsys):
-    words = ["a cat", "--seed", "3", "--steps", "4", "--hires", "2", "--save-int", "--json"]
+    words = ["a cat", "--seed", "3", "--steps", "4", "--hires-scale", "2", "--save-int", "--json"]
     words += ["--dtype", "float32", "--model", str(folder), "--out", str(tmp_path / "cat.png")]
     assert main(["generate", *words]) == 0
     out, err = capsys.readouterr()
@@ -216,30 +220,35 @@ def test_from_the_command_line_to_a_file_its_steps_and_back(folder, tmp_path, ca
 )
 def test_info_tells_the_size_of_the_finished_picture(tmp_path, capsys, hires, told):
     settings = Settings(prompt="x", seed=3, width=128, height=64).resolved(V1_4)
-    notes = {"sdpipe": {"settings": {**settings.to_dict(), "hires": hires}}, "parameters": "x"}
+    notes = {
+        "sdpipe": {"settings": {**settings.to_dict(), "hires_scale": hires}},
+        "parameters": "x",
+    }
     save(Image.new("RGB", (8, 8)), tmp_path / "x.png", notes)
     assert main(["info", str(tmp_path / "x.png")]) == 0
     assert re.search(r"size +(.+)", capsys.readouterr().out)[1] == told
 
 
 def test_a1111_writes_and_reads_it_by_its_own_names():
-    settings = Settings(prompt="x", seed=3, steps=20, hires=2, hires_strength=0.4).resolved(V1_4)
+    settings = Settings(prompt="x", seed=3, steps=20, hires_scale=2, hires_strength=0.4).resolved(
+        V1_4
+    )
     text = parameters(settings, {"name": "m"})
     assert "Denoising strength: 0.4, Hires upscale: 2, Hires steps: 8" in text
     assert "Size: 512x512" in text
     record = a1111.read(text)
-    assert (record.values["hires"], record.values["hires_strength"]) == (2.0, 0.4)
+    assert (record.values["hires_scale"], record.values["hires_strength"]) == (2.0, 0.4)
     assert not record.remarks
     theirs = text.replace("Hires steps: 8", "Hires steps: 12").replace("Lanczos", "Latent")
     remarks = " ".join(a1111.read(theirs).remarks)
     assert "scaled up by 'Latent' there" in remarks
     assert "its second pass took 12 steps there, and takes 8 here" in remarks
     record = a1111.read("x\nSteps: 20, Sampler: LMS, Seed: 1, Size: 512x512, Hires upscale: 2")
-    assert record.settings().hires == 2
+    assert record.settings().hires_scale == 2
 
 
 def test_a_sweep_over_factors(folder, tmp_path, capsys):
-    words = ["a cat", "--hires", "1.5,2", "--seed", "3", "--steps", "2", "--json"]
+    words = ["a cat", "--hires-scale", "1.5,2", "--seed", "3", "--steps", "2", "--json"]
     words += ["--model", str(folder), "--out", str(tmp_path / "sizes")]
     assert main(["sweep", *words]) == 0
     told = json.loads(capsys.readouterr().out)

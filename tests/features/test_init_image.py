@@ -49,31 +49,38 @@ pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
         (1.0, "ddim"),
     ],
 )
-def test_every_scheduler_draws_from_a_picture_what_diffusers_draws(tiny, scheduler, strength):
+def test_every_scheduler_draws_from_a_picture_what_diffusers_draws(
+    tiny_of_each_type, scheduler, strength
+):
     same = {"seed": 7, "g": 3.0, "steps": 6}
     init = picture()
-    ours = tiny.generate(
-        PROMPTS, init=init, strength=strength, scheduler=scheduler, save_int=True, **same
+    ours = tiny_of_each_type.generate(
+        PROMPTS, init_image=init, strength=strength, scheduler=scheduler, save_int=True, **same
     )
-    x_0 = pil_to_latents(tiny.components.vae, init).repeat(2, 1, 1, 1)
-    kind = tiny.components.scheduler_config["prediction_type"]
+    x_0 = pil_to_latents(tiny_of_each_type.components.vae, init).repeat(2, 1, 1, 1)
+    kind = tiny_of_each_type.components.scheduler_config["prediction_type"]
     given = {"image": x_0, "strength": strength, **same}
-    theirs = diffusers_run(Img2Img, tiny.components, reference(scheduler, kind), **given)
+    theirs = diffusers_run(
+        Img2Img, tiny_of_each_type.components, reference(scheduler, kind), **given
+    )
     taken = {0.5: 3, 0.17: 1, 1.0: 6}[strength]
     calls = {"heun": 2 * taken - 1, "pndm": taken + (taken > 1)}.get(scheduler, taken)
     assert len(theirs[0]) == calls
     assert_equal(ours, theirs)
 
 
-def test_lms_of_order_1_from_a_picture_is_eulers_method(tiny):
+def test_lms_of_order_1_from_a_picture_is_eulers_method(tiny_of_each_type):
     same = {"seed": 1, "g": 2.0, "steps": 8}
-    ours = tiny.generate(PROMPTS, init=picture(), strength=0.6, lms_order=1, save_int=True, **same)
-    x_0 = pil_to_latents(tiny.components.vae, picture()).repeat(2, 1, 1, 1)
-    kind = tiny.components.scheduler_config["prediction_type"]
+    ours = tiny_of_each_type.generate(
+        PROMPTS, init_image=picture(), strength=0.6, lms_order=1, save_int=True, **same
+    )
+    x_0 = pil_to_latents(tiny_of_each_type.components.vae, picture()).repeat(2, 1, 1, 1)
+    kind = tiny_of_each_type.components.scheduler_config["prediction_type"]
     euler = EulerDiscreteScheduler(**BETAS, steps_offset=1, prediction_type=kind)
     given = {"image": x_0, "strength": 0.6, **same}
     assert_equal(
-        ours, diffusers_run(StableDiffusionImg2ImgPipeline, tiny.components, euler, **given)
+        ours,
+        diffusers_run(StableDiffusionImg2ImgPipeline, tiny_of_each_type.components, euler, **given),
     )
 
 
@@ -116,7 +123,7 @@ def test_noised_is_the_forward_process():
 
 
 def test_a_picture_alone_in_a_batch_and_exact(tiny):
-    same = {"init": picture(), "strength": 0.5, "steps": 4, "exact": True}
+    same = {"init_image": picture(), "strength": 0.5, "steps": 4, "batch_invariant": True}
     batch = tiny.generate("a cat", n=3, seed=5, **same)
     alone = tiny.generate("a cat", seed=6, **same)
     assert batch.images[1].tobytes() == alone.images[0].tobytes()
@@ -129,7 +136,9 @@ def test_the_less_strength_the_more_stays(emoji):
     init = emoji.generate("red apple", seed=1, steps=8).images[0]
     off = []
     for strength in (0.1, 0.4, 0.9):
-        [drawn] = emoji.generate("panda", init=init, strength=strength, steps=10, seed=2).images
+        [drawn] = emoji.generate(
+            "panda", init_image=init, strength=strength, steps=10, seed=2
+        ).images
         off.append(np.abs(np.asarray(drawn, float) - np.asarray(init, float)).mean())
     assert off == sorted(off)
     assert off[0] < off[-1] / 2
@@ -138,11 +147,11 @@ def test_the_less_strength_the_more_stays(emoji):
 def test_settings_know_which_picture_it_was(tiny, tmp_path):
     init = picture(100, 50)
     init.save(tmp_path / "meadow.png")
-    [settings] = tiny.generate("a cat", init=tmp_path / "meadow.png", steps=4).settings
+    [settings] = tiny.generate("a cat", init_image=tmp_path / "meadow.png", steps=4).settings
     digest = hashlib.sha256(np.asarray(init).tobytes()).hexdigest()
-    assert settings.init == PictureId("meadow.png", digest)
-    assert (settings.strength, settings.fit, settings.mask) == (0.8, "crop", None)
-    again = Settings.from_json(settings.to_json())
+    assert settings.init_image == PictureId("meadow.png", digest)
+    assert (settings.strength, settings.fit, settings.mask_image) == (0.8, "crop", None)
+    again = type(settings).from_json(settings.to_json())
     assert again == settings
     assert hash(again) == hash(settings)
     assert (settings.width, settings.height) == (96, 48)
@@ -173,7 +182,7 @@ def test_the_size_follows_from_the_picture(size, own, given, drawn):
 )
 def test_a_picture_is_brought_to_size(fit, left, middle):
     wide = Image.new("RGB", (200, 100), "red")
-    settings = Settings(prompt="", init=ID, width=64, height=64, fit=fit)
+    settings = Settings(prompt="", init_image=ID, width=64, height=64, fit=fit)
     canvas = lay(settings, *take(wide)).picture
     assert canvas.size == (64, 64)
     assert canvas.getpixel((32, 32)) == canvas.getpixel((2, 32)) == (255, 0, 0)
@@ -184,12 +193,12 @@ def test_a_picture_is_brought_to_size(fit, left, middle):
 def test_stretching_keeps_all_of_it_and_a_size_that_fits_keeps_its_bits():
     halves = Image.new("RGB", (100, 50), "red")
     halves.paste("blue", (50, 0, 100, 50))
-    settings = Settings(prompt="", init=ID, width=32, height=64, fit="stretch")
+    settings = Settings(prompt="", init_image=ID, width=32, height=64, fit="stretch")
     canvas = lay(settings, *take(halves)).picture
     assert canvas.getpixel((4, 32)) == (255, 0, 0)
     assert canvas.getpixel((28, 32)) == (0, 0, 255)
     for fit in ("crop", "pad", "stretch"):
-        settings = Settings(prompt="", init=ID, width=64, height=40, fit=fit)
+        settings = Settings(prompt="", init_image=ID, width=64, height=40, fit=fit)
         same = picture(64, 40)
         assert lay(settings, *take(same)).picture.tobytes() == same.tobytes()
 
@@ -219,25 +228,27 @@ def test_of_an_animation_the_first_picture_is_taken(tmp_path):
         ({"outpaint": (8, 0, 0)}, r"outpaint=8,0,0 is not"),
         ({"outpaint": "left"}, r"outpaint='left' is not"),
         ({"outpaint": (32, 0, 32, 0), "width": 64}, r"width=64 .* 64 of it are new .* 72 or more"),
-        ({"init": None, "strength": 0.5}, r"strength is about a picture .* give init"),
-        ({"init": None, "fit": "pad"}, r"fit is about a picture"),
-        ({"init": None, "mask": ID}, r"mask is about a picture"),
-        ({"init": "cat.png"}, r"init='cat\.png' is not the name and the SHA-256"),
-        ({"init": {"name": "a", "sha256": "short"}}, r"is not the name and the SHA-256"),
-        ({"init": {"name": "a", "sha256": "0" * 64, "path": "/etc"}}, r"is not the name"),
+        ({"init_image": None, "strength": 0.5}, r"strength is about a picture .* give init"),
+        ({"init_image": None, "fit": "pad"}, r"fit is about a picture"),
+        ({"init_image": None, "mask_image": ID}, r"mask_image is about a picture"),
+        ({"init_image": "cat.png"}, r"init_image='cat\.png' is not the name and the SHA-256"),
+        ({"init_image": {"name": "a", "sha256": "short"}}, r"is not the name and the SHA-256"),
+        ({"init_image": {"name": "a", "sha256": "0" * 64, "path": "/etc"}}, r"is not the name"),
     ],
 )
 def test_what_breaks_a_rule_is_refused(values, message):
     with pytest.raises(UsageError, match=message):
-        Settings(**{"prompt": "", "init": ID, **values})
+        Settings(**{"prompt": "", "init_image": ID, **values})
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 30, 49, 50, 93, 103, 999])
 def test_the_smallest_strength_that_is_named_leaves_a_step(steps):
     with pytest.raises(UsageError) as told:
-        Settings(prompt="", init=ID, strength=0.0001, steps=steps, scheduler="dpm++")
+        Settings(prompt="", init_image=ID, strength=0.0001, steps=steps, scheduler="dpm++")
     least = float(str(told.value).split("leaves one is ")[1].split(",")[0])
-    assert Settings(prompt="", init=ID, strength=least, steps=steps, scheduler="dpm++").strength
+    assert Settings(
+        prompt="", init_image=ID, strength=least, steps=steps, scheduler="dpm++"
+    ).strength
     assert least - 0.001 < 1 / steps <= least + 1e-12
 
 
@@ -256,58 +267,65 @@ def test_a_picture_drawn_from_a_picture_is_drawn_again_from_the_same(
     picture(32, 32, seed=1).save("other.png")
     model = ["--model", folder, "--device", "cpu", "--dtype", "float32"]
     status, out, _ = run(
-        capsys, "generate", "a cat", "--init", "in.png", "--strength", "0.5", "--steps", 4, *model,
-        "--out", "out.png",
+        capsys, "generate", "a cat", "--init-image", "in.png", "--strength", "0.5", "--steps", 4,
+        *model, "--out", "out.png",
     )  # fmt: skip
     assert (status, out) == (0, "out.png\n")
     told = read("out.png")
     assert "Steps: 4, " in told["parameters"]
     assert "Denoising strength: 0.5, " in told["parameters"]
     digest = hashlib.sha256(np.asarray(picture(32, 32)).tobytes()).hexdigest()
-    assert told["sdpipe"]["settings"]["init"] == {"name": "in.png", "sha256": digest}
+    assert told["sdpipe"]["settings"]["init_image"] == {"name": "in.png", "sha256": digest}
 
     status, out, _ = run(capsys, "info", "out.png")
     assert f"in.png, SHA-256 {digest[:12]}\n" in out
     # The file of that name lies right here; it still has to be named by a person.
     status, out, err = run(capsys, "replay", "out.png", "--verify", *model)
     assert (status, out) == (2, "")
-    assert "drawn from the picture 'in.png', which it does not hold; give that one: --init" in err
-    status, _, err = run(capsys, "replay", "out.png", "--init", "other.png", "--verify", *model)
+    assert (
+        "drawn from the picture 'in.png', which it does not hold; give that one: --init-image"
+        in err
+    )
+    status, _, err = run(
+        capsys, "replay", "out.png", "--init-image", "other.png", "--verify", *model
+    )
     assert status == 2
     assert f"and not {digest[:12]}" in err
     status, _, err = run(
-        capsys, "replay", "out.png", "--init", "in.png", "--mask", "other.png", *model
+        capsys, "replay", "out.png", "--init-image", "in.png", "--mask-image", "other.png", *model
     )
     assert status == 2
-    assert "was drawn without mask; leave --mask out" in err
-    status, out, _ = run(capsys, "replay", "out.png", "--init", "in.png", "--verify", *model)
+    assert "was drawn without mask_image; leave --mask-image out" in err
+    status, out, _ = run(capsys, "replay", "out.png", "--init-image", "in.png", "--verify", *model)
     assert (status, out) == (0, "identical\n")
     status, out, _ = run(
-        capsys, "replay", "out.png", "--init", "in.png", "--set", "strength=1", "--set",
+        capsys, "replay", "out.png", "--init-image", "in.png", "--set", "strength=1", "--set",
         "outpaint=0,8,0,0", "--set", "height=40", "--out", "more.png", *model,
     )  # fmt: skip
     assert (status, out) == (0, "more.png\n")
     assert read("more.png")["sdpipe"]["settings"]["outpaint"] == [0, 8, 0, 0]
-    status, _, err = run(capsys, "replay", "out.png", "--init", "in.png", "--set", "init=in.png")
+    status, _, err = run(
+        capsys, "replay", "out.png", "--init-image", "in.png", "--set", "init_image=in.png"
+    )
     assert status == 2
-    assert "--set init cannot" in err
+    assert "--set init_image cannot" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--init", "none.png"], "none.png cannot be read: No such file"),
-        (["--init", "."], ". cannot be read: Is a directory"),
-        (["--init", "text.png"], "text.png is no picture that can be read"),
-        (["--init", ""], "init='' is no picture; give a file's path"),
-        (["--init=~/text.png"], "text.png is no picture that can be read"),
-        (["--init", "half.png"], "half.png cannot be read: it is damaged or cut short"),
-        (["--init", "bomb.png"], "bomb.png is larger than 89 million pixels"),
-        (["--init", "in.png", "--mask", "text.png"], "text.png is no picture"),
-        (["--init", "in.png", "--strength", "0"], "strength=0.0 is out of range"),
-        (["--init", "in.png", "--outpaint", "1,2,3"], "outpaint=1,2,3 is not"),
-        (["--init", "in.png", "--outpaint=a,b"], "outpaint='a,b' is not"),
-        (["--mask", "in.png"], "give the picture: init"),
+        (["--init-image", "none.png"], "none.png cannot be read: No such file"),
+        (["--init-image", "."], ". cannot be read: Is a directory"),
+        (["--init-image", "text.png"], "text.png is no picture that can be read"),
+        (["--init-image", ""], "init_image='' is no picture; give a file's path"),
+        (["--init-image=~/text.png"], "text.png is no picture that can be read"),
+        (["--init-image", "half.png"], "half.png cannot be read: it is damaged or cut short"),
+        (["--init-image", "bomb.png"], "bomb.png is larger than 89 million pixels"),
+        (["--init-image", "in.png", "--mask-image", "text.png"], "text.png is no picture"),
+        (["--init-image", "in.png", "--strength", "0"], "strength=0.0 is out of range"),
+        (["--init-image", "in.png", "--outpaint", "1,2,3"], "outpaint=1,2,3 is not"),
+        (["--init-image", "in.png", "--outpaint=a,b"], "outpaint='a,b' is not"),
+        (["--mask-image", "in.png"], "give the picture: init"),
         (["--strength", "0.5"], "give init"),
     ],
 )
@@ -350,7 +368,7 @@ def test_a_sweep_over_strengths_begins_with_the_picture_and_goes_on_where_it_was
     picture(32, 32).save("in.png")
     command = ["sweep", "a cat", "--model", folder, "--dtype", "float32", "--device", "cpu"]
     command += [
-        "--init",
+        "--init-image",
         "in.png",
         "--strength",
         "0.5,1",
@@ -366,8 +384,10 @@ def test_a_sweep_over_strengths_begins_with_the_picture_and_goes_on_where_it_was
     pipe = Pipeline(folder, device="cpu", dtype="float32")
     for strength, name in ((0.5, "strength=0.5"), (1.0, "strength=1")):
         told = read(f"row/{name}.png")["sdpipe"]["settings"]
-        assert (told["strength"], told["init"]["name"]) == (strength, "in.png")
-        [drawn] = pipe.generate("a cat", init="in.png", strength=strength, steps=2, seed=1).images
+        assert (told["strength"], told["init_image"]["name"]) == (strength, "in.png")
+        [drawn] = pipe.generate(
+            "a cat", init_image="in.png", strength=strength, steps=2, seed=1
+        ).images
         with Image.open(f"row/{name}.png") as image:
             assert image.tobytes() == drawn.tobytes()
     status, _, err = run(capsys, *command)
@@ -375,21 +395,22 @@ def test_a_sweep_over_strengths_begins_with_the_picture_and_goes_on_where_it_was
     assert "2 there before" in err
     assert "drawn" not in err.split(": ")[-1]
     status, out, _ = run(capsys, "info", "row/grid.png")
-    assert "--init in.png" in out
+    assert "--init-image in.png" in out
     assert "--strength 0.5,1" in out
 
 
 @pytest.mark.parametrize(
     "told",
     [
-        *({"init": value} for value in (5, [], {}, "in.png", {"name": 5, "sha256": "0" * 64})),
-        *({"init": {"name": "a", "sha256": value}} for value in (None, "0", "0" * 65, ["0" * 64])),
-        {"init": {"name": "a" * 10_000, "sha256": "0" * 64}},
-        {"init": {"name": {"name": "a"}, "sha256": "0" * 64}},
-        {"mask": {"name": "a", "sha256": "0" * 64}},
+        *({"init_image": value} for value in (5, [], {}, "in.png", {"name": 5})),
+        *({"init_image": {"name": 5, "sha256": "0" * 64}},),
+        *({"init_image": {"name": "a", "sha256": v}} for v in (None, "0", "0" * 65, ["0" * 64])),
+        {"init_image": {"name": "a" * 10_000, "sha256": "0" * 64}},
+        {"init_image": {"name": {"name": "a"}, "sha256": "0" * 64}},
+        {"mask_image": {"name": "a", "sha256": "0" * 64}},
         {"strength": 2},
         {"strength": float("nan")},
-        *({"init": {"name": "a", "sha256": "0" * 64}, "outpaint": value} for value in (
+        *({"init_image": {"name": "a", "sha256": "0" * 64}, "outpaint": value} for value in (
             *([8, 8, 8], [8] * 1000, [[8]] * 4, [8.0] * 4, [True] * 4, ["8"] * 4, [2**70] * 4),
             *("8,8,8,8", {"left": 8}, 8, [10**6, 0, 0, 0], [float("nan")] * 4),
         )),

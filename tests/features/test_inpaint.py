@@ -43,17 +43,25 @@ HOLE = (16, 8, 40, 48)
         ("heun", 1.0, 1.0),
     ],
 )
-def test_every_scheduler_redraws_a_part_as_diffusers_does(tiny, scheduler, strength, g):
+def test_every_scheduler_redraws_a_part_as_diffusers_does(
+    tiny_of_each_type, scheduler, strength, g
+):
     init, mask = picture(), mask_of(HOLE)
     same = {"seed": 3, "g": g, "steps": 6}
-    ours = tiny.generate(
-        PROMPTS, init=init, mask=mask, strength=strength, scheduler=scheduler, save_int=True, **same
+    ours = tiny_of_each_type.generate(
+        PROMPTS,
+        init_image=init,
+        mask_image=mask,
+        strength=strength,
+        scheduler=scheduler,
+        save_int=True,
+        **same,
     )
-    x_0 = pil_to_latents(tiny.components.vae, init)
-    kind = tiny.components.scheduler_config["prediction_type"]
+    x_0 = pil_to_latents(tiny_of_each_type.components.vae, init)
+    kind = tiny_of_each_type.components.scheduler_config["prediction_type"]
     latents, images = diffusers_run(
         Inpaint,
-        tiny.components,
+        tiny_of_each_type.components,
         reference(scheduler, kind),
         image=x_0,
         mask_image=mask,
@@ -79,19 +87,19 @@ def test_what_is_black_keeps_its_bits_and_what_is_white_is_redrawn(emoji):
     y, x = np.mgrid[: init.height, : init.width]
     inside = (x - 50) ** 2 + (y - 43) ** 2 < 21**2
     mask = Image.fromarray(np.where(inside, 255, 0).astype(np.uint8))
-    result = emoji.generate("panda", init=init, mask=mask, seed=4, steps=6, n=2)
+    result = emoji.generate("panda", init_image=init, mask_image=mask, seed=4, steps=6, n=2)
     for drawn in result.images:
         changed = (np.asarray(drawn) != np.asarray(init)).any(axis=2)
         assert not changed[~inside].any()
         assert changed[inside].mean() > 0.5
     digest = hashlib.sha256(np.asarray(mask.convert("RGB")).tobytes()).hexdigest()
-    assert result.settings[1].mask.sha256 == digest
+    assert result.settings[1].mask_image.sha256 == digest
     assert result.settings[1].strength == 1.0
 
 
 def test_a_mask_all_white_is_as_good_as_none(tiny):
-    same = {"init": picture(), "strength": 0.5, "steps": 4, "seed": 2}
-    masked = tiny.generate("a cat", mask=mask_of((0, 0, 64, 64)), **same)
+    same = {"init_image": picture(), "strength": 0.5, "steps": 4, "seed": 2}
+    masked = tiny.generate("a cat", mask_image=mask_of((0, 0, 64, 64)), **same)
     plain = tiny.generate("a cat", **same)
     assert masked.images[0].tobytes() == plain.images[0].tobytes()
 
@@ -134,7 +142,7 @@ def test_picture_and_mask_that_lie_on_their_side_are_put_up_and_cut_together(tmp
     init, mask = take(tmp_path / "in.png", tmp_path / "mask.png")
     assert init.image.size == (60, 120)
     for fit in ("crop", "pad", "stretch"):
-        settings = Settings(prompt="", init=ID, mask=ID, width=64, height=96, fit=fit)
+        settings = Settings(prompt="", init_image=ID, mask_image=ID, width=64, height=96, fit=fit)
         canvas = lay(settings, init, mask)
         white = np.asarray(canvas.mask) > 128
         inner = np.s_[:, 16:-16]  # pad has white paper beside the picture, and keeps it
@@ -148,7 +156,7 @@ def test_picture_and_mask_that_lie_on_their_side_are_put_up_and_cut_together(tmp
         (mask_of(HOLE, (64, 32), 0), r"the mask has 64 x 32 pixels and the picture 64 x 64"),
         (mask_of(HOLE, level=0), r"no white \(the brightest of it is 0 of 255\)"),
         (mask_of(HOLE, level=99), r"no white \(the brightest of it is 99 of 255\)"),
-        (7, r"mask=7 is no picture"),
+        (7, r"mask_image=7 is no picture"),
     ],
 )
 def test_a_mask_that_says_nothing_is_refused(mask, message):
@@ -158,13 +166,13 @@ def test_a_mask_that_says_nothing_is_refused(mask, message):
 
 def test_a_mask_whose_white_is_cut_off_is_refused():
     init, mask = take(picture(128, 64), mask_of((0, 0, 20, 64), (128, 64)))
-    settings = Settings(prompt="", init=ID, mask=ID, width=64, height=64, fit="crop")
+    settings = Settings(prompt="", init_image=ID, mask_image=ID, width=64, height=64, fit="crop")
     with pytest.raises(UsageError, match=r"nothing white .* at 64 x 64 pixels with fit=crop"):
         lay(settings, init, mask)
 
 
 def test_beyond_the_edges_the_outermost_pixels_go_on_and_the_mask_fades_in():
-    settings = Settings(prompt="", init=ID, width=96, height=80, outpaint=(24, 0, 8, 16))
+    settings = Settings(prompt="", init_image=ID, width=96, height=80, outpaint=(24, 0, 8, 16))
     init = picture()
     canvas = lay(settings, *take(init))
     edged = np.pad(np.asarray(init), ((0, 16), (24, 8), (0, 0)), mode="edge")
@@ -186,7 +194,7 @@ def test_beyond_the_edges_the_outermost_pixels_go_on_and_the_mask_fades_in():
 
 def test_a_picture_grows_and_its_middle_stays(tiny):
     init = picture()
-    result = tiny.generate("a cat", init=init, outpaint=(16, 0, 16, 32), steps=4, seed=1)
+    result = tiny.generate("a cat", init_image=init, outpaint=(16, 0, 16, 32), steps=4, seed=1)
     [drawn], [settings] = result.images, result.settings
     assert drawn.size == (settings.width, settings.height) == (96, 96)
     inner = drawn.crop((16 + SEAM, 0, 80 - SEAM, 64 - SEAM))
@@ -197,8 +205,8 @@ def test_a_picture_grows_and_its_middle_stays(tiny):
 
 def test_a_mask_and_new_edges_go_together(tiny):
     hole = mask_of((20, 20, 40, 40))
-    same = {"init": picture(), "outpaint": (0, 0, 8, 0), "steps": 4, "seed": 1, "width": 72}
-    [drawn] = tiny.generate("a cat", mask=hole, height=64, **same).images
+    same = {"init_image": picture(), "outpaint": (0, 0, 8, 0), "steps": 4, "seed": 1, "width": 72}
+    [drawn] = tiny.generate("a cat", mask_image=hole, height=64, **same).images
     changed = (np.asarray(drawn)[:, :64] != np.asarray(picture())).any(axis=2)
     assert changed[20:40, 20:40].mean() > 0.9
     assert not changed[:, :20].any()

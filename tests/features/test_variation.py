@@ -41,10 +41,10 @@ def arc(a, b, share):
 
 def test_the_loop_begins_on_the_arc_between_the_two_seeds_picture_by_picture(tiny):
     same = {"scheduler": "ddim", "steps": 2, "save_int": True}
-    drawn = tiny.generate("a cat", seed=5, n=2, variation=0.2, variation_seed=9, **same)
-    for i, seed in enumerate((5, 6)):
-        assert torch.allclose(drawn.noise[i], arc(noise(seed), noise(9), 0.2)[0], atol=1e-5)
-    assert [s.variation_seed for s in drawn.settings] == [9, 9]
+    drawn = tiny.generate("a cat", seed=5, n=2, variation_strength=0.2, variation_seed=9, **same)
+    for i, seed in enumerate((9, 10)):
+        assert torch.allclose(drawn.noise[i], arc(noise(5), noise(seed), 0.2)[0], atol=1e-5)
+    assert [(s.seed, s.variation_seed) for s in drawn.settings] == [(5, 9), (5, 10)]
 
 
 def test_none_of_it_is_the_seeds_own_picture_and_all_of_it_the_others(tiny):
@@ -52,11 +52,11 @@ def test_none_of_it_is_the_seeds_own_picture_and_all_of_it_the_others(tiny):
     own = tiny.generate("a cat", seed=5, **same)
     other = tiny.generate("a cat", seed=9, **same)
     for share, expected in ((0, own), (1, other)):
-        drawn = tiny.generate("a cat", seed=5, variation=share, variation_seed=9, **same)
+        drawn = tiny.generate("a cat", seed=5, variation_strength=share, variation_seed=9, **same)
         assert torch.equal(drawn.steps[-1].latents, expected.steps[-1].latents)
         assert drawn.images[0].tobytes() == expected.images[0].tobytes()
     # The noise of a seed on its way to itself is that noise.
-    drawn = tiny.generate("a cat", seed=5, variation=0.3, variation_seed=5, **same)
+    drawn = tiny.generate("a cat", seed=5, variation_strength=0.3, variation_seed=5, **same)
     assert torch.equal(drawn.noise, own.noise)
 
 
@@ -64,8 +64,8 @@ def test_later_noise_is_the_seeds_own_as_diffusers_draws_it(tiny):
     """Of euler_a, which draws noise at every step; diffusers gets the mixed noise handed over."""
     same = {"seed": 5, "steps": 4, "g": 3.0, "scheduler": "euler_a"}
     prompts = ["a red apple", "a cat"]
-    ours = tiny.generate(prompts, variation=0.4, variation_seed=9, save_int=True, **same)
-    generators = make_generators([5, 6])
+    ours = tiny.generate(prompts, variation_strength=0.4, variation_seed=9, save_int=True, **same)
+    generators = make_generators([5, 5])
     draw_noise(generators, (4, 8, 8))
     latents = []
 
@@ -76,7 +76,7 @@ def test_later_noise_is_the_seeds_own_as_diffusers_draws_it(tiny):
     scheduler = EulerAncestralDiscreteScheduler(**BETAS, steps_offset=1)
     theirs = diffusers_pipeline(tiny.components, scheduler)(
         prompts,
-        latents=torch.cat([arc(noise(seed), noise(9), 0.4) for seed in (5, 6)]),
+        latents=torch.cat([arc(noise(5), noise(seed), 0.4) for seed in (9, 10)]),
         generator=generators,
         guidance_scale=3.0,
         num_inference_steps=4,
@@ -86,11 +86,11 @@ def test_later_noise_is_the_seeds_own_as_diffusers_draws_it(tiny):
 
 
 def test_variations_of_one_picture_are_the_pictures_that_each_is_alone(tiny):
-    same = {"seed": 5, "steps": 2, "exact": True}
-    drawn = tiny.generate("a cat", vary=3, variation_seed=8, variation=0.3, **same)
+    same = {"seed": 5, "steps": 2, "batch_invariant": True}
+    drawn = tiny.generate("a cat", n=3, variation_seed=8, variation_strength=0.3, **same)
     assert drawn.seeds == [5, 5, 5]
     assert [s.variation_seed for s in drawn.settings] == [8, 9, 10]
-    assert {(s.vary, s.n, s.variation) for s in drawn.settings} == {(None, 1, 0.3)}
+    assert {(s.n, s.variation_strength) for s in drawn.settings} == {(1, 0.3)}
     for picture, settings in zip(drawn.images, drawn.settings, strict=True):
         values = settings.to_dict()
         again = tiny.generate(values.pop("prompt"), **values)
@@ -99,32 +99,28 @@ def test_variations_of_one_picture_are_the_pictures_that_each_is_alone(tiny):
 
 
 def test_what_is_left_out():
-    """The first variation seed is none of the pictures' own, which would vary nothing."""
-    made = Settings(prompt="x", seed=42, vary=4).resolved(V1_4)
-    assert (made.variation, made.variation_seed) == (0.1, 43)
-    assert [s.variation_seed for s in made.each()] == [43, 44, 45, 46]
-    made = Settings(prompt="x", seed=42, n=3, variation=0.5).resolved(V1_4)
-    assert (made.variation, made.variation_seed) == (0.5, 45)
-    assert Settings(prompt="x", variation_seed=0).resolved(V1_4).variation == 0.1
-    assert Settings(prompt="x", seed=1).resolved(V1_4).variation is None
-    last = Settings(prompt="x", seed=MAX_SEED - 1, vary=2).resolved(V1_4)
+    """The first variation seed is not the seed itself, which would vary nothing."""
+    made = Settings(prompt="x", seed=42, n=4, variation_strength=0.5).resolved(V1_4)
+    assert (made.variation_strength, made.variation_seed) == (0.5, 43)
+    assert [s.variation_seed for s in made.per_image()] == [43, 44, 45, 46]
+    assert [s.seed for s in made.per_image()] == [42] * 4
+    assert Settings(prompt="x", variation_seed=0).resolved(V1_4).variation_strength == 0.1
+    assert Settings(prompt="x", seed=1).resolved(V1_4).variation_strength is None
+    last = Settings(prompt="x", seed=MAX_SEED - 1, n=2, variation_strength=0.5).resolved(V1_4)
     assert last.variation_seed == 0
 
 
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        ({"variation": 1.5}, ["variation=1.5", "0, the seed's own", "to 1"]),
-        ({"variation": -0.1}, ["variation=-0.1", "out of range"]),
-        ({"variation": math.nan}, ["variation=nan", "out of range"]),
-        ({"variation": "a"}, ["variation='a'", "not a number"]),
-        ({"variation": True}, ["variation=True", "not a number"]),
+        ({"variation_strength": 1.5}, ["variation_strength=1.5", "0, the seed's own", "to 1"]),
+        ({"variation_strength": -0.1}, ["variation_strength=-0.1", "out of range"]),
+        ({"variation_strength": math.nan}, ["variation_strength=nan", "out of range"]),
+        ({"variation_strength": "a"}, ["variation_strength='a'", "not a number"]),
+        ({"variation_strength": True}, ["variation_strength=True", "not a number"]),
         ({"variation_seed": -1}, ["variation_seed=-1", "0 to"]),
         ({"variation_seed": "a"}, ["variation_seed='a'", "whole number"]),
-        ({"variation_seed": MAX_SEED, "vary": 2}, [f"0 to {MAX_SEED - 1}"]),
-        ({"vary": 0}, ["vary=0", "1 to"]),
-        ({"vary": 1.5}, ["vary=1.5", "whole number"]),
-        ({"vary": 3, "n": 2}, ["vary=3", "one picture", "2 are asked for", "leave n out"]),
+        ({"variation_seed": MAX_SEED, "n": 2}, [f"0 to {MAX_SEED - 1}"]),
     ],
 )
 def test_refused(values, parts):
@@ -133,20 +129,25 @@ def test_refused(values, parts):
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
-def test_variations_are_of_one_prompt():
-    with pytest.raises(UsageError, match="one prompt"):
-        plan(["a", "b"], defaults=V1_4, factor=8, layers=12, vary=2)
+def test_variations_of_several_prompts_count_on():
+    run = plan(["a", "b"], defaults=V1_4, factor=8, layers=12, n=2, seed=3, variation_seed=7)
+    assert [(s.prompt, s.seed, s.variation_seed) for s in run] == [
+        *(("a", 3, 7), ("a", 3, 8)),
+        *(("b", 3, 9), ("b", 3, 10)),
+    ]
+
+
+def test_the_last_seed_has_as_many_variations_as_one_likes():
+    assert Settings(prompt="x", seed=MAX_SEED, n=3, variation_seed=0).seed == MAX_SEED
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--variation", "1.5"], "variation=1.5 is out of range"),
-        (["--variation", "a"], "'a' is not a number"),
-        (["--variation"], "--variation needs a value, SHARE"),
+        (["--variation-strength", "1.5"], "variation_strength=1.5 is out of range"),
+        (["--variation-strength", "a"], "'a' is not a number"),
+        (["--variation-strength"], "--variation-strength needs a value, SHARE"),
         (["--variation-seed", "0.5"], "'0.5' is not a whole number"),
-        (["--vary", "0"], "vary=0 is out of range"),
-        (["--vary", "2", "--n", "3"], "give one prompt and leave n out"),
     ],
 )
 def test_the_command_line_refuses_before_a_model_is_loaded(words, told, capsys):
@@ -155,7 +156,7 @@ def test_the_command_line_refuses_before_a_model_is_loaded(words, told, capsys):
 
 
 def test_each_of_four_files_replays_alone_from_the_lowest_seed(folder, tmp_path, capsys):
-    words = ["a cat", "--seed", "0", "--vary", "4", "--variation", "0.25", "--steps", "2"]
+    words = ["a cat", "--seed", "0", "-n", "4", "--variation-strength", "0.25", "--steps", "2"]
     words += ["--dtype", "float32", "--model", str(folder), "--out", str(tmp_path / "cat.png")]
     assert main(["generate", *words]) == 0
     out, err = capsys.readouterr()
@@ -172,16 +173,18 @@ def test_each_of_four_files_replays_alone_from_the_lowest_seed(folder, tmp_path,
     now = {**read(last)["sdpipe"]}
     assert result.settings[3].to_dict() == now["settings"]
     assert verify(last, job.record, result.images[3], now).status == 0
-    changed = prepare(last, model=str(folder), changes={"vary": 2, "variation_seed": 7})
+    changed = prepare(last, model=str(folder), changes={"n": 2, "variation_seed": 7})
     assert len(changed.draw(pipe).images) == len(changed.wanted) == 2
 
 
 def test_a1111_writes_and_reads_it_by_its_own_names():
-    settings = Settings(prompt="x", seed=3, variation=0.25, variation_seed=8).resolved(V1_4)
+    settings = Settings(prompt="x", seed=3, variation_strength=0.25, variation_seed=8).resolved(
+        V1_4
+    )
     text = parameters(settings, {"name": "m"})
     assert "Variation seed: 8, Variation seed strength: 0.25" in text
     record = a1111.read(text)
-    assert record.values["variation"] == 0.25
+    assert record.values["variation_strength"] == 0.25
     assert record.values["variation_seed"] == 8
     assert not any("left out" in remark for remark in record.remarks)
     plain = parameters(Settings(prompt="x", seed=3).resolved(V1_4), {"name": "m"})
@@ -189,10 +192,10 @@ def test_a1111_writes_and_reads_it_by_its_own_names():
 
 
 def test_a_sweep_over_variations(folder, tmp_path, capsys):
-    words = ["a cat", "--variation", "0,0.5,1", "--seed", "3", "--variation-seed", "4"]
+    words = ["a cat", "--variation-strength", "0,0.5,1", "--seed", "3", "--variation-seed", "4"]
     words += ["--steps", "2", "--model", str(folder), "--out", str(tmp_path / "way"), "--json"]
     assert main(["sweep", *words]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [cell["settings"]["variation"] for cell in told["cells"]] == [0, 0.5, 1]
+    assert [cell["settings"]["variation_strength"] for cell in told["cells"]] == [0, 0.5, 1]
     assert told["sweep"]["variation_seed"] == 4
-    assert (tmp_path / "way" / "variation=0.5.png").exists()
+    assert (tmp_path / "way" / "variation_strength=0.5.png").exists()

@@ -194,7 +194,7 @@ def test_what_was_said_is_in_the_picture(hub, version_2, tmp_path, monkeypatch, 
         return status, out, " ".join(err.split())
 
     fast = ["--model", path, "--steps", "2", "--seed", "1", "--device", "cpu", "--dtype", "float32"]
-    status, out, err = run("generate", "a cat", *fast, "--prediction", "v")
+    status, out, err = run("generate", "a cat", *fast, "--prediction-type", "v")
     assert status == 0, err
     picture = out.strip()
     assert re.search(

@@ -51,27 +51,29 @@ def tell(capsys):
 
 
 def test_it_reads_as_a_person_reads(tell, tmp_path):
-    path = png.save(picture(), tmp_path / "x.png", own("red apple\non a table", exact=True))
+    path = png.save(
+        picture(), tmp_path / "x.png", own("red apple\non a table", batch_invariant=True)
+    )
     status, out, err = tell(path)
     assert (status, err) == (0, "")
     versions = ", ".join(f"{k} {v}" for k, v in own()["sdpipe"]["versions"].items())
     assert out == (
         f"{path}\n"
-        "  prompt      red apple\n"
-        "              on a table\n"
-        "  size        128 x 128\n"
-        "  seed        7\n"
-        "  steps       30\n"
-        "  g           3.25\n"
-        "  scheduler   lms\n"
-        "  lms_order   2\n"
-        "  exact       yes\n"
-        "  model       emoji, sha256 abababababab\n"
-        "  batch       number 3 of 4 that were drawn at once\n"
-        "  written by  sdpipe\n"
-        f"  versions    {versions}\n"
-        "  drawn       on cpu in float32\n"
-        "  pixels      as they were drawn\n"
+        "  prompt           red apple\n"
+        "                   on a table\n"
+        "  size             128 x 128\n"
+        "  seed             7\n"
+        "  steps            30\n"
+        "  g                3.25\n"
+        "  scheduler        lms\n"
+        "  lms_order        2\n"
+        "  batch_invariant  yes\n"
+        "  model            emoji, sha256 abababababab\n"
+        "  batch            number 3 of 4 that were drawn at once\n"
+        "  written by       sdpipe\n"
+        f"  versions         {versions}\n"
+        "  drawn            on cpu in float32\n"
+        "  pixels           as they were drawn\n"
     )
 
 

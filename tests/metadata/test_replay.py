@@ -48,8 +48,8 @@ def models(tmp_path_factory):
 RUNS = {
     "alone": ("red apple", ["--out", "x.png"]),
     "four": ("red apple", ["--n", "4", "--out", "x.png"]),
-    "prompts": ("-", ["--n", "2", "--out", "x.png", "--negative", "dark, with: signs"]),
-    "exact": ("red apple", ["--n", "2", "--exact", "--out", "x.png"]),
+    "prompts": ("-", ["--n", "2", "--out", "x.png", "--negative-prompt", "dark, with: signs"]),
+    "batch_invariant": ("red apple", ["--n", "2", "--batch-invariant", "--out", "x.png"]),
     "steps": ("red apple", ["--n", "2", "--save-int", "--out", "x.png"]),
     "webp": ("red apple", ["--out", "x.webp"]),
     "random": ("red apple", ["--n", "2", "--scheduler", "euler_a", "--width", "64", "--out", "o"]),
@@ -166,7 +166,16 @@ def test_other_weights_are_different_and_named(run, models):
 
 def test_with_changed_settings_it_is_another_picture(draw, run):
     path = draw("red apple", "--n", "3", "--out", "x.png")[1]
-    sets = ["--set", "g=1", "--set", "dim=64", "--set", "scheduler=ddim", "--set", "exact=yes"]
+    sets = [
+        "--set",
+        "g=1",
+        "--set",
+        "dim=64",
+        "--set",
+        "scheduler=ddim",
+        "--set",
+        "batch_invariant=yes",
+    ]
     status, out, err = run("replay", path, *sets, "--out", "y.png")
     assert (status, out) == (0, "y.png\n"), err
     told = png.read("y.png")["sdpipe"]
@@ -174,7 +183,7 @@ def test_with_changed_settings_it_is_another_picture(draw, run):
     drawn = Settings.from_dict(told["settings"])
     wanted = {"g": 1, "width": 64, "height": 64, "scheduler": "ddim", "steps": 4, "seed": 8}
     assert {name: getattr(drawn, name) for name in wanted} == wanted
-    assert (drawn.prompt, drawn.lms_order, drawn.exact) == ("red apple", None, True)
+    assert (drawn.prompt, drawn.lms_order, drawn.batch_invariant) == ("red apple", None, True)
     status, out, _ = run("replay", path, "--set", "n=2", "--set", "prompt=crab", "--json")
     told = json.loads(out)
     assert [entry["seed"] for entry in told["written"]] == [8, 9]

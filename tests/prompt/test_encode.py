@@ -347,7 +347,7 @@ MIXED = ["cat", "(red:1.3) dog", "cat " * 80, "[cat:dog:0.5] BREAK apple", "dog"
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_length_of_a_prompt_changes_nothing_for_its_neighbours(pipe, exact):
-    same = {"steps": 4, "g": 3, "exact": exact, "negative_prompt": "[blue|(red:1.2)]"}
+    same = {"steps": 4, "g": 3, "batch_invariant": exact, "negative_prompt": "[blue|(red:1.2)]"}
     batch = list(pipe.stream(MIXED, seed=20, **same))
     for k, prompt in enumerate(MIXED):
         alone = list(pipe.stream(prompt, seed=20 + k, **same))
@@ -365,7 +365,7 @@ def test_a_batch_are_neighbours_of_one_length(emoji):
     assert result.places == [(0, 2), (1, 2), (0, 1), (0, 3), (1, 3), (2, 3)]
     again = emoji.generate("crab", **{**same, "n": 3, "seed": 4})
     assert again.images[2].tobytes() == result.images[5].tobytes()
-    assert emoji.generate(prompts[:2], **same, exact=True).places == [(0, 1), (0, 1)]
+    assert emoji.generate(prompts[:2], **same, batch_invariant=True).places == [(0, 1), (0, 1)]
 
 
 def test_a_change_that_never_comes_is_told(pipe):
@@ -395,7 +395,10 @@ def test_the_built_in_model_draws_them_all(emoji):
     ("arguments", "told"),
     [
         (["a (cat"], r"prompt: the bracket ( in column 3 is never closed; close it, or write \("),
-        (["cat", "--negative", ":)"], "negative_prompt: the bracket ) in column 2 closes nothing"),
+        (
+            ["cat", "--negative-prompt", ":)"],
+            "negative_prompt: the bracket ) in column 2 closes nothing",
+        ),
         (["cat", "--clip-skip", "0"], "clip_skip=0 is out of range: 1 to"),
         (["-"], "prompt: the weight 11 after the colon in column 7 is out of range: 0 to 10."),
     ],

@@ -66,9 +66,9 @@ HALF = Image.fromarray(np.repeat(np.uint8([[0, 255]]), 64, axis=1).repeat(128, a
     ("settings", "order"),
     [
         ({}, "text_encoder unet vae"),
-        ({"save_int": True, "n": 3, "exact": True}, "text_encoder unet vae"),
-        ({"init": PICTURE, "mask": HALF, "strength": 0.5}, "text_encoder vae unet vae"),
-        ({"hires": 1.5, "hires_strength": 0.5}, "text_encoder unet vae unet vae"),
+        ({"save_int": True, "n": 3, "batch_invariant": True}, "text_encoder unet vae"),
+        ({"init_image": PICTURE, "mask_image": HALF, "strength": 0.5}, "text_encoder vae unet vae"),
+        ({"hires_scale": 1.5, "hires_strength": 0.5}, "text_encoder unet vae unet vae"),
         ({"seamless": "xy"}, "text_encoder unet vae"),
     ],
 )

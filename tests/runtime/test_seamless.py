@@ -139,16 +139,16 @@ def test_with_a_picture_a_mask_new_edges_and_two_passes(tiny):
     mask.paste(0, (16, 16, 48, 48))
     same = {"seed": 1, "steps": 2, "seamless": "xy"}
     for more, size in (
-        ({"init": init, "strength": 0.5}, (64, 64)),
-        ({"init": init, "mask": mask}, (64, 64)),
-        ({"init": init, "outpaint": (16, 0, 16, 0)}, (96, 64)),
-        ({"hires": 1.5}, (96, 96)),
+        ({"init_image": init, "strength": 0.5}, (64, 64)),
+        ({"init_image": init, "mask_image": mask}, (64, 64)),
+        ({"init_image": init, "outpaint": (16, 0, 16, 0)}, (96, 64)),
+        ({"hires_scale": 1.5}, (96, 96)),
     ):
         drawn = tiny.generate("a cat", **same, **more).images[0]
         plain = tiny.generate("a cat", **{**same, "seamless": None}, **more).images[0]
         assert drawn.size == size
         assert drawn.tobytes() != plain.tobytes()
-        if "mask" in more:
+        if "mask_image" in more:
             assert drawn.crop((16, 16, 48, 48)).tobytes() == init.crop((16, 16, 48, 48)).tobytes()
 
 
@@ -159,8 +159,8 @@ def test_refused(tiny, capsys):
     # The tiny U-Net has two levels: 16 pixels are one place of the coarser.
     with pytest.raises(UsageError, match=r"width=72 is not a multiple of 16.*take 64 or 80\."):
         tiny.generate("x", width=72, height=64, seamless="x", steps=2)
-    with pytest.raises(UsageError, match="width with hires=104 is not a multiple of 16"):
-        tiny.generate("x", width=64, height=64, hires=1.6, seamless="x", steps=2)
+    with pytest.raises(UsageError, match="width with hires_scale=104 is not a multiple of 16"):
+        tiny.generate("x", width=64, height=64, hires_scale=1.6, seamless="x", steps=2)
     assert tiny.generate("x", width=72, height=64, seamless="y", steps=2).images
     assert main(["generate", "x", "--model", "/no/such/model", "--seamless", "both"]) == 2
     assert "seamless='both' is not known" in capsys.readouterr().err

@@ -207,7 +207,17 @@ def test_a_warning_for_all_cells_is_said_once(sweep):
 
 
 def test_the_grid_tells_how_it_was_made(run, sweep, models):
-    arguments = ["a {cat|dog}", "--negative", "red", "--seed", "1-2", "--steps", "2", "--out", "o"]
+    arguments = [
+        "a {cat|dog}",
+        "--negative-prompt",
+        "red",
+        "--seed",
+        "1-2",
+        "--steps",
+        "2",
+        "--out",
+        "o",
+    ]
     told, _ = sweep(*arguments)
     status, out, _ = run("info", "o/grid.png")
     assert status == 0
@@ -280,11 +290,11 @@ WRONG = {
     "sweep x --g 1,12:": "g='12:' is neither a number, a pair such as 12:4 nor a range",
     "sweep x --g 1,inf:2": "g=inf:2 is not a finite number",
     "sweep x --g 12:4": "nothing varies",
-    "sweep x --interval 0.3,5": "nothing varies",
-    "sweep x --interval 0.3,5;5": "interval=5 is not two noise levels",
-    "sweep x --interval 0.3,5;": "interval='' is not two noise levels",
+    "sweep x --guidance-interval 0.3,5": "nothing varies",
+    "sweep x --guidance-interval 0.3,5;5": "guidance_interval=5 is not two noise levels",
+    "sweep x --guidance-interval 0.3,5;": "guidance_interval='' is not two noise levels",
     "sweep x --g 1,2 --safety on": "safety='on' is not known",
-    "sweep x --rescale 0,2": "rescale=2.0 is out of range",
+    "sweep x --guidance-rescale 0,2": "guidance_rescale=2.0 is out of range",
     "sweep x --g 1,nan": "g=nan is not a finite number",
     "sweep x --steps 1-5": "below sigma 0.05",
     "sweep x --steps 10,2.5": "steps='2.5' is neither a whole number",
@@ -305,9 +315,9 @@ WRONG = {
     "sweep {a|b": "open at one end",
     "sweep {a|{b|c}}": "another inside",
     "sweep - --g 1,2": "standard input",
-    "sweep x --negative {a|b": "negative='{a|b'",
+    "sweep x --negative-prompt {a|b": "negative='{a|b'",
     "sweep \udcff --g 1,2": "not UTF-8",
-    "sweep x --g 1,2 --negative \udcff": "--negative is not UTF-8",
+    "sweep x --g 1,2 --negative-prompt \udcff": "--negative-prompt is not UTF-8",
     "sweep x --g 1,2 --batch 0": "batch=0",
     "sweep x --g 1,2 --out x.png": "fills a folder",
     "sweep x --g 1,2 --out file": "file is not a folder",

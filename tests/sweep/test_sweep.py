@@ -70,7 +70,12 @@ def test_no_name_of_a_cell_is_a_numbered_twin_of_another():
 
 def test_a_sweep_survives_json_and_its_command():
     plan = Sweep(
-        "-a 'b' {c|$d}", g=[1.5, -2], seed=range(3, 9), negative_prompt="x", exact=True, karras=True
+        "-a 'b' {c|$d}",
+        g=[1.5, -2],
+        seed=range(3, 9),
+        negative_prompt="x",
+        batch_invariant=True,
+        karras=True,
     )
     again = Sweep.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert again.cells == plan.cells
@@ -78,7 +83,7 @@ def test_a_sweep_survives_json_and_its_command():
     assert words[:2] == ["sdpipe", "sweep"]
     assert words[-2:] == ["--", plan.prompt]
     assert " ".join(words[2:-2]) == (
-        "--g 1.5,-2 --seed 3-8 --negative x --exact --karras yes --model m/n"
+        "--g 1.5,-2 --seed 3-8 --negative-prompt x --batch-invariant --karras yes --model m/n"
     )
 
 
@@ -93,7 +98,7 @@ WRONG_SWEEPS = {
     "dim=65 is not a multiple of 8": {"dim": [64, 65]},
     "no Karras noise levels": {"scheduler": ["lms", "ddim"], "karras": True},
     "unknown setting 'n'": {"n": [1, 2]},
-    "takes one": {"exact": [True, False]},
+    "takes one": {"batch_invariant": [True, False]},
     "neither a number nor a text": {"g": [None, 3]},
     "is an empty list": {"g": []},
 }
