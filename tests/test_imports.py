@@ -71,7 +71,6 @@ ARROWS: set[tuple[str, str]] = {
     ("prompt", "loading"),
     ("runtime", "settings"),
     ("runtime", "values"),
-    ("sampling", "init"),
     ("settings", "guidance"),
     ("settings", "init"),
     ("sweep", "init"),

@@ -214,7 +214,7 @@ def test_a_pass_takes_the_last_steps_rounded_down_as_diffusers_does(strength, ta
 )
 def test_json_both_ways(settings):
     assert type(settings).from_json(settings.to_json()) == settings
-    assert Settings.from_dict(settings.to_dict()) == settings
+    assert type(settings).from_dict(settings.to_dict()) == settings
     assert json.loads(settings.to_json()) == settings.to_dict()
     assert "\n" not in settings.to_json()
 

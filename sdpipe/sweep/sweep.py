@@ -271,6 +271,12 @@ def label(name: str, value: Any) -> str:
             return f"order {value}"
         case "clip_skip":
             return f"clip skip {value}"
+        case "guidance_rescale" | "guidance_interval":
+            return f"{name.removeprefix('guidance_')} {plain(value)}"
+        case "variation_strength":
+            return f"variation {plain(value)}"
+        case "hires_scale":
+            return f"hires {plain(value)}"
         case "variation_seed":
             return f"towards seed {value}"
         case "hires_strength":
