@@ -77,7 +77,7 @@ ARROWS: set[tuple[str, str]] = {
     ("training", "cli"),
 }
 LONG = {
-    *("cli/options.py", "loading/hub.py", "loading/locate.py", "loading/lora.py"),
+    *("cli/options.py", "cli/sweep.py", "loading/hub.py", "loading/locate.py", "loading/lora.py"),
     *("loading/sources.py", "pipeline.py", "prompt/syntax.py", "runtime/speed.py", "settings.py"),
     *("show/attention.py", "sweep/folder.py", "sweep/sweep.py", "training/glyphs.py"),
     "training/recipe.py",
