@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 import sdpipe
-from sdpipe.cli import check as cli_check
+from sdpipe.cli import compare as cli_compare
 from sdpipe.cli import console as messages
+from sdpipe.cli import doctor as cli_doctor
 from sdpipe.cli import names as cli_names
 from sdpipe.cli import options, progress
 from sdpipe.cli import replay as cli_repeat
@@ -187,10 +188,10 @@ app.command(
 app.command(short_help="Tell how pictures were drawn.")(cli_repeat.info)
 app.command(short_help="Draw a picture again, and verify that it is the same.")(cli_repeat.replay)
 app.command(
-    short_help="Hold the loop against diffusers, step by step.",
+    short_help="Compare with diffusers' pipeline, step by step.",
     epilog="Example:  sdpipe compare 'red apple' --model emoji --seed 42 --out curve.png",
-)(cli_check.compare)
-app.command(short_help="Look whether all that is needed is here.")(cli_check.doctor)
+)(cli_compare.compare)
+app.command(short_help="Check the installation.")(cli_doctor.doctor)
 for _command in (*app.registered_commands, *show_app.registered_commands):
     _command.cls = Command
 

@@ -1,4 +1,4 @@
-"""The commands that look at sdpipe itself: does it work here, and is what it draws right."""
+"""`sdpipe compare`: is what the loop draws what diffusers draws."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,10 +42,6 @@ Out = Annotated[
         "-o",
         metavar="FILE",
     ),
-]
-Offline = Annotated[
-    bool,
-    options.flag(CHECK, "Ask nothing of the hub, not even the size of a download.", "--offline"),
 ]
 
 
@@ -118,31 +114,6 @@ def compare(
     else:
         messages.print_result("\n".join([str(found), *written.values()]))
     return 0 if found.within else messages.FAILED
-
-
-def doctor(
-    offline: Offline = False, as_json: options.PrintJson = False, debug: options.Debug = False
-) -> int:
-    """Looks whether `sdpipe generate` works here, and says what helps where it does not.
-
-    Most of its time goes into importing torch and drawing a small picture for trial. Nothing is
-    downloaded. The exit status is 0 where pictures can be drawn, and 1 where a problem stops them.
-    """
-    from sdpipe.doctor import as_json as all_in_one
-    from sdpipe.doctor import examine, works
-
-    found, looking = [], examine(offline=offline)
-    while True:
-        with progress.status("importing torch, drawing for trial ..."):
-            finding = next(looking, None)
-        if finding is None:
-            break
-        found.append(finding)
-        if not as_json:
-            messages.print_result(str(finding))
-    if as_json:
-        messages.print_result(all_in_one(found))
-    return 0 if works(found) else messages.FAILED
 
 
 def _drawing(out: str) -> Path:
