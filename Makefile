@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
   $$p $(IS_NEW_ENOUGH) >/dev/null 2>&1 && echo $$p && break; done)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test golden clean
+.PHONY: demo test golden figures clean
 
 demo: .venv/sdpipe
 	.venv/bin/sdpipe generate "red apple" --model emoji --seed 42
@@ -21,6 +21,10 @@ test: .venv/test
 # Writes all messages and help pages anew, to be reviewed by eye.
 golden: .venv/test
 	PYTHONPATH=tests .venv/bin/python -m support.golden
+
+# Writes the tables of the measured results into benchmarks/README.md.
+figures: .venv/test
+	.venv/bin/python benchmarks/figures.py
 
 .venv/bin/python:
 	@$(or $(PYTHON),false) $(IS_NEW_ENOUGH) || \

@@ -14,7 +14,7 @@ from sdpipe.training.recipe import load_recipe
 
 NAMES = 200
 STEPS = 30
-FIRST_SEED = 1000  # picture i of a part has seed FIRST_SEED + i: a name and its other words too
+FIRST_SEED = 1000  # image i of a part has seed FIRST_SEED + i: a name and its other words too
 
 Kind = Callable[..., Tally]  # draws a kind of scenes, for a Bench and settings of generate
 
@@ -46,15 +46,15 @@ class Bench:
     def scenes(
         self, scenes: Sequence[Scene], **settings: Any
     ) -> Iterator[tuple[Scene, Image.Image]]:
-        """Each scene with the picture that its caption brings."""
+        """Each scene with the image that its caption brings."""
         return zip(scenes, self.draw([*map(caption, scenes)], **settings), strict=True)
 
     def on_white(self, prompts: Sequence[str], **settings: Any) -> Tally:
         """Draws a prompt for each of the names, and looks for its glyph and a white background."""
         tally = Tally()
-        pictures = self.draw(prompts, **settings)
-        for name, prompt, picture in zip(self.names, prompts, pictures, strict=True):
-            seen, on = self.judge.name(picture, scales=self.scale), self.judge.background(picture)
+        images = self.draw(prompts, **settings)
+        for name, prompt, image in zip(self.names, prompts, images, strict=True):
+            seen, on = self.judge.name(image, scales=self.scale), self.judge.background(image)
             said = seen if on == "white" else f"{seen} on {on}"
             tally.add(prompt, said, glyph=self.judge.is_a(name, seen), background=on == "white")
         return tally
@@ -86,9 +86,9 @@ def coloured(bench: Bench, **settings: Any) -> Tally:
     scenes = [Scene(name, c) for name in bench.judge.names for c in said]
     scenes = bench.held_out(scenes, bench.count)
     tally = Tally()
-    for scene, picture in bench.scenes(scenes, **settings):
-        seen = bench.judge.name(picture, scales=bench.scale)
-        on = bench.judge.background(picture)
+    for scene, image in bench.scenes(scenes, **settings):
+        seen = bench.judge.name(image, scales=bench.scale)
+        on = bench.judge.background(image)
         right = {"glyph": bench.judge.is_a(scene.name, seen), "background": on == scene.colour}
         tally.add(caption(scene), f"{seen} on {on}", **right)
     return tally
@@ -104,10 +104,10 @@ def placed(bench: Bench, **settings: Any) -> Tally:
     ]
     scenes = bench.held_out(scenes, bench.count)
     tally = Tally()
-    for scene, picture in bench.scenes(scenes, **settings):
+    for scene, image in bench.scenes(scenes, **settings):
         assert scene.size is not None
-        seen = bench.judge.name(picture, scales=(SIZES[scene.size], SIZES[scene.size]))
-        size, where = bench.judge.size_and_place(picture, scene.name)
+        seen = bench.judge.name(image, scales=(SIZES[scene.size], SIZES[scene.size]))
+        size, where = bench.judge.size_and_place(image, scene.name)
         right = {"size": size == scene.size, "place": where == scene.place}
         right |= {"glyph": bench.judge.is_a(scene.name, seen)}
         tally.add(caption(scene), f"{seen}, {size}, {where}", **right)
@@ -117,9 +117,9 @@ def placed(bench: Bench, **settings: Any) -> Tally:
 def paired(bench: Bench, **settings: Any) -> Tally:
     """Two names that training never had together: each glyph in its place."""
     scenes, tally = couples(bench), Tally()
-    for scene, picture in bench.scenes(scenes, **settings):
+    for scene, image in bench.scenes(scenes, **settings):
         assert scene.relation is not None
-        seen = bench.judge.pair(picture, scene.relation)
+        seen = bench.judge.pair(image, scene.relation)
         first, second = map(bench.judge.is_a, scene.names, seen)
         tally.add(caption(scene), ", ".join(seen), first=first, second=second)
     return tally

@@ -1,12 +1,12 @@
-"""What approximate methods save on v1-4's architecture, and what they do to pictures.
+"""What approximate methods save on v1-4's architecture, and what they do to images.
 
-    python benchmarks/approximate.py [--only METHOD ...] [--folder MODEL] [--pictures] [--quick]
+    python benchmarks/approximate.py [--only METHOD ...] [--folder MODEL] [--images] [--quick]
 
 Each method runs in turn with none, in one process. What it saves is measured on v1-4's architecture
-with random weights, 512 x 512, from prompt to latents; what it does to pictures on the
+with random weights, 512 x 512, from prompt to latents; what it does to images on the
 built-in model: how far they are from those without it, and in how many the judge of
 prompt_accuracy.py still finds the glyph that was asked for. Writes approximate.json beside this
-file, and the table in README.md. With --pictures the times stay as they are: for a built-in model
+file, and the table in README.md. With --images the times stay as they are: for a built-in model
 that was trained anew.
 
 DeepCache and tomesd are not of sdpipe: pip install DeepCache tomesd. Needs what
@@ -42,7 +42,7 @@ from sdpipe.schedule import make_scheduler
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- approximate.py writes this table -->", "<!-- here its table ends -->"
-NAMES, STEPS = 64, 30  # of the built-in model's pictures
+NAMES, STEPS = 64, 30  # of the built-in model's images
 TIMED_STEPS, ROUNDS = 6, 2
 CHANGEABLE = not torch.cuda.is_available()  # what a CUDA graph has recorded no method changes
 
@@ -148,11 +148,11 @@ def saved(folder: Path, chosen: Sequence[str], side: int, rounds: int) -> dict[s
 
 
 def drawn(chosen: Sequence[str], names: int) -> dict[str, Any]:
-    """The built-in model's pictures with each method, beside those without."""
+    """The built-in model's images with each method, beside those without."""
     pipe, judge = Pipeline(EMOJI, speed=CHANGEABLE), Judge()
     asked = random.Random(0).sample(judge.names, names)
 
-    def pictures(change: Change, settings: dict[str, Any]) -> list[Image.Image]:
+    def images(change: Change, settings: dict[str, Any]) -> list[Image.Image]:
         made: list[Image.Image] = []
         with change(pipe, STEPS):
             for i in range(0, names, 16):
@@ -162,16 +162,16 @@ def drawn(chosen: Sequence[str], names: int) -> dict[str, Any]:
         return made
 
     found: list[int] = []
-    full = pictures(nothing, {})
+    full = images(nothing, {})
     report: dict[str, Any] = {
         "model": pipe.components.model.identity()["sha256"],
         "dtype": dtype_name(pipe.components.dtype),
-        "pictures": names,
+        "images": names,
         "full": found[0],
         "methods": {},
     }
     for name in chosen:
-        made = pictures(METHODS[name].change, METHODS[name].settings(STEPS))
+        made = images(METHODS[name].change, METHODS[name].settings(STEPS))
         report["methods"][name] = {
             "apart": rounded(statistics.mean(map(rmse, full, made))),
             "right": found[-1],
@@ -182,16 +182,16 @@ def drawn(chosen: Sequence[str], names: int) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     """The report in Markdown."""
-    pictures, speed = report["pictures"], report["speed"]
-    count = pictures["pictures"]
+    images, speed = report["images"], report["speed"]
+    count = images["images"]
     rows = [
-        ("method", "steps of v1-4", "pictures apart, of 255", f"right of {count}"),
+        ("method", "steps of v1-4", "images apart, of 255", f"right of {count}"),
         ("---", "---", "---", "---"),
-        ("none", "1x", "0", str(pictures["full"])),
+        ("none", "1x", "0", str(images["full"])),
     ]
     for name, method in METHODS.items():
         if name in speed["methods"]:
-            s, p = speed["methods"][name], pictures["methods"][name]
+            s, p = speed["methods"][name], images["methods"][name]
             times = f"{s['times']:.2f}x ({s['from']:.2f} to {s['to']:.2f})"
             rows.append((method.title, times, f"{p['apart']:.1f}", str(p["right"])))
     whole = speed["decoding"] + 50 * speed["step"]
@@ -199,7 +199,7 @@ def table(report: dict[str, Any]) -> str:
     rows.append(("a tiny VAE: all it could save of 50 steps", f"{most:.3f}x", "not measured", ""))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     on = report["machine"]
-    drawn_in = "" if pictures["dtype"] == report["dtype"] else f"; pictures {pictures['dtype']}"
+    drawn_in = "" if images["dtype"] == report["dtype"] else f"; images {images['dtype']}"
     lines.append(f"\nOn {on['cpu']}, {on['threads']} threads, {report['dtype']}{drawn_in}.")
     return "\n".join(lines)
 
@@ -211,16 +211,16 @@ def main() -> None:
         "--folder", type=Path, help="a model of v1-4's architecture, written if not"
     )
     parser.add_argument(
-        "--pictures",
+        "--images",
         action="store_true",
         help="draw all of them anew, and keep the times of before",
     )
     parser.add_argument("--quick", action="store_true", help="a tiny model, and no result kept")
     options = parser.parse_args()
     rounds, names = (1, 2) if options.quick else (ROUNDS, NAMES)
-    if options.pictures:
+    if options.images:
         report = json.loads(RESULTS.read_text(encoding="utf-8"))
-        report["pictures"] = drawn(list(report["speed"]["methods"]), names)
+        report["images"] = drawn(list(report["speed"]["methods"]), names)
     else:
         report = measured(options.only, options.folder, rounds, names, quick=options.quick)
     print(table(report))
@@ -233,14 +233,14 @@ def main() -> None:
 def measured(
     chosen: Sequence[str], folder: Path | None, rounds: int, names: int, *, quick: bool
 ) -> dict[str, Any]:
-    """What the methods save, and what they do to pictures."""
+    """What the methods save, and what they do to images."""
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(quick=quick, scratch=Path(scratch))
         return {
             "machine": machine(),
             "versions": versions() | {name: version(name) for name in ("DeepCache", "tomesd")},
             "dtype": dtype_name(pick_dtype("auto", pick_device("auto"))),
-            "pictures": drawn(chosen, names),
+            "images": drawn(chosen, names),
             "speed": saved(folder or bench.v1_4(), chosen, bench.side, rounds),
         }
 

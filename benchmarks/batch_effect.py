@@ -1,4 +1,4 @@
-"""By how much a picture changes when others are drawn beside it, in each number type.
+"""By how much an image changes when others are drawn beside it, in each number type.
 
     python benchmarks/batch_effect.py [--model emoji] [--dtypes float32 bfloat16]
 

@@ -1,13 +1,13 @@
-"""Names what a picture shows, without the model that drew it: the judge is the font.
+"""Names what an image shows, without the model that drew it: the judge is the font.
 
     python benchmarks/judge.py
 
 checks the judge itself, on glyphs that are drawn freshly.
 
-The background is what most of the picture's rim is nearest to; the foreground is what differs from
+The background is what most of the image's rim is nearest to; the foreground is what differs from
 it. The box that holds nearly all of the foreground is cut out and brought to one size with its
 proportions kept. The nearest of all glyphs of the font, drawn on the same background and cut out in
-the same way, is the one that the picture shows.
+the same way, is the one that the image shows.
 """
 
 import io
@@ -42,14 +42,14 @@ ANY_SCALE = (0.45, 1.0)
 SLACK = 0.06  # how far off the scale may be that the caption asks for
 FARTHER = 1.3  # a glyph at another scale counts as so many times as far: it only breaks ties
 
-NOTHING = "nothing"  # the name of an empty picture
+NOTHING = "nothing"  # the name of an empty image
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """The foreground of a picture.
+    """The foreground of an image.
 
-    box: where it is, from the middle of the picture, as shares of the picture's side.
+    box: where it is, from the middle of the image, as shares of the image's side.
     pixels: (SIDE, SIDE, 3), what is in it, on the background.
     threshold: the levels off the background from which a pixel was taken for foreground.
     """
@@ -89,33 +89,33 @@ class Judge:
         self.names = sorted(set(self.same.values()))
         self._known: dict[tuple[str, int], Known] = {}
 
-    def background(self, picture: Image.Image) -> str:
-        """The name of the colour on which the picture's glyphs stand."""
-        return ground(picture)[0]
+    def background(self, image: Image.Image) -> str:
+        """The name of the colour on which the image's glyphs stand."""
+        return ground(image)[0]
 
     def is_a(self, name: str, seen: str) -> bool:
         """Whether the glyph that was seen is the one of this name."""
         return self.same[name] == seen
 
     def name(
-        self, picture: Image.Image, inside: Part | None = None, scales: Range = ANY_SCALE
+        self, image: Image.Image, inside: Part | None = None, scales: Range = ANY_SCALE
     ) -> str:
-        """The glyph that the picture shows, or that a part of it shows; `NOTHING` where none is.
+        """The glyph that the image shows, or that a part of it shows; `NOTHING` where none is.
 
         inside: that part, in pixels.
         scales: the least and the greatest at which the glyph was asked for. There are small squares
             in the font, and large ones, and nothing else tells them apart.
         """
-        colour, levels = ground(picture)
+        colour, levels = ground(image)
         distance, name = np.inf, NOTHING
         for threshold in THRESHOLDS:
-            seen = cut(picture, colour, levels, threshold, inside)
+            seen = cut(image, colour, levels, threshold, inside)
             if seen is not None:
                 distance, name = min((distance, name), self._nearest(seen, colour, scales))
         return name
 
     def _nearest(self, seen: Cut, colour: str, scales: Range) -> tuple[float, str]:
-        """The squared distance of the nearest glyph, by the picture's measure, and its name."""
+        """The squared distance of the nearest glyph, by the image's measure, and its name."""
         known = self.known(colour, seen.threshold)
         shifts = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
         moved = np.stack([np.roll(seen.pixels, s, (0, 1)).ravel() for s in shifts])  # (9, P)
@@ -127,10 +127,10 @@ class Judge:
         best = int(distance.argmin())
         return float(distance[best]), self.names[best]
 
-    def pair(self, picture: Image.Image, relation: str) -> tuple[str, str]:
-        """The two glyphs of a picture that shows one, say, left of the other; each in its half."""
+    def pair(self, image: Image.Image, relation: str) -> tuple[str, str]:
+        """The two glyphs of an image that shows one, say, left of the other; each in its half."""
         x, y = RELATIONS[relation]
-        width, height = picture.size
+        width, height = image.size
 
         def half(x: int, y: int) -> Part:
             left, top = max(x, 0) * width // 2, max(y, 0) * height // 2
@@ -138,14 +138,14 @@ class Judge:
 
         first, second = half(x, y), half(-x, -y)
         scales = (PAIR, PAIR)
-        return self.name(picture, first, scales), self.name(picture, second, scales)
+        return self.name(image, first, scales), self.name(image, second, scales)
 
-    def size_and_place(self, picture: Image.Image, name: str) -> tuple[str, str]:
+    def size_and_place(self, image: Image.Image, name: str) -> tuple[str, str]:
         """The size and the place at which the named glyph would best fill the box that the
-        picture's foreground has.
+        image's foreground has.
         """
-        colour, levels = ground(picture)
-        cuts = (cut(picture, colour, levels, threshold) for threshold in THRESHOLDS)
+        colour, levels = ground(image)
+        cuts = (cut(image, colour, levels, threshold) for threshold in THRESHOLDS)
         seen = next((c for c in cuts if c is not None), None)
         if seen is None:
             return NOTHING, NOTHING
@@ -174,8 +174,8 @@ class Judge:
             np.ones(count, np.float32),
         )
         for i, name in enumerate(self.names):
-            picture = glyphs.draw([(self.inks[name], DRAWN_AT, (0, 0))], 128, COLOURS[colour])
-            found = cut(picture, colour, levels, threshold)
+            image = glyphs.draw([(self.inks[name], DRAWN_AT, (0, 0))], 128, COLOURS[colour])
+            found = cut(image, colour, levels, threshold)
             if found is not None:
                 known.pixels[i] = found.pixels.ravel()
                 known.squares[i] = np.square(found.pixels).sum()
@@ -184,9 +184,9 @@ class Judge:
         return known
 
 
-def ground(picture: Image.Image) -> tuple[str, Floats]:
-    """The colour that most of a picture's rim is nearest to, and what the rim has of it: (3,)."""
-    levels = np.asarray(picture, np.float32)
+def ground(image: Image.Image) -> tuple[str, Floats]:
+    """The colour that most of an image's rim is nearest to, and what the rim has of it: (3,)."""
+    levels = np.asarray(image, np.float32)
     sides = (levels[:2], levels[-2:], levels[:, :2], levels[:, -2:])
     rim = np.concatenate([side.reshape(-1, 3) for side in sides])  # (pixels, 3)
     known = np.array(list(COLOURS.values()), np.float32)
@@ -196,13 +196,13 @@ def ground(picture: Image.Image) -> tuple[str, Floats]:
 
 
 def cut(
-    picture: Image.Image, colour: str, levels: Floats, threshold: int, inside: Part | None = None
+    image: Image.Image, colour: str, levels: Floats, threshold: int, inside: Part | None = None
 ) -> Cut | None:
-    """The foreground of a square picture, or of a part of it; None where there is none.
+    """The foreground of a square image, or of a part of it; None where there is none.
 
-    colour: the background's name; `levels`: what it is in this picture.
+    colour: the background's name; `levels`: what it is in this image.
     """
-    seen = np.asarray(picture, np.float32)  # (H, W, 3)
+    seen = np.asarray(image, np.float32)  # (H, W, 3)
     if inside is not None:
         left, top, right, bottom = inside
         part = np.full_like(seen, levels)
@@ -213,7 +213,7 @@ def cut(
         return None
     (x0, x1), (y0, y1) = (extent(weight.sum(axis=axis)) for axis in (0, 1))
 
-    size = picture.width
+    size = image.width
     canvas = Image.new("RGB", (3 * size, 3 * size), COLOURS[colour])
     canvas.paste(Image.fromarray(seen.astype(np.uint8)), (size, size))
     reach = max(x1 - x0, y1 - y0) * MARGIN / 2
@@ -233,7 +233,7 @@ def extent(weight: Floats) -> Range:
 
 
 class Tally:
-    """Counts in what respects pictures are right, and lists those that are not in all of them."""
+    """Counts in what respects images are right, and lists those that are not in all of them."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -246,7 +246,7 @@ class Tally:
         self.right.append(right)
 
     def only(self, chosen: Sequence[bool]) -> "Tally":
-        """The count of the chosen pictures alone."""
+        """The count of the chosen images alone."""
         part = Tally()
         for asked, seen, right, mine in zip(self.asked, self.seen, self.right, chosen, strict=True):
             if mine:
@@ -261,24 +261,24 @@ class Tally:
             shares["all"] = sum(all(r.values()) for r in self.right)
         both = zip(self.asked, self.seen, self.right, strict=True)
         return {
-            "pictures": count,
+            "images": count,
             **{name: round(right / count, 4) for name, right in shares.items()},
             "wrong": [f"{a}: {s}" for a, s, r in both if not all(r.values())],
         }
 
 
-def jpeg(picture: Image.Image) -> Image.Image:
+def jpeg(image: Image.Image) -> Image.Image:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=60)
+    image.save(file, "JPEG", quality=60)
     return Image.open(file).convert("RGB")
 
 
-def blurred(picture: Image.Image) -> Image.Image:
-    return picture.filter(ImageFilter.GaussianBlur(1))
+def blurred(image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(1))
 
 
 def check(judge: Judge, size: int = 128, limit: int | None = None) -> dict[str, Any]:
-    """How often the judge is right about pictures of which it is known what they show.
+    """How often the judge is right about images of which it is known what they show.
 
     limit: so many glyphs, and not all.
     """
@@ -299,8 +299,8 @@ def check(judge: Judge, size: int = 128, limit: int | None = None) -> dict[str, 
         colour, scale = rng.choice(list(COLOURS)), rng.uniform(*ANY_SCALE)
         room = (1 - scale) / 2
         shift = rng.uniform(-room, room), rng.uniform(-room, room)
-        picture = change(glyphs.draw([(judge.inks[name], scale, shift)], size, COLOURS[colour]))
-        seen, on = judge.name(picture), judge.background(picture)
+        image = change(glyphs.draw([(judge.inks[name], scale, shift)], size, COLOURS[colour]))
+        seen, on = judge.name(image), judge.background(image)
         right = {"glyph": seen == name, "background": on == colour}
         tally.add(f"{name} on {colour}, {scale:.2f}", f"{seen} on {on}", **right)
 
@@ -308,7 +308,7 @@ def check(judge: Judge, size: int = 128, limit: int | None = None) -> dict[str, 
         return glyphs.draw_scene(scene, judge.inks, size, recipe, rng)
 
     for i, name in enumerate(names):
-        anywhere(name, shown["anywhere"], lambda picture: picture)
+        anywhere(name, shown["anywhere"], lambda image: image)
         if i % 4 == 0:
             anywhere(name, shown["jpeg"], jpeg)
             anywhere(name, shown["blurred"], blurred)

@@ -3,9 +3,9 @@
     python benchmarks/prompt_accuracy.py [--model emoji] [--only PART ...] [--quick] [--batch 16]
 
 Each function from `glyph` to `cost` measures one thing; accuracy_scenes.py has what is asked for,
-and judge.py says what a picture shows, from the font alone. Needs the font and the package emoji,
+and judge.py says what an image shows, from the font alone. Needs the font and the package emoji,
 as training does. Writes prompt_accuracy.json beside this file, anew after each part; with --only
-the other parts stay, if they are of the same weights. --quick runs four parts with fewer pictures,
+the other parts stay, if they are of the same weights. --quick runs four parts with fewer images,
 --limit N all of them with N names, for a trial.
 """
 
@@ -70,10 +70,10 @@ def guidance(bench: Bench) -> Figures:
     curve: Figures = {}
     for g in CURVE:
         tallies = {kind: bench.drawn(draw, g) for kind, draw in KINDS.items()}
-        right = [all(picture.values()) for tally in tallies.values() for picture in tally.right]
+        right = [all(image.values()) for tally in tallies.values() for image in tally.right]
         curve[f"{g:g}"] = {
             **{kind: tally.figures() for kind, tally in tallies.items()},
-            "pictures": len(right),
+            "images": len(right),
             "all": round(sum(right) / len(right), 4),
         }
     best = max(figures["all"] for figures in curve.values())
@@ -143,14 +143,14 @@ def words(bench: Bench) -> Figures:
 
 
 def seeds(bench: Bench) -> Figures:
-    """How much pictures of the same name differ: the root of the mean squared difference."""
+    """How much images of the same name differ: the root of the mean squared difference."""
     tally, means, nearest = Tally(), [], []
     for name in bench.names[:SEEDED_NAMES]:
-        pictures = list(bench.draw([name] * SEEDS))
-        for picture in pictures:
-            seen = bench.judge.name(picture, scales=bench.scale)
+        images = list(bench.draw([name] * SEEDS))
+        for image in images:
+            seen = bench.judge.name(image, scales=bench.scale)
             tally.add(name, seen, glyph=bench.judge.is_a(name, seen))
-        apart = [rmse(*two) for two in itertools.combinations(pictures, 2)]
+        apart = [rmse(*two) for two in itertools.combinations(images, 2)]
         means.append(statistics.mean(apart))
         nearest.append((round(min(apart), 2), name))
     return {
@@ -161,22 +161,22 @@ def seeds(bench: Bench) -> Figures:
 
 
 def vae(bench: Bench) -> Figures:
-    """What is left of pictures that the VAE never saw, and of the model's own: PSNR in dB."""
+    """What is left of images that the VAE never saw, and of the model's own: PSNR in dB."""
     model = load(bench.model, dtype="float32").vae
     found: dict[str, list[float]] = {}
     for kind, inks in {**unseen(), "own": list(bench.judge.inks.values())[::8]}.items():
         found[kind] = []
         for ink in inks if bench.all_names else inks[: bench.count]:
-            picture = glyphs.draw([(ink, 0.96, (0, 0))], bench.own["width"])
-            [again] = latents_to_pil(model, pil_to_latents(model, picture))
-            found[kind].append(20 * float(np.log10(255 / rmse(picture, again))))
+            image = glyphs.draw([(ink, 0.96, (0, 0))], bench.own["width"])
+            [again] = latents_to_pil(model, pil_to_latents(model, image))
+            found[kind].append(20 * float(np.log10(255 / rmse(image, again))))
     values = [psnr for kind, some in found.items() if kind != "own" for psnr in some]
     return {
-        "pictures": len(values),
+        "images": len(values),
         "mean": round(statistics.mean(values), 2),
         "worst": round(min(values), 2),
         "by kind": {
-            kind: {"pictures": len(some), "mean": round(statistics.mean(some), 2)}
+            kind: {"images": len(some), "mean": round(statistics.mean(some), 2)}
             for kind, some in found.items()
         },
     }
@@ -202,13 +202,13 @@ def unseen() -> dict[str, list[Image.Image]]:
 
 
 def rmse(one: Image.Image, other: Image.Image) -> float:
-    """The root of the mean squared difference of two pictures, in levels of 255."""
+    """The root of the mean squared difference of two images, in levels of 255."""
     difference = np.asarray(one, np.float64) - np.asarray(other, np.float64)
     return float(np.sqrt(np.square(difference).mean()))
 
 
 def cost(bench: Bench) -> Figures:
-    """The size of the model's files, and what a picture costs beside its three networks."""
+    """The size of the model's files, and what an image costs beside its three networks."""
     parts = bench.pipe.components
     assert parts.model.folder is not None
     files = [path for path in parts.model.folder.rglob("*") if path.is_file()]
@@ -233,7 +233,7 @@ def cost(bench: Bench) -> Figures:
             outside.append(1 - inside / whole[-1])
     return {
         "megabytes": round(sum(path.stat().st_size for path in files) / 1e6, 2),
-        "a picture's seconds": round(statistics.median(whole[1:]), 3),  # the first one warms up
+        "an image's seconds": round(statistics.median(whole[1:]), 3),  # the first one warms up
         "share outside": round(statistics.median(outside[1:]), 4),
     }
 
@@ -330,7 +330,7 @@ def main() -> None:
         "--only", nargs="+", metavar="PART", choices=[part.__name__ for part in PARTS]
     )
     parser.add_argument("--quick", action="store_true", help=f"four parts, {QUICK_NAMES} names")
-    parser.add_argument("--batch", type=int, default=16, help="pictures drawn at a time")
+    parser.add_argument("--batch", type=int, default=16, help="images drawn at a time")
     parser.add_argument("--limit", type=int, default=NAMES, help="names at most, for a trial")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()

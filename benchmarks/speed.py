@@ -84,7 +84,7 @@ ROWS = {
         needs="bfloat16",
     ),
     "step-compile": Row(
-        "the same step with --compile against the default, from the second picture on",
+        "the same step with --compile against the default, from the second image on",
         cpu("step_compiled"),
         target=1.15,
         needs="bfloat16",
@@ -128,19 +128,19 @@ ROWS = {
         figure="share",
     ),
     "batch": Row(
-        "16 pictures of the built-in model in one call against 16 calls of sdpipe",
+        "16 images of the built-in model in one call against 16 calls of sdpipe",
         cpu("batch"),
         target=2,
     ),
     "gpu-eager": Row(
-        "prompt to picture, 512 x 512, 50 steps of LMS, against diffusers as it comes, in float16",
-        gpu("picture_eager"),
+        "prompt to image, 512 x 512, 50 steps of LMS, against diffusers as it comes, in float16",
+        gpu("image_eager"),
         target=3,
         needs="cuda",
     ),
     "gpu-compiled": Row(
         "the same against diffusers compiled (UNet and VAE, max-autotune, channels last)",
-        gpu("picture_compiled"),
+        gpu("image_compiled"),
         target=1.15,
         needs="cuda",
     ),
@@ -152,7 +152,7 @@ ROWS = {
     ),
     "gpu-seconds": Row(
         "the same in seconds (the target is for an H200)",
-        gpu("picture_seconds"),
+        gpu("image_seconds"),
         target=0.4,
         figure="alone",
         needs="cuda",
@@ -165,8 +165,8 @@ ROWS = {
         needs="cuda",
     ),
     "gpu-memory": Row(
-        "most GPU memory taken for one picture, 512 x 512, float16, against diffusers",
-        gpu("picture_memory"),
+        "most GPU memory taken for one image, 512 x 512, float16, against diffusers",
+        gpu("image_memory"),
         target=0.8,
         figure="share",
         needs="cuda",
@@ -180,7 +180,7 @@ ROWS = {
     ),
     **{
         f"gpu-batch-{n}": Row(
-            f"pictures a second, {n} in one call, beside diffusers",
+            f"images a second, {n} in one call, beside diffusers",
             gpu("batch", n),
             target=None,
             figure="alone",
@@ -188,9 +188,9 @@ ROWS = {
         )
         for n in (1, 4, 16, 64)
     },
-    "gpu-first-picture": Row(
-        "a fresh process to the first picture in its file, against diffusers as it comes",
-        gpu("first_picture"),
+    "gpu-first-image": Row(
+        "a fresh process to the first image in its file, against diffusers as it comes",
+        gpu("first_image"),
         target=0.6,
         figure="share",
         needs="cuda",

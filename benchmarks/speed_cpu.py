@@ -127,7 +127,7 @@ class _Positional(torch.nn.Module):
 
 
 def step_compiled(bench: Bench) -> Measured:
-    """A step with compile=True against one without, from the second picture on."""
+    """A step with compile=True against one without, from the second image on."""
     compiled = sdpipe_pipeline(bench.v1_4(), device="cpu", compile=True)
     default = sdpipe_pipeline(bench.v1_4(), device="cpu")
     began = time.perf_counter()
@@ -331,11 +331,11 @@ def load_memory(bench: Bench, *, half: bool) -> Measured:
     )
 
 
-# ------------------------------------------------------------------ many pictures
+# ------------------------------------------------------------------ many images
 
 
 def batch(bench: Bench) -> Measured:
-    """Seconds for 16 pictures of the built-in model: one call against 16."""
+    """Seconds for 16 images of the built-in model: one call against 16."""
     pipe = Pipeline(EMOJI, device="cpu")
     count, steps = (2, 2) if bench.quick else (16, 30)
     pipe.generate("red apple", n=count, seed=0, steps=2)

@@ -20,15 +20,15 @@ from speed_setup import (
 from sdpipe import Pipeline, Step
 
 
-def picture(pipe: Pipeline, bench: Bench, n: int = 1) -> Callable[[], object]:
-    """Draws and decodes n pictures; it waits for the GPU, for they are on the CPU then."""
+def image(pipe: Pipeline, bench: Bench, n: int = 1) -> Callable[[], object]:
+    """Draws and decodes n images; it waits for the GPU, for they are on the CPU then."""
     side = bench.side
     return lambda: pipe.generate(
         PROMPT, seed=0, g=7.5, steps=bench.steps, width=side, height=side, lms_order=4, n=n
     )
 
 
-def their_picture(pipe: StableDiffusionPipeline, bench: Bench, n: int = 1) -> Callable[[], object]:
+def their_image(pipe: StableDiffusionPipeline, bench: Bench, n: int = 1) -> Callable[[], object]:
     return lambda: pipe(
         PROMPT,
         num_inference_steps=bench.steps,
@@ -42,21 +42,21 @@ def their_picture(pipe: StableDiffusionPipeline, bench: Bench, n: int = 1) -> Ca
 def against(
     bench: Bench, ours: Callable[[], object], theirs: Callable[[], object], pairs: int, **more: Any
 ) -> Measured:
-    """Times two ways to draw; the first three pictures of each, which compile, do not count."""
+    """Times two ways to draw; the first three images of each, which compile, do not count."""
     found = interleave(
         lambda: seconds(ours), lambda: seconds(theirs), bench.pairs(pairs), warm_up=3
     )
     return Measured("s", *found, dtype=bench.gpu["dtype"], **more)
 
 
-def picture_eager(bench: Bench) -> Measured:
-    """Prompt to picture, against diffusers as it comes, in float16."""
+def image_eager(bench: Bench) -> Measured:
+    """Prompt to image, against diffusers as it comes, in float16."""
     ours = sdpipe_pipeline(bench.v1_4(), **bench.gpu)
     theirs = diffusers_pipeline(bench.v1_4(), **bench.gpu)
-    return against(bench, picture(ours, bench), their_picture(theirs, bench), 20)
+    return against(bench, image(ours, bench), their_image(theirs, bench), 20)
 
 
-def picture_compiled(bench: Bench) -> Measured:
+def image_compiled(bench: Bench) -> Measured:
     """The same against diffusers at its best: UNet and VAE compiled, channels last."""
     ours = sdpipe_pipeline(bench.v1_4(), **bench.gpu)
     theirs = diffusers_pipeline(bench.v1_4(), **bench.gpu)
@@ -65,7 +65,7 @@ def picture_compiled(bench: Bench) -> Measured:
     theirs.vae.to(memory_format=torch.channels_last)
     theirs.unet.compile(fullgraph=True, **how)
     theirs.vae.decode = torch.compile(theirs.vae.decode, fullgraph=True, **how)
-    return against(bench, picture(ours, bench), their_picture(theirs, bench), 20)
+    return against(bench, image(ours, bench), their_image(theirs, bench), 20)
 
 
 def graph(bench: Bench) -> Measured:
@@ -75,7 +75,7 @@ def graph(bench: Bench) -> Measured:
     a, b = (torch.stack([step.latents for step in stream(pipe, bench)]) for pipe in (ours, plain))
     apart = float((a - b).abs().max() / b.abs().max())
     note = "bit-identical" if torch.equal(a, b) else f"NOT bit-identical: up to {apart:.1e} apart"
-    return against(bench, picture(ours, bench), picture(plain, bench), 20, note=note)
+    return against(bench, image(ours, bench), image(plain, bench), 20, note=note)
 
 
 def stream(pipe: Pipeline, bench: Bench) -> Iterator[Step]:
@@ -83,10 +83,10 @@ def stream(pipe: Pipeline, bench: Bench) -> Iterator[Step]:
     return pipe.stream(PROMPT, seed=0, g=7.5, steps=steps, width=side, height=side, lms_order=4)
 
 
-def picture_seconds(bench: Bench) -> Measured:
-    """Prompt to picture, in seconds."""
+def image_seconds(bench: Bench) -> Measured:
+    """Prompt to image, in seconds."""
     pipe = sdpipe_pipeline(bench.v1_4(), **bench.gpu)
-    draw = picture(pipe, bench)
+    draw = image(pipe, bench)
     for _ in range(3):
         draw()
     times = [seconds(draw) for _ in range(bench.pairs(30))]
@@ -137,7 +137,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from speed_gpu import low_memory_pipeline, picture, their_picture
+from speed_gpu import low_memory_pipeline, image, their_image
 from speed_setup import Bench, diffusers_pipeline, sdpipe_pipeline
 bench = Bench(quick=bool(int(sys.argv[3])), scratch=Path(sys.argv[2]))
 pipe = {make}(bench.v1_4(), **bench.gpu)
@@ -151,7 +151,7 @@ else:
 """
 
 
-def peak(bench: Bench, make: str, draw: str = "picture") -> tuple[float, float]:
+def peak(bench: Bench, make: str, draw: str = "image") -> tuple[float, float]:
     """The memory that torch takes from the GPU in a fresh process, loading included, in MB.
 
     And how much of that is in tensors.
@@ -163,8 +163,8 @@ def peak(bench: Bench, make: str, draw: str = "picture") -> tuple[float, float]:
     return reserved / 1e6, allocated / 1e6
 
 
-def picture_memory(bench: Bench) -> Measured:
-    """The most memory taken for a picture."""
+def image_memory(bench: Bench) -> Measured:
+    """The most memory taken for an image."""
     used = {}
 
     def taken(make: str, draw: str) -> float:
@@ -172,8 +172,8 @@ def picture_memory(bench: Bench) -> Measured:
         return most
 
     found = interleave(
-        lambda: taken("sdpipe_pipeline", "picture"),
-        lambda: taken("diffusers_pipeline", "their_picture"),
+        lambda: taken("sdpipe_pipeline", "image"),
+        lambda: taken("diffusers_pipeline", "their_image"),
         bench.pairs(2),
         warm_up=0,
     )
@@ -196,19 +196,19 @@ def low_memory(bench: Bench) -> Measured:
 
 
 def batch(bench: Bench, n: int) -> Measured:
-    """Pictures a second, n in one call."""
-    ours = picture(sdpipe_pipeline(bench.v1_4(), **bench.gpu), bench, n)
-    theirs = their_picture(diffusers_pipeline(bench.v1_4(), **bench.gpu), bench, n)
+    """Images a second, n in one call."""
+    ours = image(sdpipe_pipeline(bench.v1_4(), **bench.gpu), bench, n)
+    theirs = their_image(diffusers_pipeline(bench.v1_4(), **bench.gpu), bench, n)
     found = interleave(
         lambda: n / seconds(ours),
         lambda: n / seconds(theirs),
         bench.pairs(2 if n > 16 else 6),
         warm_up=1 if n > 1 else 3,
     )
-    return Measured("pictures/s", *found, dtype=bench.gpu["dtype"])
+    return Measured("images/s", *found, dtype=bench.gpu["dtype"])
 
 
-FIRST_PICTURE = """
+FIRST_IMAGE = """
 import sys
 from sdpipe import Pipeline
 folder, out, device, dtype, side, steps = sys.argv[1:]
@@ -216,7 +216,7 @@ pipe = Pipeline(folder, device=device, dtype=dtype)
 size = dict(width=int(side), height=int(side))
 pipe.generate("red apple", steps=int(steps), **size).images[0].save(out)
 """
-DIFFUSERS_FIRST_PICTURE = """
+DIFFUSERS_FIRST_IMAGE = """
 import sys
 import torch
 from diffusers import LMSDiscreteScheduler, StableDiffusionPipeline
@@ -229,14 +229,14 @@ pipe("red apple", num_inference_steps=int(steps), **size).images[0].save(out)
 """
 
 
-def first_picture(bench: Bench) -> Measured:
-    """A fresh process until the first picture is in its file, against diffusers as it comes."""
+def first_image(bench: Bench) -> Measured:
+    """A fresh process until the first image is in its file, against diffusers as it comes."""
     gpu = bench.gpu
-    rest = [bench.v1_4(), bench.scratch / "picture.png", gpu["device"], gpu["dtype"]]
+    rest = [bench.v1_4(), bench.scratch / "image.png", gpu["device"], gpu["dtype"]]
     rest += [bench.side, bench.steps]
     found = interleave(
-        lambda: process_seconds("-c", FIRST_PICTURE, *rest),
-        lambda: process_seconds("-c", DIFFUSERS_FIRST_PICTURE, *rest),
+        lambda: process_seconds("-c", FIRST_IMAGE, *rest),
+        lambda: process_seconds("-c", DIFFUSERS_FIRST_IMAGE, *rest),
         bench.pairs(6),
     )
     return Measured("s", *found, dtype=gpu["dtype"])

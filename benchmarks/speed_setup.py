@@ -36,7 +36,7 @@ class Bench:
 
     @property
     def side(self) -> int:
-        """Width and height of a picture of v1-4."""
+        """Width and height of an image of v1-4."""
         return 64 if self.quick else 512
 
     @property

@@ -2,7 +2,7 @@
 
     python benchmarks/v1_4_folder.py [--steps 3] [--device auto] [--dtype auto] [--keep FOLDER]
 
-The picture means nothing; the time, the memory and the finite numbers do. What was measured goes
+The image means nothing; the time, the memory and the finite numbers do. What was measured goes
 to v1_4_folder.json beside this file. Needs 2.2 GB of disk, and 3 GB of memory for float16 or
 bfloat16, 5 GB for float32.
 """
@@ -99,7 +99,7 @@ def resident() -> tuple[float, float]:
 
 
 def measure(folder: Path, steps: int, device: str, dtype: str) -> dict[str, object]:
-    """Loads, draws one picture of 512 x 512 and saves it."""
+    """Loads, draws one image of 512 x 512 and saves it."""
     began = time.perf_counter()
     import diffusers
     import torch
@@ -134,8 +134,8 @@ def measure(folder: Path, steps: int, device: str, dtype: str) -> dict[str, obje
         on_step=lambda step: marks.append(time.perf_counter()),
     )
     finished = time.perf_counter()
-    picture = drawn.images[0]
-    picture.save(folder / "picture.png")
+    image = drawn.images[0]
+    image.save(folder / "image.png")
     return {
         "sdpipe": __version__,
         "torch": torch.__version__,
@@ -152,12 +152,12 @@ def measure(folder: Path, steps: int, device: str, dtype: str) -> dict[str, obje
         "weights_mb": round(weights / 1e6),
         "load_peak_mb": round(memory.peak - before),
         "load_peak_without_mapped_files_mb": round(memory.peak_anonymous - before_anonymous),
-        "size": list(picture.size),
+        "size": list(image.size),
         "steps": steps,
         "text_and_first_step_s": round(marks[1] - marks[0], 2),
         "step_s": [round(b - a, 2) for a, b in itertools.pairwise(marks[1:])],
         "decode_s": round(finished - marks[-1], 2),
-        "saved_bytes": (folder / "picture.png").stat().st_size,
+        "saved_bytes": (folder / "image.png").stat().st_size,
     }
 
 

@@ -1,4 +1,4 @@
-"""The whole way without `Pipeline`: each stage is a function that can be called by itself."""
+"""The whole way without `Pipeline`: each stage is a function that can be called alone."""
 
 from sdpipe import latents_to_pil, load
 from sdpipe.denoise import denoise

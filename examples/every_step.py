@@ -1,4 +1,4 @@
-"""Watch the picture appear: what each step believes the finished picture to be, side by side."""
+"""Watch the image appear: the clean image that each step predicts, side by side."""
 
 from PIL import Image
 

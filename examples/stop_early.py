@@ -1,4 +1,4 @@
-"""The loop is a generator: stop it when the picture no longer changes."""
+"""The loop is a generator: stop it when the predicted image no longer changes."""
 
 from sdpipe import Pipeline, latents_to_pil
 

@@ -1,4 +1,4 @@
-"""Hand over a part of your own: here a VAE in float32 beside a U-Net in the device's own type.
+"""Use another part: here a VAE in float32 beside a U-Net in the number type of the device.
 
 A part is a loaded module, a folder or a hub id: vae="stabilityai/sd-vae-ft-mse", or
 text_encoder="openai/clip-vit-large-patch14" for v1-4.

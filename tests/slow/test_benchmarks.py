@@ -14,10 +14,8 @@ from measure import (
     END,
     Measured,
     Row,
-    digits,
     entry,
     interleave,
-    put_between,
     quartiles,
     save,
     turns,
@@ -161,62 +159,7 @@ def test_the_table_goes_between_the_markers_in_the_order_of_the_rows(tmp_path):
     assert "a: Abacus, 2 cores (avx2), 1 used; no GPU; sdpipe 9.8, torch 7.6" in text
 
 
-def test_a_row_that_is_measured_again_replaces_itself_alone(tmp_path):
-    path = tmp_path / "speed.json"
-    for name in ("one", "two"):
-        save(path, name, made_up(3.0))
-    save(path, "one", made_up(4.0))
-    save(path, "two", {"not_measured": "no GPU"})  # where it was measured had one
-    assert json.loads(path.read_text()) == {"one": made_up(4.0), "two": made_up(3.0)}
-    assert [file.name for file in tmp_path.iterdir()] == ["speed.json"]
-
-
-def test_a_page_without_markers_is_refused_and_left(tmp_path):
-    page = tmp_path / "README.md"
-    page.write_text(f"only {BEGIN}\n")
-    with pytest.raises(ValueError, match=r"lacks .*ends"):
-        write_table(page, {}, {})
-    assert page.read_text() == f"only {BEGIN}\n"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.012345, "0.0123"), (1.2345, "1.23"), (99.96, "100"), (1234.5, "1234")]
-)
-def test_numbers_have_three_digits(value, text):
-    assert digits(value) == text
-
-
-def test_the_table_in_the_readme_is_that_of_the_results(tmp_path):
-    from speed import PAGE, RESULTS, ROWS
-
-    copy = tmp_path / "README.md"
-    copy.write_bytes(PAGE.read_bytes())
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    write_table(copy, ROWS, results)
-    assert copy.read_text() == PAGE.read_text()
-
-
-def test_so_is_that_of_the_approximate_methods(tmp_path):
-    from approximate import BEGIN, END, PAGE, RESULTS, table
-
-    copy = tmp_path / "README.md"
-    copy.write_bytes(PAGE.read_bytes())
-    put_between(copy, BEGIN, END, table(json.loads(RESULTS.read_text())))
-    assert copy.read_text() == PAGE.read_text()
-
-
-def test_the_list_names_every_row_and_a_wrong_name_is_told():
-    from speed import ROWS
-
-    done = speed("--list")
-    assert done.returncode == 0
-    assert [line.split()[0] for line in done.stdout.splitlines()] == list(ROWS)
-    done = speed("--quick", "--only", "speed-of-light")
-    assert done.returncode == 2
-    assert "'speed-of-light'" in done.stderr
-    assert "gpu-memory" in done.stderr
-
-
+@pytest.mark.slow
 def test_quick_rows_run_to_their_end_and_write_nothing():
     """One of numbers alone, and one of both pipelines."""
     from speed import PAGE, RESULTS

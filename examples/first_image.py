@@ -1,4 +1,4 @@
-"""Draw a picture. The same seed draws it again."""
+"""Draw an image. The same seed draws it again."""
 
 from sdpipe import Pipeline
 

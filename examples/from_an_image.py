@@ -1,4 +1,4 @@
-"""Begin with a picture: change it, redraw a part of it, go on beyond its edges."""
+"""Begin with an image: change it, redraw a part of it, extend it beyond its edges."""
 
 from PIL import Image, ImageDraw
 
@@ -6,16 +6,16 @@ from sdpipe import Pipeline
 
 pipe = Pipeline("emoji")
 prompt = "red apple on a blue background"
-apple = pipe.generate(prompt, seed=42, steps=20).images[0]  # a file's path will do as well
+apple = pipe.generate(prompt, seed=42, steps=20).images[0]  # or the path of a file
 same = {"init_image": apple, "seed": 1, "steps": 20}
 
-mask = Image.new("L", apple.size)  # black: where it is black, not one bit changes
+mask = Image.new("L", apple.size)  # where it stays black, not one bit changes
 ImageDraw.Draw(mask).rectangle((48, 0, 127, 47), fill="white")
 
-pictures = {
+results = {
     "changed": pipe.generate("green apple on a blue background", strength=0.6, **same),
     "in-part": pipe.generate(prompt, mask_image=mask, **same),
     "grown": pipe.generate(prompt, outpaint=(16, 16, 16, 0), **same),
 }
-for name, result in pictures.items():
+for name, result in results.items():
     result.images[0].save(f"apple-{name}.png")
