@@ -1,4 +1,4 @@
-"""`sdpipe compare`: is what the loop draws what diffusers draws."""
+"""`sdpipe compare`: does the loop draw what diffusers draws."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,15 +21,15 @@ Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")]
 Dtype = Annotated[
     str,
     options.option(
-        options.MODEL, "float32, float16, bfloat16, or auto, that of generate.", metavar="NAME"
+        options.MODEL, "float32, float16, bfloat16, or auto as for generate.", metavar="NAME"
     ),
 ]
 Tolerance = Annotated[
     float | None,
     options.option(
         CHECK,
-        "How far the latents may be apart, by their largest value. Left out: 1e-4 in float32, and "
-        "more in 16 bits.",
+        "The largest difference of the latents, relative to their largest value. Default: 1e-4 in "
+        "float32, more in 16 bits.",
         metavar="NUMBER",
     ),
 ]
@@ -37,7 +37,7 @@ Out = Annotated[
     str | None,
     options.option(
         options.OUTPUT,
-        "Draw the curve, into a .png, .svg or .pdf file. What exists is never overwritten.",
+        "Draw the curve into a .png, .svg or .pdf file. Existing files are never overwritten.",
         "--out",
         "-o",
         metavar="FILE",
@@ -68,13 +68,13 @@ def compare(
     as_json: options.PrintJson = False,
     debug: options.Debug = False,
 ) -> int:
-    """Draws a picture with sdpipe's loop and with diffusers' own pipeline, and compares each step.
+    """Draws an image with sdpipe's loop and with diffusers' pipeline, and compares every step.
 
-    Both use the same weights and noise. The exit status is 0 where latents and picture are within
-    the tolerance, and 1 where they are not.
+    Both use the same weights and noise. The exit status is 0 if latents and image are within the
+    tolerance, else 1.
     """
     from sdpipe.show.compare import check_tolerance, compare_figure
-    from sdpipe.show.compare import compare as hold_against_diffusers
+    from sdpipe.show.compare import compare as compare_with_diffusers
     from sdpipe.show.reference import check_guidance, plain_text
 
     inputs: dict[str, Any] = {
@@ -91,12 +91,12 @@ def compare(
         "karras": karras,
     }
     Settings(prompt=options.text("the prompt", prompt), **inputs)
-    for words in (prompt, negative_prompt):
-        plain_text(words)
+    for text in (prompt, negative_prompt):
+        plain_text(text)
     check_guidance(g, guidance_rescale)
     check_tolerance(tolerance)
     machine = Place(device, dtype).checked()
-    drawing = None if out is None else _drawing(out)
+    figure_path = None if out is None else _figure_path(out)
     loaded = weights.checked()
 
     with progress.status("loading the model ..."):
@@ -104,11 +104,11 @@ def compare(
 
         pipe = Pipeline(**loaded, **machine)
     with progress.bar("drawing twice") as on_step:
-        found = hold_against_diffusers(pipe, prompt, tolerance=tolerance, on_step=on_step, **inputs)
+        found = compare_with_diffusers(pipe, prompt, tolerance=tolerance, on_step=on_step, **inputs)
     written = {}
-    if drawing is not None:
-        data = style.encoded(compare_figure(found), drawing.suffix.lower())
-        written["path"] = str(files.write(drawing, data))
+    if figure_path is not None:
+        data = style.encoded(compare_figure(found), figure_path.suffix.lower())
+        written["path"] = str(files.write(figure_path, data))
     if as_json:
         messages.print_result(in_one_line({**found.numbers(), **written}))
     else:
@@ -116,12 +116,17 @@ def compare(
     return 0 if found.within else messages.FAILED
 
 
-def _drawing(out: str) -> Path:
-    """The file that a curve goes to, checked before anything takes its time."""
+def _figure_path(out: str) -> Path:
+    """The file that the curve goes to, checked before anything takes time.
+
+    Raises:
+        UsageError: its format cannot be written, or its folder.
+    """
     if Path(out).suffix.lower() not in DRAWINGS:
         raise UsageError(
-            f"{out} names no drawing that can be written; give a file that ends in "
-            f"{', '.join(DRAWINGS)}."
+            f"--out {out}",
+            "is not a drawing's name",
+            f"give a name ending in {', '.join(DRAWINGS)}",
         )
     path = files.Destination(out, 1, DRAWINGS).path(0, "compare")
     style.need_matplotlib()
