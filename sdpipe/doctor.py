@@ -181,7 +181,7 @@ def examine_cache() -> Iterator[Finding]:
         return
     folder, names = Path(constants.HF_HUB_CACHE), []
     with contextlib.suppress(CacheNotFound):
-        cache = scan_cache_dir()
+        cache = scan_cache_dir(folder)
         for damage in cache.warnings:
             yield Finding("cache", "note", str(damage), REFETCH)
         for repo in sorted(cache.repos, key=lambda repo: repo.repo_id):

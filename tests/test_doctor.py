@@ -266,7 +266,7 @@ def test_offline_asks_nobody(hub, published):
 @pytest.mark.parametrize(
     ("name", "state", "word"),
     [
-        ("emoji", "ok", "built-in"),
+        ("emoji", "ok", "complete"),
         ("emojy", "problem", "emoji"),
         ("./nowhere", "problem", "does not exist"),
         ("nobody/nothing", "problem", "nobody/nothing"),
