@@ -380,7 +380,7 @@ def _failure(stage: str, error: BaseException, remedy: str) -> Finding:
     if isinstance(error, ModuleNotFoundError) and error.name:
         remedy = f"pip install {error.name.partition('.')[0]}"
     elif not remedy and not isinstance(error, SdpipeError):
-        remedy = "reinstall the last package named, or uninstall it if sdpipe does not need it"
+        remedy = "reinstall the packages named last, or uninstall those that sdpipe does not need"
     return Finding("trial", "problem", text, remedy, {"stage": stage, "packages": packages})
 
 
