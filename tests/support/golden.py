@@ -8,6 +8,7 @@ its kind, then value | rule | remedy, with what is filled in between braces. hel
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,38 +47,74 @@ def error_names(trees: list[ast.Module]) -> set[str]:
     return names
 
 
-def template(node: ast.expr) -> str:
-    """A text as the source has it: what is filled in stands between braces."""
+def template(node: ast.expr, texts: dict[str, list[str]]) -> str:
+    """A text as the source has it, with what is filled in between braces.
+
+    texts: the texts that a variable may hold; they stand behind its name, {remedy: A / B}.
+    """
     match node:
         case ast.Constant(value=str(text)):
             return text
         case ast.JoinedStr(values=parts):
-            return "".join(map(template, parts))
+            return "".join(template(part, texts) for part in parts)
+        case ast.FormattedValue(value=ast.Name(id=name)) if name in texts:
+            return template(node.value, texts)
         case ast.FormattedValue(value=value, conversion=conversion, format_spec=spec):
             how = f"!{chr(conversion)}" if conversion > 0 else ""
-            return f"{{{ast.unparse(value)}{how}{f':{template(spec)}' if spec else ''}}}"
+            form = f":{template(spec, texts)}" if spec else ""
+            return f"{{{ast.unparse(value)}{how}{form}}}"
         case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return template(left) + template(right)
+            return template(left, texts) + template(right, texts)
         case ast.IfExp(body=body, orelse=other):
-            return f"{{{template(body)} / {template(other)}}}"
+            return f"{{{template(body, texts)} / {template(other, texts)}}}"
+        case ast.Name(id=name) if name in texts:
+            return f"{{{name}: {' / '.join(texts[name])}}}"
     return f"{{{ast.unparse(node)}}}"
 
 
-def calls(tree: ast.Module, errors: set[str]) -> Iterator[tuple[str, list[ast.expr]]]:
-    """The kind and the parts of every message that a file makes."""
-    for node in ast.walk(tree):
+def sentences(scope: ast.AST, known: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The sentences that a function's variables may hold, beside those `known` around it."""
+    found: dict[str, list[str]] = {}
+    for node in nodes_of(scope):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if isinstance(value, TEXT):
+                text = template(value, {})
+                if len(re.findall(r"\b[a-z]+ (?=[a-z])", text)) > 2 and text not in found.get(
+                    name, ()
+                ):
+                    found.setdefault(name, []).append(text)
+    return known | found
+
+
+def nodes_of(scope: ast.AST) -> Iterator[ast.AST]:
+    """All nodes of a function or module but for those of the functions in it."""
+    for node in ast.iter_child_nodes(scope):
+        yield node
+        if not isinstance(node, ast.FunctionDef):
+            yield from nodes_of(node)
+
+
+def calls(scope: ast.AST, errors: set[str], known: dict[str, list[str]]) -> Iterator[str]:
+    """Every message that a module or function makes."""
+    texts = sentences(scope, known)
+    for node in nodes_of(scope):
+        if isinstance(node, ast.FunctionDef):
+            yield from calls(node, errors, texts)
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func).rpartition(".")[2]
         parts = [*node.args, *(word.value for word in node.keywords)]
         if name in errors:
-            yield name, parts
+            kind = name
         elif name == "warn" and "SdpipeWarning" in map(ast.unparse, parts):
-            yield "warning", parts[:1]
+            kind, parts = "warning", parts[:1]
         elif name in USAGE and parts:
-            yield "UsageError", parts[:1]
+            kind, parts = "UsageError", parts[:1]
         elif name in STATUS and parts and isinstance(parts[0], TEXT):
-            yield "status", parts[:1]
+            kind, parts = "status", parts[:1]
+        else:
+            continue
+        yield f"{kind}: {' '.join(' | '.join(template(part, texts) for part in parts).split())}"
 
 
 def messages() -> str:
@@ -86,10 +123,7 @@ def messages() -> str:
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
     errors, blocks = error_names(trees), []
     for path, tree in zip(paths, trees, strict=True):
-        lines = {
-            f"  {kind}: {' '.join(' | '.join(map(template, parts)).split())}"
-            for kind, parts in calls(tree, errors)
-        }
+        lines = {f"  {line}" for line in calls(tree, errors, {})}
         if lines:
             blocks.append([path.relative_to(ROOT).as_posix(), *sorted(lines), ""])
     return "\n".join(chain.from_iterable(blocks))
