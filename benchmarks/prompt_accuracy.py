@@ -107,11 +107,7 @@ def pair(bench: Bench) -> Figures:
 
 
 def words(bench: Bench) -> Figures:
-    """The names in other words. `points` is the difference from the same names alone.
-
-    They are drawn as `sdpipe generate` draws what is typed, which mends some typing errors; where
-    it does, also as typed.
-    """
+    """The names in other words. `points` is the difference from the same names alone."""
     rng = random.Random(0)
 
     def typo(name: str) -> str:
@@ -128,17 +124,13 @@ def words(bench: Bench) -> Figures:
     }
     found = {}
     for way, say in ways.items():
-        typed = [say(name) for name in bench.names]
-        changed = [prompt != name for prompt, name in zip(typed, bench.names, strict=True)]
-        asked = {way: [bench.pipe.mended(prompt) for prompt in typed]}
-        if asked[way] != typed:
-            asked[f"{way}, as typed"] = typed
-        for title, prompts in asked.items():
-            tally = bench.on_white(prompts).only(changed)
-            both = (tally, bench.drawn(alone).only(changed))
-            said, unsaid = (t.figures()["glyph"] for t in both)
-            points = round(100 * (said - unsaid), 2)
-            found[title] = {**tally.figures(), "alone": unsaid, "points": points}
+        prompts = [say(name) for name in bench.names]
+        changed = [prompt != name for prompt, name in zip(prompts, bench.names, strict=True)]
+        tally = bench.on_white(prompts).only(changed)
+        both = (tally, bench.drawn(alone).only(changed))
+        said, unsaid = (t.figures()["glyph"] for t in both)
+        points = round(100 * (said - unsaid), 2)
+        found[way] = {**tally.figures(), "alone": unsaid, "points": points}
     return found
 
 

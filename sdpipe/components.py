@@ -17,8 +17,9 @@ from sdpipe.loading.networks import build
 from sdpipe.loading.single_file import check_prediction
 from sdpipe.loading.sources import Sources, file_kind
 from sdpipe.loading.textual_inversion import Embedding
+from sdpipe.loading.vocabulary import read_vocabulary
 from sdpipe.loading.weight_files import sha256
-from sdpipe.prompt.vocabulary import Learned, read_learned
+from sdpipe.prompt.vocabulary import Vocabulary
 from sdpipe.runtime.device import (
     check_device,
     check_dtype,
@@ -113,7 +114,7 @@ class Components:
     dtype: "torch.dtype"
     model: ModelInfo
     low_memory: bool = False
-    vocabulary: Learned | None = None
+    vocabulary: Vocabulary | None = None
 
     @property
     def constraints(self) -> dict[str, Any]:
@@ -277,10 +278,10 @@ def _describe(
     )
 
 
-def _read_vocabulary(sources: Sources, loras: Sequence[Lora]) -> Learned | None:
+def _read_vocabulary(sources: Sources, loras: Sequence[Lora]) -> Vocabulary | None:
     """The model's word list, unless another part or a LoRA may know more words."""
     model = sources.model
     replaced = {"tokenizer", "text_encoder"} & {*sources.modules, *sources.swapped}
     if model is None or replaced or loras:
         return None
-    return read_learned(model.path, model.label)
+    return read_vocabulary(model.path, model.label)

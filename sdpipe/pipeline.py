@@ -4,6 +4,7 @@ Settings -> prompt -> latents -> denoise -> latents -> picture
 """
 
 import copy
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from sdpipe.latents import latents_to_pil, vae_factor
 from sdpipe.plan import Asked, check_names, plan
 from sdpipe.prompt.chunks import chunk_count
 from sdpipe.prompt.encode import Conditioning, condition, tell_late
-from sdpipe.prompt.vocabulary import tell_unknown
+from sdpipe.prompt.vocabulary import warn_unknown_words
 from sdpipe.runtime.device import check_speed
 from sdpipe.runtime.seamless import check_seamless, wrapped
 from sdpipe.runtime.speed import fast
@@ -229,15 +230,6 @@ class Pipeline:
                     raise
                 texts = smaller(texts)
 
-    def mended(self, prompt: str) -> str:
-        """A prompt with its typing errors put right, as far as that is sure; see `Learned.mended`.
-
-        `generate` draws what it is given. The command line mends what a person has typed, where the
-        model keeps a list of the words that it was told, as the built-in one does.
-        """
-        learned, tokenizer = self.components.vocabulary, self.components.tokenizer
-        return prompt if learned is None else learned.mended(prompt, tokenizer.added_tokens_encoder)
-
     @cached_property
     def _checker(self) -> "Checker":
         """The model's safety checker, loaded when it is first asked for."""
@@ -293,9 +285,11 @@ class Pipeline:
         first, steps = run[0], taken(run[0], run[0].strength)
         texts = dict.fromkeys(text for s in run for text in (s.prompt, s.negative_prompt))
         tell_late(texts, steps, stacklevel=4)
-        if self.components.vocabulary is not None:
-            name, taught = self.components.model.name, tokenizer.added_tokens_encoder
-            tell_unknown(self.components.vocabulary, texts, name, taught, stacklevel=4)
+        if (vocabulary := self.components.vocabulary) is not None:
+            name = self.components.model.name
+            names_command = f"sdpipe names --model {shlex.quote(name)}"
+            added_tokens = tokenizer.added_tokens_encoder
+            warn_unknown_words(vocabulary, texts, name, names_command, added_tokens, stacklevel=4)
         count = {text: chunk_count(tokenizer, text, steps) for text in texts}
         batches = []
         for _, group in groupby(run, lambda s: max(count[s.prompt], count[s.negative_prompt])):

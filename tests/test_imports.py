@@ -68,7 +68,6 @@ ARROWS: set[tuple[str, str]] = {
     ("pipeline", "runtime"),
     ("plan", "guidance"),
     ("plan", "init"),
-    ("prompt", "loading"),
     ("runtime", "settings"),
     ("runtime", "values"),
     ("settings", "guidance"),

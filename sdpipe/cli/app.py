@@ -22,7 +22,6 @@ from sdpipe.cli.command import Command
 from sdpipe.cli.groups import Place, Speed, Weights, grouped
 from sdpipe.cli.interrupt import interruptible
 from sdpipe.cli.show import show_app
-from sdpipe.cli.typed import AsTyped, mended
 from sdpipe.errors import UsageError
 from sdpipe.guidance import bounds
 from sdpipe.init import sides
@@ -70,7 +69,6 @@ def generate(
     prompt: options.Prompt,
     *,
     negative_prompt: options.Negative = "",
-    as_typed: AsTyped = False,
     seed: options.Seed = None,
     n: options.N = 1,
     variation_strength: options.Variation = None,
@@ -149,8 +147,6 @@ def generate(
         from sdpipe import Pipeline
 
         pipe = Pipeline(**loaded, **machine)
-    if not as_typed:
-        prompts = mended(pipe, prompts)
     started = time.monotonic()
     with progress.step_bar(pictures) as on_step:
         result = pipe.generate(prompts, n=n, on_step=on_step, **inputs)

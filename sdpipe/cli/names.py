@@ -1,4 +1,4 @@
-"""The command that lists what a model draws."""
+"""`sdpipe names`: lists what a model draws."""
 
 import json
 from typing import Annotated
@@ -9,42 +9,44 @@ from sdpipe.cli import console as messages
 from sdpipe.cli import options
 from sdpipe.errors import ModelError, UsageError
 from sdpipe.loading.locate import BUILT_IN, chosen_model
-from sdpipe.prompt.vocabulary import find_learned
+from sdpipe.loading.vocabulary import find_vocabulary
 
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[WORD]...", help="Only names that have all of these. Left out: every."),
+    typer.Argument(metavar="[WORD]...", help="List only names that have all of these words."),
 ]
 Model = Annotated[
     str | None,
     options.option(
         options.MODEL,
-        f"Whose names. Left out: $SDPIPE_MODEL, else {BUILT_IN[0]}.",
+        f"The model. Default: $SDPIPE_MODEL, else {BUILT_IN[0]}.",
         metavar="NAME",
     ),
 ]
 
 
 def names(
-    word: Words = None,
+    words: Words = None,
     model: Model = None,
     as_json: options.PrintJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Prints the names of what a model draws, which it was trained on, one a line."""
-    asked = " ".join(options.text("WORD", each) for each in word or [])
-    name = model or chosen_model() or BUILT_IN[0]
-    learned = find_learned(name)
-    if learned is None or not learned.names:
+    """Lists the names of the things that a model was trained to draw, one per line."""
+    text = " ".join(options.text("WORD", word) for word in words or [])
+    model = model or chosen_model() or BUILT_IN[0]
+    vocabulary = find_vocabulary(model)
+    if vocabulary is None or not vocabulary.names:
         raise ModelError(
-            f"model={name!r} keeps no list of what it draws; it is told in words, any that its "
-            "training had."
+            f"model={model!r}", "has no list of names", "describe the image in any words"
         )
-    found = learned.find(asked)
+    found = vocabulary.find_names(text)
     if not found:
-        meant = learned.nearest(asked)
-        remedy = f"did you mean {meant}?" if meant else "ask for fewer words, or for none."
-        raise UsageError(f"none of the {len(learned.names):,} names has {asked!r}; {remedy}")
+        suggestion = vocabulary.suggest_names(text)
+        raise UsageError(
+            repr(text),
+            f"is in none of the {len(vocabulary.names):,} names of {model}",
+            f"try {suggestion!r}" if suggestion else "use fewer words, or none to list all names",
+        )
     messages.print_result(
         json.dumps(found, ensure_ascii=False, indent=2) if as_json else "\n".join(found)
     )

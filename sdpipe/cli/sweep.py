@@ -11,7 +11,6 @@ import typer
 from sdpipe.cli import console as messages
 from sdpipe.cli import options, progress
 from sdpipe.cli.groups import Place, Speed, Weights, grouped
-from sdpipe.cli.typed import AsTyped, mended
 from sdpipe.errors import SdpipeWarning, UsageError
 from sdpipe.init import sides
 from sdpipe.io import files
@@ -128,7 +127,6 @@ def sweep(
     prompt: Prompt,
     *,
     negative_prompt: Negative = None,
-    as_typed: AsTyped = False,
     seed: Seed = None,
     variation_strength: Variation = None,
     variation_seed: VariationSeed = None,
@@ -186,9 +184,6 @@ def sweep(
             from sdpipe.sweep.folder import SweepFolder
 
             pipe = Pipeline(**loaded, **machine)
-        if not as_typed:
-            (prompt,) = mended(pipe, [plan.prompt])
-            plan = plan.with_values(prompt=prompt)
         with progress.status("looking what is there ..."):
             work = SweepFolder(folder, plan, pipe)
         return _drawn(work, batch, as_json)

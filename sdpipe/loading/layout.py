@@ -2,7 +2,7 @@
 
     model_index.json
     sdpipe.json                 the model's own settings, optional
-    words.json                  the words that it was told, optional, see `sdpipe.prompt.vocabulary`
+    words.json                  its vocabulary, optional, see `sdpipe.loading.vocabulary`
     tokenizer/                  vocab.json and merges.txt, or tokenizer.json
     text_encoder/               config.json, model[.fp16].safetensors
     unet/, vae/                 config.json, diffusion_pytorch_model[.fp16].safetensors

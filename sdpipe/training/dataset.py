@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 from sdpipe.cli.progress import bar
 from sdpipe.errors import SdpipeError
 from sdpipe.latents import pil_to_latents, to_tensor
-from sdpipe.prompt.vocabulary import Learned
+from sdpipe.prompt.vocabulary import Vocabulary
 from sdpipe.training.recipe import Words
 from sdpipe.training.refinement import contrastive as mistaken
 from sdpipe.training.run_folder import written
@@ -53,8 +53,8 @@ class Pictures(Protocol):
     def rivals(self) -> tuple["Pictures", list[int]]:
         """Pictures that are to be told from each other, and the group of each: rivals share one."""
 
-    def learned(self) -> Learned:
-        """The words that the model is told, for its folder."""
+    def vocabulary(self) -> Vocabulary:
+        """The words that the model is trained on, for its folder."""
 
     def any_picture(self, rng: random.Random) -> Image.Image:
         """What the VAE learns from; it may be more varied than the pictures themselves."""

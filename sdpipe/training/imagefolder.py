@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdpipe.errors import UsageError
-from sdpipe.prompt.vocabulary import Learned
+from sdpipe.prompt.vocabulary import Vocabulary
 from sdpipe.training.run_folder import written
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -167,9 +167,9 @@ class ImageFolder:
         """All of them, rivals of each other."""
         return self, [0] * len(self)
 
-    def learned(self) -> Learned:
+    def vocabulary(self) -> Vocabulary:
         """The words of the captions; a caption is no name, and stays with its pictures."""
-        return Learned.of([], self.captions())
+        return Vocabulary.from_captions([], self.captions())
 
     def any_picture(self, rng: random.Random) -> Image.Image:
         """A part of a picture, six tenths of its side or more, every second time mirrored."""

@@ -18,7 +18,8 @@ from transformers.utils import logging as transformers_logging
 from sdpipe.components import Components, load
 from sdpipe.errors import ModelError, UsageError
 from sdpipe.latents import vae_factor
-from sdpipe.prompt.vocabulary import FILE, Learned
+from sdpipe.loading.vocabulary import FILE
+from sdpipe.prompt.vocabulary import Vocabulary
 from sdpipe.training import ddpm, vae
 from sdpipe.training import text_encoder as text
 from sdpipe.training.recipe import Recipe
@@ -34,7 +35,7 @@ class Model:
     """The five parts, the scheduler as its configuration.
 
     sampling: what the model says of itself in its `sdpipe.json`.
-    learned: the words that it was told, for its `words.json`; None where it may know any.
+    vocabulary: the words that it was trained on, for its `words.json`; None if it may know any.
     """
 
     tokenizer: CLIPTokenizer
@@ -43,10 +44,12 @@ class Model:
     vae: AutoencoderKL
     scheduler: dict[str, Any]
     sampling: dict[str, Any]
-    learned: Learned | None = None
+    vocabulary: Vocabulary | None = None
 
 
-def new_model(recipe: Recipe, captions: Sequence[str], learned: Learned | None = None) -> Model:
+def new_model(
+    recipe: Recipe, captions: Sequence[str], vocabulary: Vocabulary | None = None
+) -> Model:
     """An untrained model, but for its tokenizer, which has learned from the captions.
 
     Raises:
@@ -75,7 +78,7 @@ def new_model(recipe: Recipe, captions: Sequence[str], learned: Learned | None =
         "steps_offset": 1,
     }
     sampling = dict(r.sampling)
-    return Model(tokenizer, text_encoder, unet, autoencoder, scheduler, sampling, learned)
+    return Model(tokenizer, text_encoder, unet, autoencoder, scheduler, sampling, vocabulary)
 
 
 def load_model(
@@ -196,8 +199,8 @@ def _write(model: Model, folder: Path) -> None:
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", model.scheduler)
     _write_json(folder / "sdpipe.json", model.sampling)
-    if model.learned is not None:
-        _write_json(folder / FILE, model.learned.to_json())
+    if model.vocabulary is not None:
+        _write_json(folder / FILE, model.vocabulary.to_json())
     _write_json(folder / "model_index.json", index)
 
 

@@ -74,9 +74,9 @@ def _train(job: Job, accelerator: Accelerator) -> None:
             model, recipe, origin = load_model(job.start, recipe, job.dim, accelerator.device)
     pictures = _pictures(job, recipe)
     if model is None:
-        model = new_model(recipe, pictures.captions(), pictures.learned())
-    elif model.learned is not None:
-        model = replace(model, learned=model.learned.with_more(pictures.learned()))
+        model = new_model(recipe, pictures.captions(), pictures.vocabulary())
+    elif model.vocabulary is not None:
+        model = replace(model, vocabulary=model.vocabulary.merge(pictures.vocabulary()))
     run = Run(recipe, model, job.out / work.FOLDER, accelerator)
     _in_first(accelerator, lambda: _begin(job, run, pictures, origin))
 

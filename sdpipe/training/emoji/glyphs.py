@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
 from sdpipe.errors import SdpipeError
-from sdpipe.prompt.vocabulary import Learned
+from sdpipe.prompt.vocabulary import Vocabulary
 from sdpipe.training.emoji.scenes import (
     COLOURS,
     KINDS,
@@ -262,9 +262,9 @@ class Emoji:
         """The names."""
         return self.names
 
-    def learned(self) -> Learned:
+    def vocabulary(self) -> Vocabulary:
         """The names, and every word around them."""
-        return Learned.of(self.names, other_words(self.names))
+        return Vocabulary.from_captions(self.names, other_words(self.names))
 
     def picture(self, i: int) -> Image.Image:
         """Scene i drawn."""
