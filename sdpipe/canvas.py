@@ -16,7 +16,7 @@ from PIL import Image, ImageChops, ImageOps
 
 from sdpipe.errors import UsageError
 from sdpipe.init import PictureId
-from sdpipe.io.pixels import pixels_sha256, read_picture, upright
+from sdpipe.io.pixels import pixels_sha256, read_image, to_upright_rgb
 from sdpipe.settings import Settings
 
 REDRAWN = 128  # what a mask has to have at least, of 255, for the U-Net to draw there
@@ -113,11 +113,11 @@ def _taken(what: str, source: Source) -> Picture:
     name = ""
     paper = "black" if what == "mask_image" else "white"
     if isinstance(source, Image.Image):
-        image = upright(source, paper)
+        image = to_upright_rgb(source, paper)
     elif isinstance(source, str | os.PathLike) and os.fspath(source):
         source = os.path.expanduser(source)
         name = os.path.basename(os.fsencode(source)).decode("utf-8", "replace")
-        image = read_picture(source, paper)
+        image = read_image(source, paper)
     else:
         raise UsageError(
             f"{what}={source!r} is no picture; give a file's path or, in Python, a PIL image."

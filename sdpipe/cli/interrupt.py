@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
-from sdpipe.io.files import discard_unfinished
+from sdpipe.io.files import remove_temporary_files
 
 GRACE = 0.6  # seconds in which the program may put its things away
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -105,7 +105,7 @@ def _watch(inside: socket.socket) -> None:
         with contextlib.suppress(TimeoutError):
             if not inside.recv(1):  # else a second Ctrl-C: no more patience
                 return
-    discard_unfinished()
+    remove_temporary_files()
     with contextlib.suppress(OSError, ValueError):
         os.write(sys.stderr.fileno(), b"\nsdpipe: interrupted\n")
     os._exit(128 + heard[0])

@@ -96,12 +96,12 @@ def noise(
     debug: options.Debug = False,
 ) -> None:
     """Draws the forward process: a picture with the noise of some timesteps, in latents."""
-    from sdpipe.io.pixels import read_picture
+    from sdpipe.io.pixels import read_image
 
     times = Numbers((0, 100, 250, 500, 750, 999)) if t is None else t
     checks.check_times(times)
     Settings(prompt="", seed=seed, dim=dim)
-    image = read_picture(picture)
+    image = read_image(picture)
     output = Output("noise", Path(picture).stem, out=out, as_json=as_json)
     pipe = load(weights, place)
     from sdpipe.show.noise import noise_data, noise_figure
@@ -122,10 +122,10 @@ def latents(
     debug: options.Debug = False,
 ) -> None:
     """Draws the channels of a picture's latents, what they decode to, and the difference."""
-    from sdpipe.io.pixels import read_picture
+    from sdpipe.io.pixels import read_image
 
     Settings(prompt="", dim=dim)
-    image = read_picture(picture)
+    image = read_image(picture)
     output = Output("latents", Path(picture).stem, out=out, as_json=as_json)
     pipe = load(weights, place)
     from sdpipe.show.latents import latents_data, latents_figure

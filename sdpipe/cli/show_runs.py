@@ -43,11 +43,11 @@ def denoise(
     debug: options.Debug = False,
 ) -> None:
     """Draws a noised picture, the noise that one call of the U-Net sees in it, and what is left."""
-    from sdpipe.io.pixels import read_picture
+    from sdpipe.io.pixels import read_image
 
     checks.check_times([t])
     inputs = sampling.checked(prompt, seed)
-    image = None if picture is None else read_picture(picture)
+    image = None if picture is None else read_image(picture)
     output = Output("denoise", prompt, out=out, as_json=as_json)
     pipe = load(weights, place)
     from sdpipe.show.denoise import denoise_data, denoise_figure

@@ -1,7 +1,7 @@
-"""Where pictures go: names that are free, folders that can be written, files that appear whole.
+"""Where images are saved: free names, writable folders, files that appear whole.
 
-Everything is written under a temporary name first. What is unfinished is remembered here, so that
-an interrupt leaves nothing behind.
+Everything is written under a temporary name first. This module keeps a list of them, so that an
+interrupt leaves no half-written file.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ OTHER_SUFFIXES = {
     *(".tif", ".tiff", ".xbm", ".xpm"),
 }
 SLUG_LENGTH = 40
+OTHER_FOLDER = "choose another folder"
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -31,40 +32,41 @@ _unfinished: set[Path] = set()
 
 
 class Destination:
-    """The names of one run's pictures, as `--out` asks for them.
+    """The file names of one run's images, from `--out`.
 
-    An `out` that ends in an image suffix is a file: several pictures become NAME-1, NAME-2, ...
-    Anything else is a folder, whose pictures are numbered on from the highest number in it.
+    An `out` that ends in an image suffix is a file: several images become NAME-1, NAME-2, ...
+    Anything else is a folder, in which images are numbered on from the highest number.
     """
 
     def __init__(
-        self, out: str | os.PathLike[str], pictures: int, formats: Iterable[str] = FORMATS
+        self, out: str | os.PathLike[str], count: int, formats: Iterable[str] = FORMATS
     ) -> None:
-        """`pictures` is how many the run will draw, `formats` the suffixes that they may have.
+        """`count` is the number of images of the run, `formats` are the suffixes to accept.
 
         Raises:
-            UsageError: the format is not one that can be written, or the folder cannot be.
+            UsageError: the format is not supported, or the folder is not writable.
         """
         self._target = Path(out)
-        self._pictures = pictures
+        self._count = count
         self._last = 0
         suffix = self._target.suffix.lower()
         as_folder = os.fspath(out).endswith(("/", os.sep)) or os.path.isdir(out)
         self._is_file = not as_folder and suffix in formats
         if not as_folder and not self._is_file and suffix in (*FORMATS, *OTHER_SUFFIXES):
             raise UsageError(
-                f"{out} asks for a {suffix} file, which cannot be written; the formats are "
-                f"{', '.join(formats)}."
+                f"out={os.fspath(out)!r}",
+                f"has the suffix {suffix}, which cannot be written",
+                f"the formats are {', '.join(formats)}",
             )
         self.folder = self._target.parent if self._is_file else self._target
         longest = self._target if self._is_file else self._target / "0000"
-        _check_name(longest.with_name(f"{longest.stem}-{pictures}.steps"), out)
+        _check_name(longest.with_name(f"{longest.stem}-{count}.steps"), out)
         _check_writable(self.folder)
 
     def path(self, index: int, prompt: str) -> Path:
-        """The name that picture `index` of the run would like; `free_names` goes on from there."""
+        """The preferred name of image `index`; `free_names` goes on from there."""
         if self._is_file:
-            if self._pictures == 1:
+            if self._count == 1:
                 return self._target
             return self._target.with_stem(f"{self._target.stem}-{index + 1}")
         if not self._last:
@@ -74,16 +76,19 @@ class Destination:
 
 
 def write(path: Path, data: bytes) -> Path:
-    """Writes a file, under `path` or the next free number after it, and returns which.
+    """Writes a new file, at `path` or under the next free number, and returns its path.
 
-    It appears whole, with its final name, or not at all, and never in the place of another.
+    The file appears whole, synced to disk, or not at all. No existing file is replaced.
 
     Raises:
-        SdpipeError: it cannot be written.
+        SdpipeError: the file cannot be written.
     """
     try:
-        with unfinished(path.parent) as temporary:
-            temporary.write_bytes(data)
+        with temporary_path(path.parent) as temporary:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
             for name in free_names(path):
                 try:
                     put_in_place(temporary, name)
@@ -91,26 +96,26 @@ def write(path: Path, data: bytes) -> Path:
                     continue
                 return name
     except OSError as error:
-        raise SdpipeError(f"{path} cannot be written: {error.strerror}.") from error
+        raise SdpipeError(f"{path}", f"cannot be written: {error.strerror}") from error
     raise AssertionError("free names never end")
 
 
 def slug(prompt: str) -> str:
-    """A short piece of a file name out of any text: a-z, 0-9 and hyphens, never empty."""
+    """A short part of a file name from any text: a-z, 0-9 and hyphens, never empty."""
     plain = unicodedata.normalize("NFKD", prompt[:1000]).encode("ascii", "ignore").decode()
     words = "-".join(re.findall("[a-z0-9]+", plain.lower()))
     if len(words) > SLUG_LENGTH:
         words = words[: SLUG_LENGTH + 1].rpartition("-")[0] or words[:SLUG_LENGTH]
-    return words or "picture"
+    return words or "image"
 
 
-def steps_folder(picture: Path) -> Path:
-    """The folder beside a picture that shows how it came about."""
-    return picture.with_suffix(".steps")
+def steps_folder(image: Path) -> Path:
+    """The folder beside an image that holds its steps."""
+    return image.with_suffix(".steps")
 
 
 def free_names(path: Path) -> Iterator[Path]:
-    """`path` and the numbers after it, those left out that exist or whose `.steps` folder does.
+    """Yields `path` and the numbers after it, except those whose file or `.steps` folder exists.
 
     apple.png is followed by apple-1.png, and apple-1.png by apple-2.png.
     """
@@ -126,10 +131,10 @@ def free_names(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def unfinished(folder: Path) -> Iterator[Path]:
-    """A temporary name in `folder`, which is made if need be.
+def temporary_path(folder: Path) -> Iterator[Path]:
+    """Yields a temporary name in `folder`, which is created if necessary.
 
-    Whatever still has that name at the end, file or folder, is removed: put it in place before.
+    A file or folder that still has this name at the end is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".sdpipe-{secrets.token_hex(8)}.part"
@@ -141,17 +146,17 @@ def unfinished(folder: Path) -> Iterator[Path]:
         _unfinished.discard(path)
 
 
-def discard_unfinished() -> None:
-    """Removes what is half written: for a process that ends without unwinding its stack."""
+def remove_temporary_files() -> None:
+    """Removes temporary_path files: for a process that ends without unwinding its stack."""
     for path in tuple(_unfinished):
         _remove(path)
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Gives a finished file its name, at once, and never takes it from another file.
+    """Renames a finished file to `path` in one step, and never replaces another file.
 
     Raises:
-        FileExistsError: the name is taken.
+        FileExistsError: `path` exists.
     """
     try:
         os.link(temporary, path)  # fails where a rename would overwrite
@@ -185,30 +190,32 @@ def _remove(path: Path) -> None:
 
 
 def _check_name(path: Path, out: str | os.PathLike[str]) -> None:
-    """Refuses what the file system takes for no name at all, mostly for its length."""
+    """Refuses names that the file system does not accept, mostly for their length."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{out} cannot be a name ({reason}); choose another.") from error
+        raise UsageError(
+            f"out={os.fspath(out)!r}", f"is not a valid file name ({reason})", "choose another"
+        ) from error
 
 
 def _check_writable(folder: Path) -> None:
-    """Refuses a folder in which no file can be made, without leaving anything there."""
+    """Refuses a folder in which no file can be created, without leaving anything there."""
     nearest = folder
     while not os.path.lexists(nearest):
         nearest = nearest.parent
     if not nearest.is_dir():
         raise UsageError(
-            f"{folder} cannot hold pictures, because {nearest} is not a folder; choose another."
+            f"{folder}", f"cannot be written: {nearest} is not a folder", "choose another folder"
         )
     try:
-        # Asked by doing it: for root, permissions say yes where the file system says no.
+        # Tried, not asked: for root, permissions say yes where the file system says no.
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise UsageError(
-            f"{folder} cannot be written ({error.strerror}); choose another folder."
+            f"{folder}", f"cannot be written: {error.strerror}", "choose another folder"
         ) from error

@@ -1,4 +1,4 @@
-"""The pixels of a picture that may come from anybody: opened, hashed, and held against others."""
+"""Images from files, which may come from anybody: opened, decoded, hashed and compared."""
 
 import contextlib
 import hashlib
@@ -14,6 +14,7 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from sdpipe.errors import SdpipeError, SdpipeWarning, UsageError
 from sdpipe.io.files import FORMATS
 
+WRITTEN = tuple(dict.fromkeys(FORMATS.values()))  # the formats that sdpipe writes
 # What Pillow decodes by itself: no format that starts another program.
 READABLE = (
     *("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF"),
@@ -21,17 +22,17 @@ READABLE = (
 )
 
 MAX_FILE = 2**28  # bytes of a file that is opened
-MAX_PIXELS = 2**26  # of a picture that is decoded: 8192 x 8192, 256 MiB in memory
+MAX_PIXELS = 90_000_000  # of an image that is decoded: 270 MB in memory
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two pictures of one size are apart, over all their 8-bit values.
+    """The difference of two images of one size, over all their 8-bit values.
 
     largest: the largest difference of two values, 0 to 255.
-    mean: the mean of all of them.
-    psnr: peak signal-to-noise ratio, 10 log10(255^2 / mean square), in dB; None where they are
-        the same. Two pictures with nothing in common have about 10.
+    mean: the mean absolute difference.
+    psnr: the peak signal-to-noise ratio, 10 log10(255^2 / mean square), in dB; None for identical
+        images. Two unrelated images have about 10.
     """
 
     largest: int
@@ -44,14 +45,14 @@ class Difference:
         return f"largest {self.largest} of 255, mean {self.mean:.3g}, PSNR {self.psnr:.1f} dB"
 
 
-def difference(a: Image.Image, b: Image.Image) -> Difference:
-    """Compares two pictures of the same size, as RGB.
+def compare_pixels(a: Image.Image, b: Image.Image) -> Difference:
+    """Compares two images of the same size, as RGB.
 
     Raises:
         ValueError: their sizes differ.
     """
     if a.size != b.size:
-        raise ValueError(f"pictures of {a.size} and {b.size} pixels cannot be compared")
+        raise ValueError(f"images of {a.size} and {b.size} pixels cannot be compared")
     counts = ImageChops.difference(a.convert("RGB"), b.convert("RGB")).histogram()
     levels = [(value, sum(counts[value::256])) for value in range(256)]  # over the three channels
     total = sum(count for _, count in levels)
@@ -64,107 +65,97 @@ def difference(a: Image.Image, b: Image.Image) -> Difference:
 
 
 def pixels_sha256(image: Image.Image) -> str:
-    """The SHA-256 of a picture's RGB bytes, row by row: the same however the file is packed."""
+    """The SHA-256 of an image's RGB bytes, row by row; it does not depend on the file format."""
     return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """A PNG, JPEG or WebP file, opened and not yet decoded, and whatever goes wrong in a sentence.
+def open_image(
+    path: str | os.PathLike[str], formats: tuple[str, ...] = WRITTEN
+) -> Iterator[Image.Image]:
+    """Opens an image file without decoding it; errors inside the block are translated, too.
 
     Raises:
-        SdpipeError: there is no such picture, it is damaged, or it is too large.
+        SdpipeError: the file is missing, of another format, damaged, or too large.
     """
     try:
         _check_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
+            with Image.open(path, formats=formats) as image:
                 yield image
     except SdpipeError:
         raise
     except Image.DecompressionBombError as error:
-        raise SdpipeError(f"{path} cannot be read: it has too many pixels.") from error
+        raise SdpipeError(f"{path}", "cannot be read: it has too many pixels") from error
+    except UnidentifiedImageError as error:
+        raise SdpipeError(
+            f"{path}",
+            "cannot be read: it is damaged, or in an unknown format",
+            f"the formats are {', '.join(formats)}",
+        ) from error
     except OSError as error:
-        reason = error.strerror or "it is no PNG, JPEG or WebP picture, or a damaged one"
-        raise SdpipeError(f"{path} cannot be read: {reason}.") from error
+        reason = error.strerror or "it is damaged or cut short"
+        raise SdpipeError(f"{path}", f"cannot be read: {reason}") from error
     except MemoryError as error:
-        raise SdpipeError(f"{path} cannot be read: it needs more memory than is here.") from error
+        raise SdpipeError(f"{path}", "cannot be read: there is not enough memory") from error
     except Exception as error:  # damaged files trip Pillow's parsers up in every way there is
-        raise SdpipeError(f"{path} cannot be read: it is damaged ({error}).") from error
+        raise SdpipeError(f"{path}", f"cannot be read: it is damaged ({error})") from error
 
 
-def load_pixels(path: str | os.PathLike[str]) -> Image.Image:
-    """The decoded pixels of a file, RGB; `format` keeps the file's.
+def load_pixels(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes an image file as RGB; `format` of the result is the file's.
 
     Raises:
-        SdpipeError: as `opened`, or there are more than `MAX_PIXELS`.
+        SdpipeError: as `open_image`, or the image has more than `max_pixels`.
     """
-    with opened(path) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise SdpipeError(
-                f"{path} has {width} x {height} pixels; pictures are decoded up to {MAX_PIXELS}."
-            )
+    with open_image(path) as image:
+        _check_size(path, image, max_pixels)
         pixels = image.convert("RGB")
         pixels.format = image.format
         return pixels
 
 
-def read_picture(path: str | os.PathLike[str], paper: str = "white") -> Image.Image:
-    """A picture that a person hands over, in any format that Pillow reads: RGB, the right way up.
+def read_image(
+    path: str | os.PathLike[str], background: str = "white", max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Reads an image that a user names, in any of the `READABLE` formats: RGB, upright.
 
-    What is transparent lies on a paper of that colour. Of an animation it is the first picture.
+    background: the colour behind transparent pixels. Of an animation the first frame is read.
 
     Raises:
-        UsageError: there is no such file, it is no picture or a damaged one, or far too large.
+        UsageError: the file is missing, not an image, damaged, or the image is too large.
     """
     Image.init()
     try:
-        _check_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=[f for f in READABLE if f in Image.OPEN]) as image:
-                image.load()
-                frames = getattr(image, "n_frames", 1)
-                picture = upright(image, paper)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        most = f"{(Image.MAX_IMAGE_PIXELS or 0) // 10**6} million"
-        raise UsageError(
-            f"{path} is larger than {most} pixels, far more than a model looks at; scale it down."
-        ) from error
+        with open_image(path, tuple(n for n in READABLE if n in Image.OPEN)) as image:
+            _check_size(path, image, max_pixels)
+            image.load()
+            frames = getattr(image, "n_frames", 1)
+            upright = to_upright_rgb(image, background)
     except SdpipeError as error:
-        raise UsageError(f"{str(error).rstrip('.')}; give another picture.") from error
-    except UnidentifiedImageError as error:
-        raise UsageError(
-            f"{path} is no picture that can be read; the formats are {', '.join(READABLE)}."
-        ) from error
-    except OSError as error:
-        reason = error.strerror or "it is damaged or cut short"
-        raise UsageError(f"{path} cannot be read: {reason}; give another picture.") from error
-    except Exception as error:  # damaged files trip Pillow's parsers up in every way there is
-        raise UsageError(f"{path} is damaged ({error}); give another picture.") from error
+        remedy = error.remedy or "give another image"
+        raise UsageError(error.value, error.rule, remedy) from error
     if frames > 1:
         warnings.warn(
-            f"{path} has {frames} pictures in it; the first is taken.", SdpipeWarning, stacklevel=2
+            f"{path} has {frames} frames; only the first is used.", SdpipeWarning, stacklevel=2
         )
-    return picture
+    return upright
 
 
-def upright(image: Image.Image, paper: str = "white") -> Image.Image:
-    """Any picture as RGB, turned as its EXIF says; what is transparent lies on `paper`."""
+def to_upright_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """Converts any image to RGB, rotated as its EXIF says, transparent pixels on `background`."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):  # Pillow would clip what is above 255
+    if image.mode.startswith(("I", "F")):  # Pillow would clip values above 255
         image = _to_8_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, paper), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("RGB")
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits: 16 whole ones keep their scale, others are stretched to their own."""
+    """Scales grey values: those of 16-bit integers by 255/65535, others from their own range."""
     import numpy as np
 
     levels = np.asarray(image).astype(np.float64)
@@ -175,11 +166,21 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _check_file(path: str | os.PathLike[str]) -> None:
-    """Refuses what would keep a reader waiting, or fill the memory."""
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-        raise SdpipeError(f"{path} cannot be read: it is a device or a pipe, not a file.")
-    if found.st_size > MAX_FILE:
+    """Refuses files that would block a reader, or fill the memory."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise SdpipeError(f"{path}", "cannot be read: it is a device or a pipe, not a file")
+    if status.st_size > MAX_FILE:
         raise SdpipeError(
-            f"{path} cannot be read: it has {found.st_size} bytes; up to {MAX_FILE} are read."
+            f"{path}", f"cannot be read: it has {status.st_size} bytes, more than {MAX_FILE}"
+        )
+
+
+def _check_size(path: str | os.PathLike[str], image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise SdpipeError(
+            f"{path}",
+            f"has {width} x {height} pixels, more than {max_pixels / 1e6:g} million",
+            "scale it down",
         )

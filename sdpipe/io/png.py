@@ -1,8 +1,8 @@
-"""Pixels plus metadata to a file, and back.
+"""Saves images with metadata, and reads the metadata back.
 
-Two texts go into a picture: `parameters`, which every gallery tool reads, in the format of
+An image carries two texts: `parameters`, which every gallery tool reads, in the format of
 AUTOMATIC1111's web UI, and `sdpipe`, a JSON object with everything that is needed to draw the
-picture again. In a PNG they are text chunks of those names. In JPEG and WebP they are EXIF:
+image again. In a PNG they are text chunks with these names. In JPEG and WebP they are EXIF:
 UserComment holds `parameters`, as that web UI writes it, and ImageDescription "sdpipe: {...}".
 """
 
@@ -24,7 +24,7 @@ from sdpipe.errors import SdpipeError, SdpipeWarning
 from sdpipe.guidance import shown
 from sdpipe.init import steps_taken
 from sdpipe.io.files import FORMATS, write
-from sdpipe.io.pixels import opened, pixels_sha256
+from sdpipe.io.pixels import open_image, pixels_sha256
 from sdpipe.settings import Settings
 
 SAVE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -34,7 +34,7 @@ SAVE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 LIBRARIES = ("torch", "diffusers", "transformers")
 
-# scheduler: what A1111 calls the same thing
+# A1111's names of the schedulers
 SAMPLERS = {
     "lms": "LMS",
     "ddim": "DDIM",
@@ -48,13 +48,13 @@ SAMPLERS = {
 
 HIRES_UPSCALER = "Lanczos"  # as A1111 calls what `latents.enlarged` does
 
-TEXTS = ("parameters", "Dream")  # by their keys in a PNG, as they are
-OBJECTS = ("sdpipe", "invokeai_metadata", "sd-metadata")  # these are JSON
+TEXTS = ("parameters", "Dream")  # keys of plain texts in a PNG
+OBJECTS = ("sdpipe", "invokeai_metadata", "sd-metadata")  # keys of JSON objects
 
-MAX_TEXT = 2**20  # characters of a text that is read; a picture may come from anybody
+MAX_TEXT = 2**20  # characters of a text that is read; an image may come from anybody
 JPEG_LIMIT = 65533  # bytes of EXIF in a JPEG: one segment
 IMAGE_DESCRIPTION, EXIF_IFD, USER_COMMENT = 0x010E, 0x8769, 0x9286
-MARK = "sdpipe: "  # tells our ImageDescription from everybody else's
+MARK = "sdpipe: "  # prefix that identifies an ImageDescription written by sdpipe
 
 
 def metadata(
@@ -69,16 +69,16 @@ def metadata(
     index: int = 0,
     safety: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a picture carries: {"parameters": text, "sdpipe": object}, as `read` gives it back.
+    """The metadata of an image: {"parameters": text, "sdpipe": object}, as `read` returns it.
 
-    settings: those of this one picture, resolved.
-    identity: the model, as `ModelInfo.identity()` describes it.
-    device, dtype, speed: where it was drawn, in which number type, and how: `device.SPEEDS`.
-    n, index: the picture was number `index`, from 0, of `n` drawn in one batch. Their seeds, or
-        variation seeds, went up by one from picture to picture, and what the others showed has no
-        influence on this one: so shape and place are enough to draw it under the same
-        circumstances, and no picture tells the prompts of its neighbours.
-    safety: what the model's safety checker says, where it was asked.
+    settings: resolved, of this image alone.
+    identity: of the model, from `ModelInfo.identity()`.
+    device, dtype, speed: what the image was drawn with; `speed` is one of `device.SPEEDS`.
+    n, index: the image was number `index`, from 0, in a batch of `n`. Seeds, or variation seeds,
+        count up by one through a batch, and the content of an image does not depend on the others:
+        so these two numbers are enough to draw it in a batch of the same shape, and no image
+        reveals the prompts of its neighbours.
+    safety: the result of the safety checker, if it ran.
     """
     own = {
         "format": 2,
@@ -101,7 +101,7 @@ def metadata(
 
 
 def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
-    """The settings of one picture as A1111 writes them, below the prompts."""
+    """The prompts and settings of an image, in A1111's format."""
     digest = identity.get("sha256")
     values = {
         "Steps": settings.steps,
@@ -137,35 +137,35 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
 def save(
     image: Image.Image, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None
 ) -> Path:
-    """Writes a picture, under `path` or the next free number after it, and returns which.
+    """Saves an image as a new file, at `path` or under the next free number; returns its path.
 
-    The file appears whole, with its final name, or not at all, and never in the place of another.
-    `metadata` is what the function of that name returns; None leaves the file without any.
+    The file appears whole or not at all. No existing file is replaced.
+    metadata: from the function of that name; None saves none.
 
     Raises:
-        SdpipeError: the file cannot be written, or its suffix is none of `FORMATS`.
+        SdpipeError: the file cannot be written, or its suffix is not one of `FORMATS`.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise SdpipeError(f"{path} has no suffix of a known format: {', '.join(FORMATS)}.")
+        raise SdpipeError(f"{path}", "has an unknown suffix", f"use {', '.join(FORMATS)}")
     return write(path, _encode(image, FORMATS[path.suffix.lower()], metadata))
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a picture says of how it was drawn, whoever drew it; {} where it says nothing.
+    """Reads the metadata of an image, from sdpipe or other programs; {} if it has none.
 
-    "sdpipe" and "parameters" as they were written, and InvokeAI's "invokeai_metadata",
-    "sd-metadata" and "Dream". Only texts are looked at, no pixels. What they say is not checked:
-    that is for `sdpipe.metadata.record`.
+    Keys are "sdpipe" and "parameters", and InvokeAI's "invokeai_metadata", "sd-metadata" and
+    "Dream". No pixels are decoded. The values are not checked: `sdpipe.metadata.record` does that.
 
     Raises:
-        SdpipeError: there is no such picture, it is damaged, or its texts are too large.
+        SdpipeError: the image is missing or damaged, or a text is too long or not JSON.
     """
-    with opened(path) as image:
+    with open_image(path) as image:
         found = _png_texts(image) if image.format == "PNG" else _exif_texts(image)
     if too_long := [key for key, text in found.items() if len(text) > MAX_TEXT]:
         raise SdpipeError(
-            f"{path} cannot be read: its text {too_long[0]!r} is longer than {MAX_TEXT} characters."
+            f"{path}",
+            f"cannot be read: its text {too_long[0]!r} is longer than {MAX_TEXT} characters",
         )
     return {
         key: _json_object(text, path) if key in OBJECTS else text for key, text in found.items()
@@ -183,8 +183,8 @@ def _encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None)
         exif = _exif(metadata)
         if format == "JPEG" and len(exif) > JPEG_LIMIT:
             warnings.warn(
-                f"the metadata has {len(exif)} bytes and a JPEG takes {JPEG_LIMIT}: the picture is "
-                "saved without; a PNG takes it.",
+                f"the metadata has {len(exif)} bytes, and a JPEG holds {JPEG_LIMIT}: the image is "
+                "saved without; save it as PNG to keep it.",
                 SdpipeWarning,
                 stacklevel=3,
             )
@@ -193,18 +193,19 @@ def _encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None)
     buffer = io.BytesIO()
     try:
         image.save(buffer, format, **options)
-    except (OSError, ValueError) as error:  # a side that the format does not reach
+    except (OSError, ValueError) as error:  # the image is too large for the format
         width, height = image.size
         raise SdpipeError(
-            f"a picture of {width} x {height} cannot be written as {format}: {error}. "
-            "PNG takes every size."
+            f"an image of {width} x {height} pixels",
+            f"cannot be written as {format}: {error}",
+            "PNG holds every size",
         ) from error
     return buffer.getvalue()
 
 
 def _exif(metadata: Mapping[str, Any]) -> bytes:
     exif = Image.Exif()
-    exif.endian = ">"  # so that the byte order of the comment is also that of its surroundings
+    exif.endian = ">"  # the byte order of the comment below
     exif[IMAGE_DESCRIPTION] = MARK + json.dumps(metadata["sdpipe"])  # EXIF wants ASCII here
     comment = b"UNICODE\0" + metadata["parameters"].encode("utf-16-be")
     exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
@@ -232,34 +233,34 @@ def _comment(raw: bytes) -> str:
     """An EXIF UserComment: eight bytes name the encoding of the rest."""
     code, body = raw[:8], raw[8:]
     if code == b"UNICODE\0":
-        # The byte order is nowhere written: most text has its zeros in the high bytes.
+        # The byte order is not recorded; in most text the high bytes are zero.
         order = "be" if body[0::2].count(0) >= body[1::2].count(0) else "le"
         return body.decode(f"utf-16-{order}", "replace").removeprefix("\ufeff")
     return body.decode("utf-8", "replace").strip("\0") if code == b"ASCII\0\0\0" else ""
 
 
 def _json_object(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object that a text holds, where it can be written as JSON again."""
+    """Parses a JSON object; refuses values that cannot be written as JSON again."""
     try:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise SdpipeError(f"{path} has metadata that is not readable JSON: {reason}.") from error
+        raise SdpipeError(f"{path}", f"has metadata that is not valid JSON: {reason}") from error
     if not isinstance(value, dict):
-        raise SdpipeError(f"{path} has metadata that is not a JSON object.")
+        raise SdpipeError(f"{path}", "has metadata that is not a JSON object")
     return value
 
 
 def _hires_steps(settings: Settings) -> int | None:
-    """The steps of the second pass that are taken: A1111 counts no others."""
+    """The number of steps that the second pass takes, which is what A1111 counts."""
     if settings.steps is None or settings.hires_strength is None:
         return None
     return steps_taken(settings.steps, settings.hires_strength)
 
 
 def _without_home(name: str) -> str:
-    """A model's name; pictures are passed on, and whose folder it was in is nobody's business."""
+    """A model's name without the user's home folder, since images are passed on."""
     home = os.path.join(os.path.expanduser("~"), "")
     return f"~/{name.removeprefix(home)}" if len(home) > 1 and name.startswith(home) else name
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from sdpipe.io.pixels import Difference, difference, load_pixels, pixels_sha256
+from sdpipe.io.pixels import Difference, compare_pixels, load_pixels, pixels_sha256
 from sdpipe.metadata.info import plain
 from sdpipe.metadata.record import Record
 
@@ -101,7 +101,7 @@ def verify(
     if recorded is not None:
         as_recorded = pixels_sha256(drawn) == recorded
         kept = None if file.format == "JPEG" else pixels_sha256(file) == recorded
-    off = difference(file, drawn) if file.size == drawn.size else None
+    off = compare_pixels(file, drawn) if file.size == drawn.size else None
     changed = _changed(record, now)
     return Verdict(_word(off, as_recorded, kept, file.format), off, as_recorded, kept, changed)
 

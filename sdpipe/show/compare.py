@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import UsageError
 from sdpipe.guidance import shown
-from sdpipe.io.pixels import Difference, difference
+from sdpipe.io.pixels import Difference, compare_pixels
 from sdpipe.runtime.device import dtype_name
 from sdpipe.settings import FALLBACKS, Settings
 from sdpipe.show import style
@@ -207,7 +207,7 @@ def compare(
 
     image, notes = draw_with_diffusers(parts, run, measure)
     identity = {name: getattr(parts.model, name) for name in ("name", "revision", "variant")}
-    picture = difference(result.images[0], image)
+    picture = compare_pixels(result.images[0], image)
     return Comparison(run, identity, str(parts.device), dtype, gaps, picture, allowed, notes)
 
 

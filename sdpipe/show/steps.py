@@ -15,7 +15,7 @@ from torch import Tensor
 import sdpipe
 from sdpipe.denoise import Step
 from sdpipe.errors import SdpipeError, UsageError
-from sdpipe.io.files import unfinished
+from sdpipe.io.files import temporary_path
 from sdpipe.latents import latents_to_pil
 from sdpipe.runtime.seamless import wrapped
 from sdpipe.settings import Settings
@@ -67,7 +67,7 @@ def save_steps(
     try:
         if folder.exists():
             raise FileExistsError(17, "it exists already", str(folder))
-        with unfinished(folder.parent) as temporary:
+        with temporary_path(folder.parent) as temporary:
             for into, (noise, steps) in zip((temporary, temporary / "hires"), passes, strict=False):
                 into.mkdir()
                 settings = result.settings[index] if describe else None

@@ -192,7 +192,7 @@ def test_a_disk_that_fills_up_is_told(draw, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
+    monkeypatch.setattr("os.fsync", fail)
     status, _, err = draw("--seed", "42")
     assert status == 1
     assert (

@@ -14,12 +14,12 @@ BUSY = 3.0  # seconds that a machine with other things to do may add
 PROGRAM = """
 import sys, time, weakref
 from pathlib import Path
-from sdpipe.io.files import unfinished
+from sdpipe.io.files import temporary_path
 from sdpipe.cli.interrupt import interruptible
 
 {hang}
 
-with interruptible(), unfinished(Path(sys.argv[1])) as temporary:
+with interruptible(), temporary_path(Path(sys.argv[1])) as temporary:
     temporary.touch()
     hang()
 """

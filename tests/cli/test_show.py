@@ -139,7 +139,7 @@ WRONG = {
     "'5;6' is no list of whole numbers": ["noise", "PICTURE", "--t", "5;6"],
     "dim=60 is not a multiple of 8": ["latents", "PICTURE", "--dim", "60"],
     "gone.png cannot be read: No such file": ["latents", "gone.png"],
-    "model is no picture": ["noise", "FILE"],
+    "model cannot be read": ["noise", "FILE"],
     "t=-1 is out of range": ["denoise", "cat", "--t", "-1"],
     "no.jpg cannot be read": ["denoise", "cat", "--picture", "no.jpg"],
     "at=3 is out of range: steps are counted from 0 to 2": ["guidance", "x", "--at", "3", *CALM],

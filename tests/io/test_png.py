@@ -7,11 +7,11 @@ import stat
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from support.errors import raises
 
 import sdpipe
 from sdpipe.errors import SdpipeError, SdpipeWarning
@@ -31,7 +31,7 @@ def settings(prompt="red apple", **values):
     return Settings(prompt=prompt, **given).resolved({})
 
 
-def picture(width=16, height=8):
+def plain(width=16, height=8):
     data = random.Random(0).randbytes(width * height * 3)
     return Image.frombytes("RGB", (width, height), data)
 
@@ -40,7 +40,7 @@ def notes(image=None, prompt="red apple", **values):
     return metadata(
         settings(prompt, **values),
         IDENTITY,
-        image=image or picture(),
+        image=image or plain(),
         device="cpu",
         dtype="float32",
         n=4,
@@ -136,8 +136,8 @@ def test_every_scheduler_has_a_name_there(scheduler):
     assert ("Schedule type" in values) == given.karras
 
 
-def test_metadata_holds_one_picture_and_its_place():
-    image = picture()
+def test_metadata_is_of_one_image_and_its_place_in_the_batch():
+    image = plain()
     own = notes(image, negative_prompt="dark", batch_invariant=True)["sdpipe"]
     assert own["format"] == 2
     assert own["settings"] == settings(negative_prompt="dark", batch_invariant=True).to_dict()
@@ -149,28 +149,28 @@ def test_metadata_holds_one_picture_and_its_place():
     assert own["pixels_sha256"] == hashlib.sha256(image.tobytes()).hexdigest()
 
 
-def test_a_home_folder_is_nobodys_business(monkeypatch):
+def test_a_home_folder_is_left_out(monkeypatch):
     monkeypatch.setenv("HOME", "/home/alice")
-    for name, told in (("/home/alice/models/x", "~/models/x"), ("/home/alicex", "/home/alicex")):
+    for name, short in (("/home/alice/models/x", "~/models/x"), ("/home/alicex", "/home/alicex")):
         own = metadata(
-            settings(), {**IDENTITY, "name": name}, image=picture(), device="cpu", dtype="float32"
+            settings(), {**IDENTITY, "name": name}, image=plain(), device="cpu", dtype="float32"
         )
-        assert own["sdpipe"]["model"]["name"] == told
+        assert own["sdpipe"]["model"]["name"] == short
         assert "alice/" not in json.dumps(own)
 
 
 def test_the_hash_is_of_pixels_and_not_of_packing():
-    image = picture()
+    image = plain()
     assert pixels_sha256(image) == pixels_sha256(image.convert("RGBA"))
     image.putpixel((0, 0), (1, 2, 3))
-    assert pixels_sha256(image) != pixels_sha256(picture())
+    assert pixels_sha256(image) != pixels_sha256(plain())
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp", ".WebP"])
 @pytest.mark.parametrize("prompt", ["red apple", 'café, "日本" 🍎\nsecond: line', "x" * 20000])
 def test_metadata_comes_back_as_it_went(tmp_path, suffix, prompt):
     given = notes(prompt=prompt)
-    path = save(picture(), tmp_path / f"x{suffix}", given)
+    path = save(plain(), tmp_path / f"x{suffix}", given)
     assert path == tmp_path / f"x{suffix}"
     assert read(path) == given
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
@@ -178,7 +178,7 @@ def test_metadata_comes_back_as_it_went(tmp_path, suffix, prompt):
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
 def test_pixels_come_back_as_they_went(tmp_path, suffix):
-    with Image.open(save(picture(), tmp_path / f"x{suffix}", notes())) as saved:
+    with Image.open(save(plain(), tmp_path / f"x{suffix}", notes())) as saved:
         assert pixels_sha256(saved) == notes()["sdpipe"]["pixels_sha256"]
 
 
@@ -190,8 +190,8 @@ def test_a_jpeg_is_close(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
-def test_without_metadata_nothing_is_told(tmp_path, suffix):
-    path = save(picture(), tmp_path / f"x{suffix}")
+def test_without_metadata_a_file_has_no_texts(tmp_path, suffix):
+    path = save(plain(), tmp_path / f"x{suffix}")
     assert read(path) == {}
     with Image.open(path) as image:
         assert not image.getexif()
@@ -199,19 +199,19 @@ def test_without_metadata_nothing_is_told(tmp_path, suffix):
 
 
 def test_metadata_too_large_for_a_jpeg_is_left_out_with_a_warning(tmp_path):
-    with pytest.warns(SdpipeWarning, match=r"65533: the picture is saved without; a PNG takes it"):
-        path = save(picture(), tmp_path / "x.jpg", notes(prompt="x" * 40000))
+    with pytest.warns(SdpipeWarning, match="a JPEG holds 65533"):
+        path = save(plain(), tmp_path / "x.jpg", notes(prompt="x" * 40000))
     assert read(path) == {}
 
 
 def test_a_file_is_as_readable_as_any_other(tmp_path):
     (tmp_path / "plain").touch()
-    path = save(picture(), tmp_path / "x.png")
+    path = save(plain(), tmp_path / "x.png")
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
 def test_nothing_is_overwritten(tmp_path):
-    assert [save(picture(), tmp_path / "x.png").name for _ in range(3)] == [
+    assert [save(plain(), tmp_path / "x.png").name for _ in range(3)] == [
         "x.png",
         "x-1.png",
         "x-2.png",
@@ -220,44 +220,43 @@ def test_nothing_is_overwritten(tmp_path):
 
 def test_many_at_once_do_not_clobber_each_other(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        saved = list(pool.map(lambda _: save(picture(), tmp_path / "x.png"), range(24)))
+        saved = list(pool.map(lambda _: save(plain(), tmp_path / "x.png"), range(24)))
     assert len(set(saved)) == 24
     assert set(tmp_path.iterdir()) == set(saved)
 
 
-def test_what_cannot_be_written_is_told(tmp_path):
+def test_what_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SdpipeError, match="cannot be written: "):
-        save(picture(), tmp_path / "file" / "x.png")
-    with pytest.raises(SdpipeError, match=r"no suffix of a known format: \.png, \.jpg"):
-        save(picture(), tmp_path / "x.gif")
-    with pytest.raises(SdpipeError, match=r"16400 x 1 cannot be written as WEBP.*PNG takes every"):
+    with raises(SdpipeError, value="x.png", rule="cannot be written: File exists"):
+        save(plain(), tmp_path / "file" / "x.png")
+    with raises(SdpipeError, value="x.gif", rule="suffix", remedy=".png, .jpg"):
+        save(plain(), tmp_path / "x.gif")
+    with raises(SdpipeError, value="16400 x 1", rule="as WEBP", remedy="PNG"):
         save(Image.new("RGB", (16400, 1)), tmp_path / "x.webp")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, error):
-    def fail(path, data):
-        path.touch()
+    def fail(file):
         raise error
 
-    monkeypatch.setattr(Path, "write_bytes", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     expected = SdpipeError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
-        save(picture(), tmp_path / "x.png")
+        save(plain(), tmp_path / "x.png")
     if expected is SdpipeError:
-        assert "x.png cannot be written: No space left on device." in str(caught.value)
+        assert caught.value.rule == "cannot be written: No space left on device"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_foreign_pictures_have_nothing_or_their_own(tmp_path):
+def test_images_of_other_programs_have_no_metadata_or_their_own(tmp_path):
     for format in ("PNG", "JPEG", "WEBP"):
-        picture().save(tmp_path / "x", format)
+        plain().save(tmp_path / "x", format)
         assert read(tmp_path / "x") == {}
     info = PngInfo()
     info.add_text("parameters", "a cat\nSteps: 20, Sampler: Euler a, Seed: 1")
-    picture().save(tmp_path / "x.png", pnginfo=info)
+    plain().save(tmp_path / "x.png", pnginfo=info)
     assert a1111(read(tmp_path / "x.png")["parameters"])[2]["Sampler"] == "Euler a"
 
 
@@ -276,28 +275,28 @@ def test_comments_as_others_write_them(tmp_path, comment, text):
     exif = Image.Exif()
     exif.get_ifd(png.EXIF_IFD)[png.USER_COMMENT] = comment
     exif[png.IMAGE_DESCRIPTION] = "a holiday"
-    picture().save(tmp_path / "x.jpg", exif=exif)
+    plain().save(tmp_path / "x.jpg", exif=exif)
     assert read(tmp_path / "x.jpg") == ({} if text is None else {"parameters": text})
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("nonsense", "not readable JSON"),
+        ("nonsense", "not valid JSON"),
         ("[1, 2]", "not a JSON object"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"a": ' + "9" * 5000 + "}", "not readable JSON"),
-        ('{"a": NaN}', "not readable JSON"),
-        ('{"a": 1e999}', "not readable JSON"),
-        ('{"a": "\\ud800"}', "not readable JSON"),
+        ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
+        ('{"a": NaN}', "not valid JSON"),
+        ('{"a": 1e999}', "not valid JSON"),
+        ('{"a": "\\ud800"}', "not valid JSON"),
         ('{"a": "' + "x" * png.MAX_TEXT + '"}', "longer than"),
     ],
 )
 def test_our_own_key_with_anything_else_in_it(tmp_path, text, reason):
     info = PngInfo()
     info.add_text("sdpipe", text)
-    picture().save(tmp_path / "x.png", pnginfo=info)
-    with pytest.raises(SdpipeError, match=reason):
+    plain().save(tmp_path / "x.png", pnginfo=info)
+    with raises(SdpipeError, value="x.png", rule=reason):
         read(tmp_path / "x.png")
 
 
@@ -305,51 +304,18 @@ def test_a_compressed_bomb_is_refused(tmp_path):
     data = b"sdpipe\0\0" + zlib.compress(b" " * 2**26, 9)
     chunk = struct.pack(">I", len(data)) + b"zTXt" + data
     chunk += struct.pack(">I", zlib.crc32(b"zTXt" + data))
-    picture().save(tmp_path / "x.png")
+    plain().save(tmp_path / "x.png")
     whole = (tmp_path / "x.png").read_bytes()
     (tmp_path / "x.png").write_bytes(whole[:33] + chunk + whole[33:])
-    with pytest.raises(SdpipeError, match="cannot be read"):
+    with raises(SdpipeError, value="x.png", rule="cannot be read"):
         read(tmp_path / "x.png")
-
-
-def test_a_picture_of_too_many_pixels_is_refused(tmp_path):
-    whole = save(picture(), tmp_path / "x.png", notes()).read_bytes()
-    header = b"IHDR" + struct.pack(">II", 60000, 60000) + whole[24:29]
-    sums = struct.pack(">I", zlib.crc32(header))
-    (tmp_path / "y.png").write_bytes(whole[:12] + header + sums + whole[33:])
-    with pytest.raises(SdpipeError, match="too many pixels"):
-        read(tmp_path / "y.png")
-
-
-def test_what_is_no_file_does_not_keep_the_reader_waiting(tmp_path):
-    os.mkfifo(tmp_path / "x.png")
-    with pytest.raises(SdpipeError, match="a device or a pipe, not a file"):
-        read(tmp_path / "x.png")
-    with (tmp_path / "large.png").open("wb") as file:
-        file.truncate(2**40)
-    with pytest.raises(SdpipeError, match="has 1099511627776 bytes; up to"):
-        read(tmp_path / "large.png")
-
-
-def test_what_is_no_picture_is_told(tmp_path):
-    (tmp_path / "x.png").write_text("not a picture")
-    (tmp_path / "empty.png").touch()
-    for name, reason in (
-        ("x.png", "no PNG, JPEG or WebP"),
-        ("empty.png", "no PNG, JPEG or WebP"),
-        ("none.png", "No such file"),
-        (".", "Is a directory"),
-        ("a\0b.png", "cannot be read"),
-    ):
-        with pytest.raises(SdpipeError, match=reason):
-            read(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
 def test_damaged_files_never_break_the_reader(tmp_path, suffix):
     dice = random.Random(0)
     path = tmp_path / f"x{suffix}"
-    whole = save(picture(), path, notes()).read_bytes()
+    whole = save(plain(), path, notes()).read_bytes()
     outcomes = set()
     for _ in range(300):
         data = bytearray(whole[: dice.choice([len(whole), dice.randrange(len(whole))])])

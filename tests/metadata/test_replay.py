@@ -15,7 +15,7 @@ from sdpipe import UsageError
 from sdpipe.cli.replay import parse_changes
 from sdpipe.errors import SdpipeError
 from sdpipe.io import png
-from sdpipe.io.pixels import difference
+from sdpipe.io.pixels import compare_pixels
 from sdpipe.metadata.replay import prepare
 from sdpipe.runtime.device import dtype_name, pick_dtype
 from sdpipe.settings import Settings
@@ -352,4 +352,4 @@ def test_our_own_text_without_our_json_is_drawn_again(draw, run):
         status, _, err = run("replay", foreign, *FAST[:4], "--out", "z.png")
         assert status == 0, err
         with Image.open("z.png") as again:
-            assert difference(image, again).psnr is None
+            assert compare_pixels(image, again).psnr is None
