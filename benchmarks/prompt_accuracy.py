@@ -46,7 +46,7 @@ from PIL import Image
 from sdpipe.components import load
 from sdpipe.errors import SdpipeWarning
 from sdpipe.latents import latents_to_pil, pil_to_latents
-from sdpipe.loading.weight_files import sha256
+from sdpipe.loading.weights import sha256
 from sdpipe.runtime.device import dtype_name
 from sdpipe.training.emoji import glyphs
 from sdpipe.training.emoji.scenes import RELATIONS, mistype, plural, with_article

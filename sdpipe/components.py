@@ -8,17 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.loading import lora
-from sdpipe.loading import textual_inversion as embedding
-from sdpipe.loading.compatibility import check_fit
-from sdpipe.loading.locate import find_model, is_here, is_part_here
-from sdpipe.loading.lora import Lora
+from sdpipe.loading.compatibility import check_embeddings, check_loras, check_parts
+from sdpipe.loading.locate import find_model, is_model_local, is_part_local
+from sdpipe.loading.lora import Lora, LoraSpec
 from sdpipe.loading.networks import build
-from sdpipe.loading.single_file import check_prediction
-from sdpipe.loading.sources import Sources, file_kind
-from sdpipe.loading.textual_inversion import Embedding
+from sdpipe.loading.single_file import check_prediction_type
+from sdpipe.loading.sources import Sources, read_checkpoint
+from sdpipe.loading.textual_inversion import Embedding, EmbeddingSpec
 from sdpipe.loading.vocabulary import read_vocabulary
-from sdpipe.loading.weight_files import sha256
+from sdpipe.loading.weights import sha256
 from sdpipe.prompt.vocabulary import Vocabulary
 from sdpipe.runtime.device import (
     check_device,
@@ -43,12 +41,12 @@ class ModelInfo:
     folder: the model's folder or single file; None if every part was passed as a module.
     revision: the commit on the hub; None for local models.
     variant: "fp16" if the UNet's weights are of that variant, else None.
-    parts: by part, the source of each part that replaces one of the model's own.
+    parts: by part, the source of each part that relocations one of the model's own.
     weights: by part, the local weight files of the UNet and of every replaced part. Parts from
         the hub are identified by their commit and not listed.
     prediction_type: "epsilon" or "v" if it was set by the caller, else None.
     loras, embeddings: what was added to the weights and to the vocabulary.
-    fallback: True if no model was asked for and the built-in one replaces the default model.
+    fallback: True if no model was asked for and the built-in one relocations the default model.
     """
 
     name: str
@@ -147,8 +145,8 @@ def load(
     unet: "UNet2DConditionModel | str | os.PathLike[str] | None" = None,
     tokenizer: "CLIPTokenizer | str | os.PathLike[str] | None" = None,
     prediction_type: str | None = None,
-    loras: Sequence[lora.Given] = (),
-    embeddings: Sequence[embedding.Given] = (),
+    loras: Sequence[LoraSpec] = (),
+    embeddings: Sequence[EmbeddingSpec] = (),
     low_memory: bool = False,
     for_speed: bool = False,
 ) -> Components:
@@ -184,9 +182,9 @@ def load(
     if low_memory:
         device = check_low_memory(device)
     if prediction_type is not None:
-        check_prediction(prediction_type)
-    lora_files = tuple(Lora.read(given) for given in loras)
-    embedding_files = tuple(Embedding.read(given) for given in embeddings)
+        check_prediction_type(prediction_type)
+    lora_files = tuple(Lora.read(spec) for spec in loras)
+    embedding_files = tuple(Embedding.read(spec) for spec in embeddings)
     given = {"tokenizer": tokenizer, "text_encoder": text_encoder, "unet": unet, "vae": vae}
     full_precision = dtype_name(dtype) == "float32"
     sources = _find_sources(
@@ -217,8 +215,8 @@ def inspect_model(
     dtype: str = "auto",
     vae: str | os.PathLike[str] | None = None,
     prediction_type: str | None = None,
-    loras: Sequence[lora.Given] = (),
-    embeddings: Sequence[embedding.Given] = (),
+    loras: Sequence[LoraSpec] = (),
+    embeddings: Sequence[EmbeddingSpec] = (),
 ) -> Sources | None:
     """Checks what `load` would load with these arguments, without importing torch.
 
@@ -227,15 +225,20 @@ def inspect_model(
     Raises:
         UsageError, ModelError: as `load`.
     """
-    full = dtype == "float32"
-    if not is_here(model, full=full) or (vae is not None and not is_part_here(vae, "vae", full)):
+    full_precision = dtype == "float32"
+    is_local = is_model_local(model, full_precision=full_precision) and (
+        vae is None or is_part_local(vae, "vae", full_precision=full_precision)
+    )
+    if not is_local:
         if model is not None and os.path.isfile(Path(model).expanduser()):
             wanted = ("unet", "text_encoder") + ("vae",) * (vae is None)
-            file_kind(find_model(model), wanted, prediction_type)
+            read_checkpoint(find_model(model), wanted, prediction_type)
         return None
-    lora_files = tuple(Lora.read(given) for given in loras)
-    embedding_files = tuple(Embedding.read(given) for given in embeddings)
-    return _find_sources(model, {"vae": vae}, full, prediction_type, lora_files, embedding_files)
+    lora_files = tuple(Lora.read(spec) for spec in loras)
+    embedding_files = tuple(Embedding.read(spec) for spec in embeddings)
+    return _find_sources(
+        model, {"vae": vae}, full_precision, prediction_type, lora_files, embedding_files
+    )
 
 
 def _find_sources(
@@ -248,10 +251,12 @@ def _find_sources(
 ) -> Sources:
     """Finds all parts and checks that they fit each other."""
     parts = {part: value for part, value in given.items() if value is not None}
-    sources = Sources.find(model, parts, full=full_precision, prediction=prediction_type)
-    check_fit(sources)
-    sources.check_loras(loras)
-    sources.check_embeddings(embeddings)
+    sources = Sources.find(
+        model, parts, full_precision=full_precision, prediction_type=prediction_type
+    )
+    check_parts(sources)
+    check_loras(sources, loras)
+    check_embeddings(sources, embeddings)
     return sources
 
 
@@ -261,15 +266,15 @@ def _describe(
     loras: tuple[Lora, ...],
     embeddings: tuple[Embedding, ...],
 ) -> ModelInfo:
-    base, unet = sources.model, sources.places.get("unet")
-    local = {part for part, place in sources.places.items() if place.revision is None}
-    hashed = sorted(local & {"unet", *sources.swapped})
+    base, unet = sources.model, sources.locations.get("unet")
+    local = {part for part, location in sources.locations.items() if location.revision is None}
+    hashed = sorted(local & {"unet", *sources.replaced})
     return ModelInfo(
         name="parts" if base is None else base.name,
         folder=None if base is None else base.path,
         revision=None if base is None else base.revision,
         variant=None if unet is None else unet.files.variants.get("unet"),
-        parts=sources.swapped,
+        parts=sources.replaced,
         weights={part: files for part in hashed if (files := sources.weights(part))},
         prediction_type=prediction_type,
         loras=loras,
@@ -281,7 +286,7 @@ def _describe(
 def _read_vocabulary(sources: Sources, loras: Sequence[Lora]) -> Vocabulary | None:
     """The model's word list, unless another part or a LoRA may know more words."""
     model = sources.model
-    replaced = {"tokenizer", "text_encoder"} & {*sources.modules, *sources.swapped}
+    replaced = {"tokenizer", "text_encoder"} & {*sources.modules, *sources.replaced}
     if model is None or replaced or loras:
         return None
     return read_vocabulary(model.path, model.label)

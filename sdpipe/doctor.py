@@ -26,8 +26,8 @@ from typing import Any, Literal
 import sdpipe
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.io import files
-from sdpipe.loading.compatibility import check_fit
-from sdpipe.loading.hub import announced, is_hub_id, lacking
+from sdpipe.loading.compatibility import check_parts
+from sdpipe.loading.hub import files_to_download, is_hub_id, missing_files
 from sdpipe.loading.layout import select_model
 from sdpipe.loading.locate import BUILT_IN, DEFAULT, chosen_model
 from sdpipe.loading.sources import Sources
@@ -147,7 +147,7 @@ def examine_default_model(*, offline: bool = False) -> Finding:
     name, label = asked or DEFAULT, f"SDPIPE_MODEL={asked!r}" if asked else DEFAULT
     on_hub = is_hub_id(name) and name not in BUILT_IN and not os.path.exists(name)
     try:
-        missing = lacking(name, select_model) if on_hub else []
+        missing = missing_files(name, select_model) if on_hub else []
         if missing == []:
             return Finding("default model", "ok", f"{label}, {_describe_model(name)}")
     except Exception as error:  # the model is here and damaged, so no other one takes its place
@@ -163,7 +163,7 @@ def examine_default_model(*, offline: bool = False) -> Finding:
         why = "--offline" if offline else "HF_HUB_OFFLINE"
         return Finding("default model", state, f"{text}{size} ({why})", remedy, facts)
     try:
-        sizes = announced(name, select_model)
+        sizes = files_to_download(name, select_model)
     except SdpipeError as error:
         return Finding("default model", state, str(error), remedy, facts)
     todo = sizes if missing is None else {n: sizes[n] for n in missing if n in sizes}
@@ -194,7 +194,7 @@ def examine_cache() -> Iterator[Finding]:
     text = f"{folder}, models for sdpipe: {len(names)}, {_megabytes(_free_space(folder))} free"
     yield Finding("cache", "ok", text, facts={"folder": str(folder), "models": len(names)})
     for name in names:
-        missing = lacking(name, select_model)
+        missing = missing_files(name, select_model)
         facts: dict[str, Any] = {"model": name, "missing": missing}
         remedy = REFETCH if missing else ""
         try:
@@ -210,15 +210,15 @@ def _describe_model(name: str) -> str:
     Raises:
         ModelError: what is wrong with it.
     """
-    sources = Sources.find(name, {}, full=False)
-    check_fit(sources)
+    sources = Sources.find(name, {}, full_precision=False)
+    check_parts(sources)
     sources.defaults()
     sources.scheduler()
     model = sources.model
     assert model is not None
     if model.is_file:
         return f"{_megabytes(model.path.stat().st_size)} in {model.path}"
-    paths = [model.path / n for n in (*model.files.files, *model.files.all_weights)]
+    paths = [model.path / n for n in model.files.names]
     variant = ", fp16" if "fp16" in model.files.variants.values() else ""
     return f"complete, {_megabytes(sum(path.stat().st_size for path in paths))}{variant}"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.errors import raises
 from support.hub_server import Hub
 from support.tiny import (
     tiny_model,
@@ -22,7 +23,6 @@ from transformers import CLIPConfig, CLIPModel
 
 from sdpipe.components import Components, load
 from sdpipe.errors import ModelError, SdpipeWarning, UsageError
-from sdpipe.loading import locate
 from sdpipe.loading.locate import DEFAULT
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -149,26 +149,26 @@ def test_a_models_own_settings(folder, values, expected):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "rule"),
     [
-        ('{"guidance": 3}', "unknown key 'guidance'; a model's own settings are g, steps, width"),
+        ('{"guidance": 3}', "unknown key 'guidance'"),
         ('{"seed": 3}', "unknown key 'seed'"),
-        ('{"steps": 0}', "breaks a rule: steps=0 is out of range"),
-        ('{"width": 100}', "breaks a rule: width=100 is not a multiple of 8"),
-        ('{"scheduler": "best"}', "breaks a rule: scheduler='best' is not known"),
+        ('{"steps": 0}', "breaks a rule: steps=0"),
+        ('{"width": 100}', "breaks a rule: width=100"),
+        ('{"scheduler": "best"}', "breaks a rule: scheduler='best'"),
         ("{", "is not readable as JSON"),
-        ("[]", "does not hold an object"),
+        ("[]", "is not a JSON object"),
     ],
 )
-def test_settings_of_its_own_that_break_a_rule(folder, text, message):
+def test_settings_of_its_own_that_break_a_rule(folder, text, rule):
     (folder / "sdpipe.json").write_text(text)
-    with pytest.raises(ModelError, match=rf"sdpipe.json.* {message}"):
+    with raises(ModelError, "sdpipe.json", rule):
         load(folder)
 
 
 def test_a_truncated_file(folder):
     (folder / UNET).write_bytes((folder / UNET).read_bytes()[:-1])
-    with pytest.raises(ModelError, match=rf"weights of the unet in .*{UNET} are damaged or cut"):
+    with raises(ModelError, UNET, "damaged or cut short", "copy or download"):
         load(folder)
 
 
@@ -176,7 +176,7 @@ def test_a_corrupted_file(folder):
     data = bytearray((folder / UNET).read_bytes())
     data[8:20] = b"#" * 12
     (folder / UNET).write_bytes(data)
-    with pytest.raises(ModelError, match=r"damaged or cut short .*download it again"):
+    with raises(ModelError, "the weights of the unet", "damaged or cut short"):
         load(folder)
 
 
@@ -184,7 +184,7 @@ def test_a_damaged_cache_says_what_to_delete(hub, folder):
     hub.add("owner/name", folder)
     path = load("owner/name").model.folder / UNET
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ModelError, match=r"Delete it, and the next run fetches it again"):
+    with raises(ModelError, UNET, "damaged", "delete the file"):
         load("owner/name")
 
 
@@ -205,36 +205,36 @@ def test_a_tensor_that_is_missing_or_of_another_shape(folder, file, key, change)
         tensors[key] = torch.zeros(3)
     save_file(tensors, folder / file, metadata={"format": "pt"})
     part, name = file.partition("/")[0], key.removeprefix("text_model.")
-    said = name if change == "missing" else rf"{name} has the shape \[3\], but config.json asks"
-    with pytest.raises(ModelError, match=rf"the {part} .*{said}"):
+    rule = name if change == "missing" else f"{name} has the shape [3]"
+    with raises(ModelError, f"the {part}", rule):
         load(folder)
 
 
 def test_a_configuration_that_is_no_json(folder):
     (folder / "unet/config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"unet/config.json is not readable as JSON"):
+    with raises(ModelError, "unet/config.json", "is not readable as JSON"):
         load(folder)
 
 
 @pytest.mark.parametrize(
-    ("file", "changes", "message"),
+    ("file", "changes", "value", "rule"),
     [
-        ("unet", {"in_channels": 9}, r"in_channels=9: it is an inpainting model"),
-        ("unet", {"in_channels": 8}, r"in_channels=8: it is an editing model"),
-        ("unet", {"out_channels": 8}, r"out_channels=8 for in_channels=4: it does not predict"),
-        ("unet", {"addition_embed_type": "text_time"}, r"as Stable Diffusion XL does"),
-        ("unet", {"cross_attention_dim": 768}, r"a text 768 wide .* gives 16 \(hidden_size\)"),
-        ("vae", {"latent_channels": 16}, r"takes 4 latent channels, but the vae of .* gives 16"),
+        ("unet", {"in_channels": 9}, "in_channels=9", "is an inpainting model"),
+        ("unet", {"in_channels": 8}, "in_channels=8", "is an editing model"),
+        ("unet", {"out_channels": 8}, "out_channels=8", "more than the noise"),
+        ("unet", {"addition_embed_type": "text_time"}, "text_time", "Stable Diffusion XL"),
+        ("unet", {"cross_attention_dim": 768}, "cross_attention_dim=768", "hidden_size=16"),
+        ("vae", {"latent_channels": 16}, "in_channels=4", "latent_channels=16"),
     ],
 )
-def test_parts_that_do_not_fit(folder, file, changes, message):
+def test_parts_that_do_not_fit(folder, file, changes, value, rule):
     edit(folder / file / "config.json", **changes)
-    with pytest.raises(ModelError, match=message):
+    with raises(ModelError, value, rule):
         load(folder)
 
 
 def test_a_tokenizer_that_knows_too_much(folder, tiny):
-    with pytest.raises(ModelError, match=r"knows 537 tokens, but the text encoder has .* for 500"):
+    with raises(ModelError, "537 tokens", "embeddings for 500"):
         load(folder, text_encoder=tiny_text_encoder(500))
 
 
@@ -251,7 +251,7 @@ def test_a_part_from_another_folder(folder, tmp_path):
 
 def test_the_part_that_is_replaced_may_be_missing(folder, tiny):
     shutil.rmtree(folder / "vae")
-    with pytest.raises(ModelError, match="the part vae is missing"):
+    with raises(ModelError, "the part vae", "is missing"):
         load(folder)
     assert load(folder, vae=tiny).model.parts == {"vae": str(tiny)}
 
@@ -292,7 +292,7 @@ def test_modules_are_taken_as_they_are(folder):
     assert unet.dtype == torch.float16
     assert not unet.training
     assert found.model.identity()["sha256"] is None
-    assert found.model.parts["unet"] == "a UNet2DConditionModel handed over"
+    assert found.model.parts["unet"] == "a UNet2DConditionModel that was passed"
 
 
 def test_all_parts_handed_over_need_no_model(hub, tmp_path):
@@ -344,14 +344,12 @@ def test_from_the_hub_and_then_without_a_request(hub, tiny):
     assert hub.requests == []
 
 
-def test_the_built_in_model_in_place_of_v1_4(hub, folder, monkeypatch, tmp_path):
+def test_the_built_in_model_in_place_of_v1_4(hub):
     hub.stop()
-    shutil.copytree(folder, tmp_path / "built in/emoji")
-    monkeypatch.setattr(locate, "BUILT_IN_FOLDER", tmp_path / "built in")
     with pytest.warns(SdpipeWarning, match="built-in model, emoji"):
         found = load()
     assert (found.model.name, found.model.fallback) == ("emoji", True)
-    assert found.defaults["width"] == 32
+    assert found.defaults == load("emoji").defaults
     with pytest.raises(ModelError):
         load(DEFAULT)
 

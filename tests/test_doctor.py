@@ -244,7 +244,7 @@ def test_weights_that_were_cut_short(hub, published):
     found = examine_default_model()
     assert found.state == "problem"
     assert "damaged or cut short" in found.text
-    assert "Delete it" in found.text
+    assert "delete the file" in found.text
 
 
 def test_without_a_hub_the_built_in_model_is_named(hub, monkeypatch):

@@ -76,9 +76,9 @@ ARROWS: set[tuple[str, str]] = {
     ("training", "cli"),
 }
 LONG = {
-    *("cli/options.py", "cli/sweep.py", "loading/hub.py", "loading/locate.py", "loading/lora.py"),
-    *("loading/sources.py", "pipeline.py", "prompt/syntax.py", "runtime/speed.py", "settings.py"),
-    *("show/attention.py", "sweep/folder.py", "sweep/sweep.py", "training/emoji/glyphs.py"),
+    *("cli/options.py", "cli/sweep.py", "pipeline.py", "prompt/syntax.py", "runtime/speed.py"),
+    *("settings.py", "show/attention.py", "sweep/folder.py", "sweep/sweep.py"),
+    "training/emoji/glyphs.py",
     "training/recipe.py",
 }
 ROOT_FILES = {"imports.py", "init.py", "batches.py"}  # go, go, comes

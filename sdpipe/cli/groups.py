@@ -19,7 +19,7 @@ from sdpipe.cli import options
 from sdpipe.errors import UsageError
 from sdpipe.loading.locate import check_model, check_part
 from sdpipe.loading.lora import Lora
-from sdpipe.loading.single_file import check_prediction
+from sdpipe.loading.single_file import check_prediction_type
 from sdpipe.loading.textual_inversion import Embedding
 from sdpipe.runtime.device import check_device, check_dtype, check_speed
 from sdpipe.settings import Settings
@@ -71,7 +71,7 @@ class Weights:
                 is none.
         """
         if self.prediction_type is not None:
-            check_prediction(self.prediction_type)
+            check_prediction_type(self.prediction_type)
         check_model(self.model)
         check_part(self.vae, "vae")
         loras = tuple(_with_weight(options.text("--lora", each)) for each in self.lora or ())

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sdpipe.components import inspect_model
+from sdpipe.loading.compatibility import check_checker
 from sdpipe.plan import plan
 from sdpipe.sweep.sweep import Sweep
 
@@ -27,7 +28,7 @@ def check_early(weights: Mapping[str, Any], dtype: str, runs: Iterable[Run]) -> 
     defaults, factor, layers = sources.defaults(), sources.factor, sources.layers
     for prompts, settings in runs:
         if settings["safety"] != "off":
-            sources.check_checker()
+            check_checker(sources)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run itself says them
             plan(prompts, defaults=defaults, factor=factor, layers=layers, **settings)

@@ -1,5 +1,7 @@
-"""From a model's name to its parts on a device; `sdpipe.components.load` is the way in.
+"""From a model's name to its networks; `sdpipe.components.load` is the way in.
 
-Read in this order: `locate` (a name to a folder), `hub` (fetching it), `layout` (which files make
-a model), `sources` (do the parts fit), `networks` (reading them), `single_file` (the LDM layout).
+In reading order: `locate` (from a name to a folder), `hub` (downloads), `layout` (the files of a
+model), `configs` and `weights` (reading them), `sources` (where each part comes from),
+`compatibility` (do the parts fit), `networks` (building them), `single_file` (LDM checkpoints),
+`lora` and `textual_inversion` (additions), `safety_checker`, `parts` (single parts, without torch).
 """

@@ -1,72 +1,116 @@
-"""Whether a model's parts fit each other, and are what the loop expects."""
+"""Checks that the parts of a model, and what is added to them, fit each other."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from sdpipe.errors import ModelError
-from sdpipe.loading.sources import CLASS_DEFAULTS, Sources, read_json
+from sdpipe.loading.configs import CLASS_DEFAULTS, read_config
+from sdpipe.loading.locate import find_checker
+from sdpipe.loading.lora import Lora
+from sdpipe.loading.sources import Sources
+from sdpipe.loading.textual_inversion import Embedding
 
-_INPUTS = {
-    9: "an inpainting model, which also takes a mask and the masked picture",
-    8: "an editing model, which also takes the latents of a picture to change",
-    7: "an upscaling model, which also takes a small picture",
+_OTHER_INPUTS = {
+    9: "an inpainting model, which also takes a mask and the masked image",
+    8: "an editing model, which also takes the latents of an image to change",
+    7: "an upscaling model, which also takes a small image",
     5: "a depth model, which also takes a depth map",
 }
 
 
-def check_fit(sources: Sources) -> None:
-    """Refuses parts that do not fit each other, or that ask for more than a text.
+def check_parts(sources: Sources) -> None:
+    """Checks that the parts fit each other and are conditioned on text alone.
 
     Raises:
-        ModelError: which parts, and the numbers that differ.
+        ModelError: two numbers differ, or the UNet takes or gives more than latents.
     """
     unet, vae, encoder = (sources.config(part) for part in ("unet", "vae", "text_encoder"))
-    takes, gives = unet["in_channels"], vae["latent_channels"]
-    who = sources.who("unet")
-    if takes != gives and takes in _INPUTS:
+    channels, latent_channels = unet["in_channels"], vae["latent_channels"]
+    who = sources.describe("unet")
+    if channels != latent_channels and channels in _OTHER_INPUTS:
         raise ModelError(
-            f"{who} has in_channels={takes}: it is {_INPUTS[takes]}. Take a model with "
-            "in_channels=4, which redraws parts of a picture too."
+            f"{who} with in_channels={channels}",
+            f"is {_OTHER_INPUTS[channels]}",
+            "take a model with in_channels=4; it can inpaint, too",
         )
-    if takes != gives:
+    if channels != latent_channels:
         raise ModelError(
-            f"{who} takes {takes} latent channels, but {sources.who('vae')} gives {gives}; take "
-            "a UNet and a VAE that were made for each other."
+            f"{who} with in_channels={channels}",
+            f"does not fit {sources.describe('vae')} with latent_channels={latent_channels}",
+            "take a UNet and a VAE that were made for each other",
         )
-    _check_factor(sources, vae)
-    if unet["out_channels"] != takes:
+    _check_factor(sources)
+    if unet["out_channels"] != channels:
         raise ModelError(
-            f"{who} has out_channels={unet['out_channels']} for in_channels={takes}: it does "
-            "not predict noise alone, which is what the loop expects."
+            f"{who} with out_channels={unet['out_channels']} and in_channels={channels}",
+            "predicts more than the noise",
+            "take a model of the family of v1-4",
         )
     for name in ("addition_embed_type", "class_embed_type"):
         if unet.get(name) not in (None, "text"):
             raise ModelError(
-                f"{who} has {name}={unet[name]!r}: it takes more than the embedding of one "
-                "text, as Stable Diffusion XL does. Take a model of the family of v1-4."
+                f"{who} with {name}={unet[name]!r}",
+                "takes more than the embeddings of one text, as Stable Diffusion XL does",
+                "take a model of the family of v1-4",
             )
-    wants = unet.get("encoder_hid_dim") or unet["cross_attention_dim"]
-    wide = {wants} if isinstance(wants, int) else set(wants)
-    if wide != {encoder["hidden_size"]}:
+    width = unet.get("encoder_hid_dim") or unet["cross_attention_dim"]
+    widths = {width} if isinstance(width, int) else set(width)
+    if widths != {encoder["hidden_size"]}:
+        expected = " or ".join(map(str, sorted(widths)))
         raise ModelError(
-            f"{who} attends to a text {' or '.join(map(str, sorted(wide)))} wide "
-            f"(cross_attention_dim), but {sources.who('text_encoder')} gives "
-            f"{encoder['hidden_size']} (hidden_size); take a UNet and a text encoder that "
-            "were made for each other."
+            f"{who} with cross_attention_dim={expected}",
+            f"does not fit {sources.describe('text_encoder')} with "
+            f"hidden_size={encoder['hidden_size']}",
+            "take a UNet and a text encoder that were made for each other",
         )
 
 
-def _check_factor(sources: Sources, vae: Mapping[str, Any]) -> None:
-    """Refuses a VAE whose latents are of another size than those that a model learned."""
-    if "vae" not in sources.swapped or (folder := sources.own("vae")) is None:
+def _check_factor(sources: Sources) -> None:
+    """Raises ModelError if a replaced VAE has another latent size than the model's own."""
+    if "vae" not in sources.replaced or (folder := sources.model_folder("vae")) is None:
         return
-    own = {
-        **CLASS_DEFAULTS["vae"],
-        **read_json(folder / "config.json", sources.model.label if sources.model else ""),
-    }
-    gives, learned = (2 ** (len(v["block_out_channels"]) - 1) for v in (vae, own))
-    if gives != learned:
+    assert sources.model is not None
+    config = {**CLASS_DEFAULTS["vae"], **read_config(folder, "vae", sources.model.label)}
+    expected = 2 ** (len(config["block_out_channels"]) - 1)
+    if sources.factor != expected:
         raise ModelError(
-            f"{sources.who('vae')} has one latent for {gives} x {gives} pixels, and the model's "
-            f"own has one for {learned} x {learned}; take a VAE that was made like it."
+            f"{sources.describe('vae')} with one latent for {sources.factor} x {sources.factor} "
+            "pixels",
+            f"does not fit the model, whose own VAE has one for {expected} x {expected}",
+            "take a VAE with the same factor",
         )
+
+
+def check_loras(sources: Sources, loras: Sequence[Lora]) -> None:
+    """Checks that the model has every layer that a LoRA changes.
+
+    The layers of an LDM checkpoint have other names; they are checked when the LoRA is added.
+
+    Raises:
+        ModelError: a layer is missing or has another shape.
+    """
+    for part in ("unet", "text_encoder"):
+        if loras and (shapes := sources.shapes(part)):
+            for lora in loras:
+                lora.find(part, shapes, sources.describe(part))
+
+
+def check_embeddings(sources: Sources, embeddings: Sequence[Embedding]) -> None:
+    """Checks that the text encoder takes every embedding.
+
+    Raises:
+        ModelError: one has another width or too many vectors.
+    """
+    config, who = sources.config("text_encoder"), sources.describe("text_encoder")
+    for embedding in embeddings:
+        embedding.check_fit(config["hidden_size"], config["max_position_embeddings"], who)
+
+
+def check_checker(sources: Sources) -> None:
+    """Checks that a local model has a safety checker; for the hub that is known when it is loaded.
+
+    Raises:
+        ModelError: it has none.
+    """
+    model = sources.model
+    if model is not None and model.revision is None:
+        find_checker(model.name, model.path, None, full_precision=False)

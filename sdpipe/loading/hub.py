@@ -1,7 +1,8 @@
-"""Fetching a model from the Hugging Face hub, once: a snapshot in its cache, and no more requests.
+"""Downloads a model from the Hugging Face hub once; later uses make no request.
 
-What is cached and complete is used without asking anybody. Otherwise the small files come first,
-then the weights, one file after another so that an interrupt ends at once, under a single bar.
+The small files are downloaded first, then the weights, one file after the other in this thread, so
+that an interrupt ends at once, under one progress bar. `snapshot_download` alone would use threads,
+and an interrupt would wait for gigabytes. Files that are finished are kept whatever happens.
 """
 
 import re
@@ -10,20 +11,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdpipe.errors import ModelError
-from sdpipe.loading.layout import VARIANT, Selection, listing
+from sdpipe.loading.layout import VARIANT, Selection, list_files
 
 Select = Callable[[Collection[str]], Selection]
-"""Chooses from the names that a repository or a folder has; see `layout.select_model`."""
+"""Selects what is wanted from the names of a repository or a folder; see `layout.select_model`."""
 
-WITHOUT_CHECKER = "leave safety out, or take a model that has one, such as v1-4."
-"""What helps who asked a model for a safety checker that it does not have."""
+WITHOUT_CHECKER = "leave safety out, or take a model that has a safety checker, such as v1-4"
+"""The remedy for a model without a safety checker."""
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_FIRST_ANSWER = 10.0  # seconds; a firewall that swallows packets must not hold a picture up
+_FIRST_TIMEOUT = 10.0  # seconds, for networks that swallow packets
 
 
 class Snapshot(NamedTuple):
-    """A repository's files at one commit, as far as they were wanted."""
+    """The selected files of a repository at one commit."""
 
     folder: Path
     commit: str
@@ -31,107 +32,93 @@ class Snapshot(NamedTuple):
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text has the form of a hub id: owner/name, or owner/name@revision."""
+    """Whether a text has the form owner/name or owner/name@revision."""
     repo, at, revision = text.partition("@")
     return bool(
         _ID.fullmatch(repo)
         and "--" not in repo
         and ".." not in text
-        and not repo.endswith(".safetensors")  # a file in a folder, misspelt
+        and not repo.endswith(".safetensors")  # a misspelt path
         and all(len(half) <= 96 and half[-1] not in ".-" for half in repo.split("/"))
         and (not at or re.fullmatch(r"\w[\w./+-]*", revision))
     )
 
 
-def fetch(hub_id: str, select: Select, *, full: bool = False, label: str | None = None) -> Snapshot:
-    """The files that `select` wants of `owner/name[@revision]`: from the cache, else from the hub.
+def fetch(
+    hub_id: str, select: Select, *, full_precision: bool = False, label: str | None = None
+) -> Snapshot:
+    """The files that `select` wants of `owner/name[@revision]`, downloaded if they are not cached.
 
-    full: full weights were asked for; cached fp16 ones do only where the hub has no others.
-    label: how messages name the model, e.g. "vae='owner/name'".
+    full_precision: the fp16 variant is only enough if the repository has no other weights.
+    label: how messages name the model, such as "vae='owner/name'".
 
     Raises:
-        ModelError: they cannot be had; the message says what happened and what to do.
+        ModelError: a file is not in the repository, or cannot be downloaded.
     """
     label = label or f"model={hub_id!r}"
-    repo, _, revision = hub_id.partition("@")
-    revision = revision or "main"
-    folder = _cached(repo, revision)
-    have = set() if folder is None else listing(folder)
-    listed = None if folder is None else _listed(repo, folder.name)
-    files = _complete(have, listed, select, full)
-    if folder is not None and files is not None:
-        return Snapshot(folder, folder.name, files)
+    if (snapshot := cached(hub_id, select, full_precision=full_precision)) is not None:
+        return snapshot
 
     from huggingface_hub import constants
 
-    state = _state(have, listed, select)
+    state = _describe_cache(missing_files(hub_id, select, full_precision=full_precision))
     if constants.is_offline_mode():
         raise ModelError(
-            f"{label} {state}, and HF_HUB_OFFLINE forbids to fetch more; unset that for the first "
-            "use, or take a model that is here: a folder, or emoji."
+            label,
+            f"{state}, and HF_HUB_OFFLINE forbids downloads",
+            "unset it for the first use, or take a local model: a folder, or emoji",
         )
     try:
-        folder = _download(repo, revision, select, label)
+        folder = _download(hub_id, select, label)
     except Exception as error:
-        told = _explain(error, repo, revision, state)
-        if told is None:
+        if (reason := _explain(error, hub_id, state)) is None:
             raise
-        raise ModelError(f"{label} {told}") from error
-    return Snapshot(folder, folder.name, select(listing(folder)))
+        raise ModelError(label, *reason) from error
+    return Snapshot(folder, folder.name, select(list_files(folder)))
 
 
-def cached(hub_id: str, select: Select, *, full: bool = False) -> Snapshot | None:
-    """What `fetch` would give without asking anybody; None where it would have to."""
-    repo, _, revision = hub_id.partition("@")
-    folder = _cached(repo, revision or "main")
-    if folder is None:
+def cached(hub_id: str, select: Select, *, full_precision: bool = False) -> Snapshot | None:
+    """What `fetch` returns without a request; None if it has to make one."""
+    folder = _cached_folder(hub_id)
+    if folder is None or _missing(hub_id, folder, select, full_precision):
         return None
-    files = _complete(listing(folder), _listed(repo, folder.name), select, full)
-    return None if files is None else Snapshot(folder, folder.name, files)
+    return Snapshot(folder, folder.name, select(list_files(folder)))
 
 
-def lacking(hub_id: str, select: Select, *, full: bool = False) -> list[str] | None:
-    """What the cache lacks of what `fetch` would give: [] nothing, None that nothing is here."""
-    repo, _, revision = hub_id.partition("@")
-    folder = _cached(repo, revision or "main")
-    if folder is None:
-        return None
-    have, listed = listing(folder), _listed(repo, folder.name)
-    if _complete(have, listed, select, full) is not None:
-        return []
-    return _lacking(have, listed, select)
+def missing_files(hub_id: str, select: Select, *, full_precision: bool = False) -> list[str] | None:
+    """The names that `fetch` has to download; None if nothing of the repository is cached."""
+    folder = _cached_folder(hub_id)
+    return None if folder is None else _missing(hub_id, folder, select, full_precision)
 
 
-def announced(hub_id: str, select: Select) -> dict[str, int | None]:
-    """Name and size, in bytes, of what `fetch` would want, asked of the hub; downloads nothing.
+def files_to_download(hub_id: str, select: Select) -> dict[str, int | None]:
+    """Asks the hub for the name and the size in bytes of every file that `fetch` wants.
 
     Raises:
-        ModelError: the hub does not say; what happened and what to do.
+        ModelError: the hub does not answer, or lacks a file.
     """
-    from huggingface_hub import HfApi
-
-    repo, _, revision = hub_id.partition("@")
-    revision = revision or "main"
+    label = f"model={hub_id!r}"
     try:
-        info = HfApi().model_info(
-            repo, revision=revision, timeout=_FIRST_ANSWER, files_metadata=True
-        )
+        sizes = _list_repository(hub_id, files_metadata=True)
     except Exception as error:
-        told = _explain(error, repo, revision, "is not cached")
-        if told is None:
+        if (reason := _explain(error, hub_id, "is not cached")) is None:
             raise
-        raise ModelError(f"model={hub_id!r} {told}") from error
-    sizes = {file.rfilename: file.size for file in info.siblings or []}
-    wanted = select(sizes)
-    _check_wanted(wanted, sizes, f"model={hub_id!r}")
-    return {name: sizes[name] for name in (*wanted.files, *wanted.all_weights)}
+        raise ModelError(label, *reason) from error
+    wanted = _select_available(select, sizes, label)
+    return {name: sizes[name] for name in wanted.names}
 
 
-def _cached(repo: str, revision: str) -> Path | None:
-    """The folder of the cached snapshot, complete or not."""
+def _split(hub_id: str) -> tuple[str, str]:
+    repo, _, revision = hub_id.partition("@")
+    return repo, revision or "main"
+
+
+def _cached_folder(hub_id: str) -> Path | None:
+    """The cached snapshot, complete or not."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    repo, revision = _split(hub_id)
     try:
         found = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[])
     except LocalEntryNotFoundError:
@@ -139,65 +126,78 @@ def _cached(repo: str, revision: str) -> Path | None:
     return Path(found)
 
 
-def _listed(repo: str, commit: str) -> dict[str, int] | None:
-    """Name and size of every file at a commit, as the hub listed them when it was downloaded."""
+def _cached_listing(hub_id: str, commit: str) -> dict[str, int] | None:
+    """The size of every file in the repository, as it was listed for the download."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
     try:
-        return {file.path: file.size for file in get_cached_repo_tree(repo, revision=commit)}
+        tree = get_cached_repo_tree(_split(hub_id)[0], revision=commit)
     except CachedRepoTreeNotFoundError:
-        return None  # an older hub library downloaded it
+        return None  # it was downloaded by an older huggingface_hub
+    return {file.path: file.size for file in tree}
 
 
-def _complete(
-    have: Collection[str], listed: Collection[str] | None, select: Select, full: bool
-) -> Selection | None:
-    """What the cache holds, where nothing is missing that the hub would be asked for."""
-    files = select(have)
-    if files.missing:
-        return None
-    best = None if listed is None else select(listed)
-    if (
-        full
-        and VARIANT in files.variants.values()
-        and (best is None or best.weights != files.weights)
-    ):
-        return None
-    if best is not None and not set(_without_indexes(best)) <= set(have):
-        return None
-    return files
+def _missing(hub_id: str, folder: Path, select: Select, full_precision: bool) -> list[str]:
+    """What a cached snapshot lacks: nothing if either kind of weights is complete and will do."""
+    have, listed = list_files(folder), _cached_listing(hub_id, folder.name)
+    found = select(have)
+    wanted = found if listed is None else select(listed)
+    only_half = full_precision and VARIANT in found.variants.values()
+    if only_half and listed is not None:  # the repository may have no other
+        only_half = wanted.weights != found.weights
+    # Weights that are not taken may have an index of their shards.
+    small = {name for name in wanted.files if ".index." not in name}
+    if not found.missing and not only_half and small <= have:
+        return []
+    missing = [name for name in wanted.names if name not in have]
+    return [*missing, *wanted.missing.values()] or ["the weights in float32"]
 
 
-def _without_indexes(files: Selection) -> list[str]:
-    """The small files but for the indexes of shards, which weights that were not taken may have."""
-    return [name for name in files.files if ".index." not in name]
-
-
-def _state(have: Collection[str], listed: Collection[str] | None, select: Select) -> str:
-    """What the cache lacks, in words."""
-    if not have:
+def _describe_cache(missing: list[str] | None) -> str:
+    if missing is None:
         return "is not cached"
-    names = _lacking(have, listed, select)
-    verb = "is" if len(names) == 1 else "are"
-    return f"is cached only in part: {', '.join(names[:3])} {verb} missing"
+    verb = "is" if len(missing) == 1 else "are"
+    return f"is only partly cached: {', '.join(missing[:3])} {verb} missing"
 
 
-def _lacking(have: Collection[str], listed: Collection[str] | None, select: Select) -> list[str]:
-    best = select(have if listed is None else listed)
-    names = [name for name in (*best.files, *best.all_weights) if name not in have]
-    return [*names, *best.missing.values()]
+def _list_repository(hub_id: str, *, files_metadata: bool = False) -> dict[str, int | None]:
+    from huggingface_hub import HfApi
+
+    repo, revision = _split(hub_id)
+    info = HfApi().model_info(
+        repo, revision=revision, timeout=_FIRST_TIMEOUT, files_metadata=files_metadata
+    )
+    return {file.rfilename: file.size for file in info.siblings or []}
 
 
-def _download(repo: str, revision: str, select: Select, label: str) -> Path:
-    """Downloads what `select` wants; finished files stay if the rest fails."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-
-    # The only request that takes a time limit, so it goes first.
-    info = HfApi().model_info(repo, revision=revision, timeout=_FIRST_ANSWER)
-    names = [file.rfilename for file in info.siblings or []]
+def _select_available(select: Select, names: Collection[str], label: str) -> Selection:
+    """Selects from the names in a repository. Raises ModelError if a wanted file is not there."""
     wanted = select(names)
-    _check_wanted(wanted, names, label)
+    if not wanted.missing:
+        return wanted
+    part, missing = next(iter(wanted.missing.items()))
+    stem = missing.removesuffix(".safetensors")
+    if part == "model":
+        reason = "it is not a model in the diffusers layout"
+        remedy = "take the hub id of such a model"
+    elif part == "safety_checker":
+        reason, remedy = "it has no safety checker in safetensors", WITHOUT_CHECKER
+    elif any(name.startswith(stem) and name.endswith(".bin") for name in names):
+        reason = f"its {part} is only there as a pickle, which can run any code"
+        remedy = "take a revision or a copy of the model with .safetensors files"
+    else:
+        reason = f"its part {part} is missing"
+        remedy = f"pass that part as {part}=, or take another model"
+    raise ModelError(label, f"is on the hub, but has no {missing}: {reason}", remedy)
+
+
+def _download(hub_id: str, select: Select, label: str) -> Path:
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    repo, revision = _split(hub_id)
+    names = _list_repository(hub_id)  # first: no other request has a timeout
+    wanted = _select_available(select, names, label)
     folder = Path(
         snapshot_download(
             repo,
@@ -206,40 +206,16 @@ def _download(repo: str, revision: str, select: Select, label: str) -> Path:
             tqdm_class=_silent_bar(),
         )
     )
-    sizes = _listed(repo, folder.name) or {}
-    todo = [name for name in wanted.all_weights if not (folder / name).is_file()]
-    with _bar(repo, sum(sizes.get(name, 0) for name in todo)) as bar:
-        for name in todo:
-            hf_hub_download(repo, name, revision=folder.name, tqdm_class=_slice_of(bar))
+    sizes = _cached_listing(hub_id, folder.name) or {}
+    missing = [name for name in wanted.all_weights if not (folder / name).is_file()]
+    with _bar(repo, sum(sizes.get(name, 0) for name in missing)) as bar:
+        for name in missing:
+            hf_hub_download(repo, name, revision=folder.name, tqdm_class=_forward_to(bar))
     return folder
 
 
-def _check_wanted(wanted: Selection, names: Collection[str], label: str) -> None:
-    """Refuses a repository that has not all that is wanted of it; `names` are those it has."""
-    if wanted.missing:
-        part, lacking = next(iter(wanted.missing.items()))
-        raise ModelError(
-            f"{label} is on the hub, but has no {lacking}: " + _not_a_model(part, lacking, names)
-        )
-
-
-def _not_a_model(part: str, lacking: str, names: Collection[str]) -> str:
-    """Why a name may be missing from a repository, and what helps."""
-    if part == "model":
-        return "it is not a model in the diffusers layout."
-    stem = lacking.removesuffix(".safetensors")
-    if part == "safety_checker":
-        return f"it comes without a safety checker in safetensors; {WITHOUT_CHECKER}"
-    if any(name.startswith(stem) and name.endswith(".bin") for name in names):
-        return (
-            f"its {part} is there only as a pickle, which could run any code; take a revision or "
-            "a copy of the model with .safetensors files."
-        )
-    return f"its part {part} is missing; give that part with {part}=, or take another model."
-
-
 def _bar(repo: str, total: int) -> Any:
-    """One bar for all the weights, on stderr; none where that is no terminal."""
+    """One progress bar for all weights, on stderr; none if that is not a terminal."""
     from huggingface_hub.utils.tqdm import tqdm
 
     return tqdm(
@@ -261,14 +237,14 @@ def _silent_bar() -> type[Any]:
     return Silent
 
 
-def _slice_of(bar: Any) -> type[Any]:
-    """What hf_hub_download takes for the bar of one file, and is a part of `bar`."""
+def _forward_to(bar: Any) -> type[Any]:
+    """The class of a file's progress bar that hf_hub_download makes; its updates go to `bar`."""
 
-    class Slice:
+    class Forward:
         def __init__(self, *_: object, initial: int = 0, **__: object) -> None:
             bar.update(initial)
 
-        def __enter__(self) -> "Slice":
+        def __enter__(self) -> "Forward":
             return self
 
         def __exit__(self, *_: object) -> None:
@@ -278,51 +254,42 @@ def _slice_of(bar: Any) -> type[Any]:
             bar.update(n)
 
         def ignore(self, *_: object, **__: object) -> None:
-            """A file's own rates, and bytes before they are unpacked, are not shown."""
+            """The rate of one file, and its bytes before they are unpacked, are not shown."""
 
         close = update_transfer = set_postfix_str = set_transfer_postfix_str = ignore
 
-    return Slice
+    return Forward
 
 
-def _explain(error: Exception, repo: str, revision: str, state: str) -> str | None:
-    """What a failed download comes down to, after the model's name; None where it is no such."""
+def _explain(error: Exception, hub_id: str, state: str) -> tuple[str, str] | None:
+    """The rule and the remedy for a failed download; None for an error of another kind."""
     from huggingface_hub import constants, errors
 
-    # Inside, the library wraps whatever happened before it looked into the cache in vain.
+    # The library wraps the cause if it then looked into the cache in vain.
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
-    hub = constants.ENDPOINT
+    hub, (repo, revision) = constants.ENDPOINT, _split(hub_id)
+    log_in = "log in with `hf auth login` or set HF_TOKEN"
     if isinstance(cause, errors.GatedRepoError):
-        return (
-            f"is gated: its owner lets only those have it who accepted the terms. Accept them at "
-            f"{hub}/{repo}, then log in with `hf auth login` or set HF_TOKEN."
-        )
+        rule = "is gated: its owner gives it to those who accept the terms"
+        return rule, f"accept them at {hub}/{repo}, then {log_in}"
     if isinstance(cause, errors.RepositoryNotFoundError):
-        return (
-            f"is neither a folder here nor a repository that {hub} shows; check the spelling, and "
-            "if it is a private one log in with `hf auth login` or set HF_TOKEN."
-        )
+        rule = f"is neither a local folder nor a repository that {hub} shows"
+        return rule, f"check the spelling; for a private repository {log_in}"
     if isinstance(cause, errors.RevisionNotFoundError):
-        return f"has no revision {revision!r} on the hub; {hub}/{repo}/tree/main lists them."
+        return f"has no revision {revision!r} on the hub", f"see {hub}/{repo}/tree/main for a list"
     if isinstance(cause, errors.HfHubHTTPError):
         status = cause.response.status_code
-        remedy = (
-            "log in with `hf auth login` or set HF_TOKEN"
-            if status in (401, 403)
-            else "try again later"
-        )
-        return f"cannot be fetched: {hub} answered with status {status}; {remedy}."
+        rule = f"cannot be downloaded: {hub} answered with status {status}"
+        return rule, log_in if status in (401, 403) else "try again later"
     if isinstance(cause, errors.HTTPError | errors.XetDownloadError):  # type: ignore[attr-defined]
         reason = str(cause) or type(cause).__name__
-        return (
-            f"{state}, and the connection to {hub} failed ({reason}). Run again with a "
-            "connection: files that are finished are kept."
-        )
+        rule = f"{state}, and the connection to {hub} failed ({reason})"
+        return rule, "run again with a connection: finished files are kept"
     if isinstance(cause, OSError) and cause.errno is not None:
-        return (
-            f"cannot be stored in {constants.HF_HUB_CACHE} ({cause}); make room there, or set "
-            "HF_HUB_CACHE to another folder. Files that are finished are kept."
-        )
+        rule = f"cannot be stored in {constants.HF_HUB_CACHE} ({cause})"
+        remedy = "make room there, or set HF_HUB_CACHE to another folder; finished files are kept"
+        return rule, remedy
     if isinstance(cause, OSError | ValueError):
-        return f"cannot be fetched: {hub} does not answer as a hub does ({cause}). Try again later."
+        rule = f"cannot be downloaded: {hub} does not answer as a hub does ({cause})"
+        return rule, "try again later"
     return None

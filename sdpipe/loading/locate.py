@@ -1,44 +1,46 @@
-"""Where a model is: from a name to a folder or file, before anything of it is loaded.
+"""Finds a model by its name: a folder, a single file or a repository on the hub.
 
 A name is, in this order: a built-in model, a folder in the diffusers layout, a single
-`.safetensors` file, a hub id. Nothing here imports torch.
+`.safetensors` file, a hub id. Nothing is loaded, and torch is not imported.
 """
 
 import difflib
 import os
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from sdpipe.errors import ModelError, SdpipeWarning
 from sdpipe.loading.hub import WITHOUT_CHECKER, Select, cached, fetch, is_hub_id
 from sdpipe.loading.layout import (
     PARTS,
-    STEMS,
+    WEIGHT_NAMES,
     Selection,
-    listing,
+    list_files,
     select_checker,
     select_model,
     select_part,
 )
-from sdpipe.loading.weight_files import PICKLES, refuse_pickle
+from sdpipe.loading.weights import PICKLES, pickle_error
 
 BUILT_IN = ("emoji",)
 DEFAULT = "CompVis/stable-diffusion-v1-4"
 BUILT_IN_FOLDER = Path(__file__).parents[1] / "models"
+SELECT_CONFIGS = partial(select_model, weights=False)
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where a model, or one part of it, was found.
+    """Where a model, or one part of it, is.
 
-    name: as it was asked for.
+    name: the name that was asked for.
     path: a folder, or a single .safetensors file.
-    files: what the folder offers; nothing for a file.
-    revision: the commit, where it comes from the hub.
-    fallback: nothing was asked for, and this is the built-in model instead of v1-4.
-    label: how messages name it, e.g. "model='emoji'".
+    files: the files in the folder; empty for a single file.
+    revision: the commit, for a model from the hub.
+    fallback: True if no model was asked for and the built-in one replaces the default model.
+    label: how messages name it, such as "model='emoji'".
     """
 
     name: str
@@ -50,11 +52,11 @@ class Location:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a single file and not a folder."""
+        """Whether it is a single file, not a folder."""
         return not self.files.roots
 
     def weights(self, part: str) -> list[Path]:
-        """The files of a part's weights."""
+        """The weight files of a part."""
         return [self.path / name for name in self.files.weights.get(part, ())]
 
 
@@ -62,252 +64,236 @@ def find_model(
     model: str | os.PathLike[str] | None = None,
     *,
     parts: Iterable[str] = PARTS,
-    full: bool = False,
+    full_precision: bool = False,
 ) -> Location:
-    """Where the parts of a model are; fetches what has to be fetched.
+    """Finds the parts of a model; downloads them if they are on the hub and not cached.
 
-    None is `$SDPIPE_MODEL`, else v1-4, else the built-in model with a warning.
+    None is `$SDPIPE_MODEL`, else v1-4, else the built-in model, with a warning.
 
     Raises:
-        ModelError: there is no such model, a part is missing, or it cannot be fetched.
+        ModelError: there is no such model, a part is missing or cannot be downloaded.
     """
-    select = _select_model(tuple(parts), full)
+    select = partial(select_model, parts=tuple(parts), full_precision=full_precision)
     if model is not None:
-        return _find(model, select, f"model={str(model)!r}", full)
+        return _find(model, select, f"model={str(model)!r}", full_precision)
     if name := chosen_model():
-        return _find(name, select, f"SDPIPE_MODEL={name!r}", full)
+        return _find(name, select, f"SDPIPE_MODEL={name!r}", full_precision)
     try:
-        return _find(DEFAULT, select, f"The default model {DEFAULT}", full)
+        return _find(DEFAULT, select, f"The default model {DEFAULT}", full_precision)
     except ModelError as error:
-        label = f"model={BUILT_IN[0]!r}"
-        found = _find(BUILT_IN[0], select, label, full)
+        name = BUILT_IN[0]
+        found = _find(name, select, f"model={name!r}", full_precision)
         warnings.warn(
-            f"{error} Meanwhile the built-in model, {BUILT_IN[0]}, draws at its own size.",
+            f"{error} Using the built-in model, {name}, at its own size instead.",
             SdpipeWarning,
             stacklevel=2,
         )
-        return Location(found.name, found.path, found.files, fallback=True, label=label)
+        return replace(found, fallback=True)
 
 
 def chosen_model() -> str | None:
-    """The model of `$SDPIPE_MODEL`, which draws where none is asked for; None where it is empty."""
+    """The model of `$SDPIPE_MODEL`; None if it is unset or empty."""
     return os.environ.get("SDPIPE_MODEL") or None
 
 
-def is_cached(hub_id: str, *, full: bool = False) -> bool:
-    """Whether a model of the hub is here, whole: `find_model` then asks nobody for it."""
-    return cached(hub_id, _select_model(PARTS, full), full=full) is not None
+def find_part(
+    value: str | os.PathLike[str], part: str, *, full_precision: bool = False
+) -> Location:
+    """Finds one part: in a folder of its own or of a model, local or on the hub.
+
+    A VAE may also be a single file.
+
+    Raises:
+        ModelError: it is missing or cannot be downloaded.
+    """
+    label = f"{part}={str(value)!r}"
+    found = _find(
+        value, partial(select_part, part=part, full_precision=full_precision), label, full_precision
+    )
+    if found.is_file and part != "vae":
+        remedy = "give a folder with its configuration and weights, a hub id or a loaded module"
+        raise ModelError(label, "is a file, and only a VAE can be given as one", remedy)
+    return found
 
 
-def _select_model(parts: tuple[str, ...], full: bool) -> Select:
-    return lambda names: select_model(set(names), parts, full=full)
+def find_checker(
+    name: str, path: Path | None, revision: str | None, *, full_precision: bool
+) -> Location:
+    """Finds the safety checker of a model; downloads it if it is on the hub and not cached.
+
+    name, path, revision: those of the model's `Location`; path is None if all parts were passed
+        on their own.
+
+    Raises:
+        ModelError: the model has none, or it cannot be downloaded.
+    """
+    label = f"model={name!r}"
+    select = partial(select_checker, full_precision=full_precision)
+    if revision is not None:
+        hub_id = f"{name.partition('@')[0]}@{revision}"
+        return _fetch(name, hub_id, select, label, full_precision)
+    is_folder = path is not None and path.is_dir()
+    files = select(list_files(path) if path is not None and is_folder else ())
+    if path is None or files.missing:
+        reason = f": there is no {files.missing['safety_checker']} in {path}" if is_folder else ""
+        raise ModelError(label, f"has no safety checker{reason}", WITHOUT_CHECKER)
+    return Location(name, path, files, label=label)
 
 
-def is_here(model: str | os.PathLike[str] | None, *, full: bool = False) -> bool:
-    """Whether `find_model` asks nobody for a model, nor `configurations` for what a file lacks."""
-    name = os.fspath(model or chosen_model() or DEFAULT)
-    if os.path.isfile(Path(name).expanduser()):
-        return cached(DEFAULT, _select_configurations) is not None
-    return not _only_on_hub(name) or is_cached(name, full=full)
+def find_configs(*, label: str) -> Location:
+    """Finds v1-4's configurations and tokenizer, for weights that come without.
+
+    Raises:
+        ModelError: they are not cached and cannot be downloaded.
+    """
+    return _find(DEFAULT, SELECT_CONFIGS, f"{label} needs v1-4's configurations. {DEFAULT}", False)
 
 
 def check_model(model: str | os.PathLike[str] | None) -> None:
-    """Finds a misspelt or incomplete model at once; one that may be on the hub is asked for later.
+    """Checks that a model is there and complete, unless it may be on the hub.
 
     Raises:
-        ModelError: there is no such model, or a part of it is missing.
+        ModelError: otherwise.
     """
     if model is not None and not (isinstance(model, str) and is_hub_id(model)):
         find_model(model)
 
 
-def find_part(value: str | os.PathLike[str], part: str, *, full: bool = False) -> Location:
-    """Where one part is: in a folder of its own, in a model's folder, or either on the hub.
-
-    A VAE may also be a single file.
-
-    Raises:
-        ModelError: it is not there, or cannot be fetched.
-    """
-    label = f"{part}={str(value)!r}"
-    found = _find(value, _select_part(part, full), label, full)
-    if found.is_file and part != "vae":
-        raise ModelError(
-            f"{label} is a file; a part is given as a folder with its configuration and weights, "
-            "as a hub id, or as a loaded module."
-        )
-    return found
-
-
-def find_checker(name: str, path: Path | None, revision: str | None, *, full: bool) -> Location:
-    """Where the safety checker of a model is that was found before; fetched, where it has to be.
-
-    name, path, revision: those of the model's `Location`; without a path its parts were handed
-        over one by one.
-
-    Raises:
-        ModelError: the model has none, or it cannot be fetched.
-    """
-    label = f"model={name!r}"
-    if revision is not None:
-        hub_id = f"{name.partition('@')[0]}@{revision}"
-        snapshot = fetch(hub_id, _select_checker(full), full=full, label=label)
-        return Location(name, snapshot.folder, snapshot.files, snapshot.commit, label=label)
-    there = path is not None and path.is_dir()
-    files = _select_checker(full)(listing(path) if path is not None and there else ())
-    if path is None or files.missing:
-        lacking = f", for there is no {files.missing['safety_checker']} in {path}" * there
-        raise ModelError(f"{label} comes without a safety checker{lacking}; {WITHOUT_CHECKER}")
-    return Location(name, path, files, label=label)
-
-
-def is_checker_cached(hub_id: str, *, full: bool = False) -> bool:
-    """Whether `find_checker` asks nobody for the safety checker of a model of the hub."""
-    return cached(hub_id, _select_checker(full), full=full) is not None
-
-
-def _select_checker(full: bool) -> Select:
-    return lambda names: select_checker(set(names), full=full)
-
-
-def is_part_cached(hub_id: str, part: str, *, full: bool = False) -> bool:
-    """Whether a part from the hub is here, whole: `find_part` then asks nobody for it."""
-    return cached(hub_id, _select_part(part, full), full=full) is not None
-
-
-def is_part_here(value: str | os.PathLike[str], part: str, full: bool = False) -> bool:
-    """As `is_here`, for one part."""
-    name = os.fspath(value)
-    return not _only_on_hub(name) or is_part_cached(name, part, full=full)
-
-
-def _only_on_hub(name: str) -> bool:
-    return is_hub_id(name) and name not in BUILT_IN and not os.path.exists(name)
-
-
 def check_part(value: str | os.PathLike[str] | None, part: str) -> None:
-    """As `check_model`, for one part.
+    """Checks that a part is there and complete, unless it may be on the hub.
 
     Raises:
-        ModelError: it is not there.
+        ModelError: otherwise.
     """
     if value is not None and not (isinstance(value, str) and is_hub_id(value)):
         find_part(value, part)
 
 
-def _select_part(part: str, full: bool) -> Select:
-    return lambda names: select_part(set(names), part, full=full)
+def is_cached(hub_id: str, *, full_precision: bool = False) -> bool:
+    """Whether a model of the hub is cached, so that `find_model` makes no request."""
+    select = partial(select_model, full_precision=full_precision)
+    return cached(hub_id, select, full_precision=full_precision) is not None
 
 
-def configurations(*, label: str) -> Location:
-    """v1-4's folder with its configurations and tokenizer, for weights that come without.
-
-    Raises:
-        ModelError: they are not cached and cannot be fetched.
-    """
-    what = f"{label} needs v1-4's configurations, and {DEFAULT}"
-    return _find(DEFAULT, _select_configurations, what, False)
+def is_part_cached(hub_id: str, part: str, *, full_precision: bool = False) -> bool:
+    """Whether a part on the hub is cached, so that `find_part` makes no request."""
+    select = partial(select_part, part=part, full_precision=full_precision)
+    return cached(hub_id, select, full_precision=full_precision) is not None
 
 
-def _select_configurations(names: Iterable[str]) -> Selection:
-    return select_model(set(names), weights=False)
+def is_checker_cached(hub_id: str, *, full_precision: bool = False) -> bool:
+    """Whether a safety checker on the hub is cached, so that `find_checker` makes no request."""
+    select = partial(select_checker, full_precision=full_precision)
+    return cached(hub_id, select, full_precision=full_precision) is not None
 
 
-def _find(value: str | os.PathLike[str], select: Select, label: str, full: bool) -> Location:
+def is_model_local(model: str | os.PathLike[str] | None, *, full_precision: bool = False) -> bool:
+    """Whether `find_model` makes no request, nor `find_configs` for a single file."""
+    name = os.fspath(model or chosen_model() or DEFAULT)
+    if os.path.isfile(Path(name).expanduser()):
+        return cached(DEFAULT, SELECT_CONFIGS) is not None
+    return not _is_on_hub(name) or is_cached(name, full_precision=full_precision)
+
+
+def is_part_local(
+    value: str | os.PathLike[str], part: str, *, full_precision: bool = False
+) -> bool:
+    """Whether `find_part` makes no request."""
     name = os.fspath(value)
-    by_name = isinstance(value, str)
-    if by_name and name in BUILT_IN:
+    return not _is_on_hub(name) or is_part_cached(name, part, full_precision=full_precision)
+
+
+def _is_on_hub(name: str) -> bool:
+    return is_hub_id(name) and name not in BUILT_IN and not os.path.exists(name)
+
+
+def _find(
+    value: str | os.PathLike[str], select: Select, label: str, full_precision: bool
+) -> Location:
+    name = os.fspath(value)
+    is_name = isinstance(value, str)
+    if is_name and name in BUILT_IN:
         folder = BUILT_IN_FOLDER / name
         if not folder.is_dir():
             raise ModelError(
-                f"{label} is not in this installation of sdpipe, where {folder} is missing; "
-                "install sdpipe again, or make the model with `sdpipe train emoji`."
+                label,
+                f"is not in this installation of sdpipe: {folder} is missing",
+                "install sdpipe again, or make the model with `sdpipe train emoji`",
             )
-        return Location(name, folder, _offered(folder, select, label), label=label)
+        return Location(name, folder, _select_from(folder, select, label), label=label)
     path = Path(name).expanduser()
-    # os.path answers no to what is no path at all (too long, a null byte), where Path raises.
+    # Path.is_dir raises for what cannot be a path (too long, a null byte), os.path.isdir does not.
     if name and os.path.isdir(path):
-        return Location(name, path, _offered(path, select, label), label=label)
+        return Location(name, path, _select_from(path, select, label), label=label)
     if name and os.path.exists(path):
-        _check_file(path, label)
+        if path.suffix in PICKLES:
+            raise pickle_error(label, path)
+        if path.suffix != ".safetensors":
+            raise ModelError(label, "is a file of another format", "give a .safetensors file")
         return Location(name, path, label=label)
-    if by_name and is_hub_id(name):
-        snapshot = fetch(name, select, full=full, label=label)
-        return Location(name, snapshot.folder, snapshot.files, snapshot.commit, label=label)
-    raise ModelError(f"{label} {_what_it_is_not(name, by_name)}")
+    if is_name and is_hub_id(name):
+        return _fetch(name, name, select, label, full_precision)
+    raise _not_found(name, is_name, label)
 
 
-def _offered(folder: Path, select: Select, label: str) -> Selection:
-    """What a folder offers, where nothing that is wanted is missing."""
-    names = listing(folder)
+def _fetch(name: str, hub_id: str, select: Select, label: str, full_precision: bool) -> Location:
+    snapshot = fetch(hub_id, select, full_precision=full_precision, label=label)
+    return Location(name, snapshot.folder, snapshot.files, snapshot.commit, label=label)
+
+
+def _select_from(folder: Path, select: Select, label: str) -> Selection:
+    """Selects from a folder. Raises ModelError if a wanted file is missing."""
+    names = list_files(folder)
     files = select(names)
     if not files.missing:
         return files
     if "model" in files.missing:
-        raise ModelError(f"{label} {_no_model(names)}")
-    part, lacking = next(iter(files.missing.items()))
-    stem = folder / lacking.removesuffix(".safetensors")
-    for pickle in (f"{stem}.bin", str(stem.with_name("pytorch_model.bin"))):
-        if part in STEMS and Path(pickle).exists():
-            raise ModelError(
-                f"{label}: the part {part} is there only as {Path(pickle).name}. "
-                + refuse_pickle(Path(pickle), folder / lacking)
-            )
+        raise ModelError(label, *_explain_folder(names))
+    part, missing = next(iter(files.missing.items()))
+    stem = folder / missing.removesuffix(".safetensors")
+    for pickle in (stem.with_name(f"{stem.name}.bin"), stem.with_name("pytorch_model.bin")):
+        if part in WEIGHT_NAMES and pickle.exists():
+            raise pickle_error(f"{label}: the {part} in {pickle}", pickle, folder / missing)
     raise ModelError(
-        f"{label}: the part {part} is missing, for there is no {lacking} in {folder}; "
-        f"complete the folder, or give that part with {part}=."
+        f"{label}: the part {part}",
+        f"is missing: there is no {missing} in {folder}",
+        f"complete the folder, or pass that part as {part}=",
     )
 
 
-def _no_model(names: Iterable[str]) -> str:
-    names = set(names)
+def _explain_folder(names: set[str]) -> tuple[str, str]:
+    """The rule and the remedy for a folder without model_index.json."""
     if not names:
-        return "is an empty folder, not a model."
+        return "is an empty folder", "give the folder of a model"
     if "config.json" in names:
-        return (
-            "is the folder of a single part, not of a model: it has a config.json but no "
-            "model_index.json; give it as vae=, text_encoder= or unet=."
-        )
+        rule = "is the folder of a single part: it has config.json, but no model_index.json"
+        return rule, "pass it as vae=, text_encoder= or unet="
     single = [name for name in sorted(names) if name.endswith(".safetensors") and "/" not in name]
-    if single:
-        return f"is a folder without model_index.json; give the file in it: {', '.join(single)}."
-    return (
-        "is a folder but not a model: it has no model_index.json, which the diffusers layout has "
-        "beside unet, vae, text_encoder, tokenizer and scheduler."
-    )
+    remedy = f"give the file in it: {', '.join(single)}" if single else "give the folder of a model"
+    return "is a folder without model_index.json, so not one in the diffusers layout", remedy
 
 
-def _check_file(path: Path, label: str) -> None:
-    if path.suffix in PICKLES:
-        raise ModelError(f"{label} is a pickle. " + refuse_pickle(path, None))
-    if path.suffix != ".safetensors":
-        raise ModelError(
-            f"{label} is neither a folder nor a .safetensors file; those are the two that are read."
-        )
-
-
-def _what_it_is_not(name: str, by_name: bool) -> str:
+def _not_found(name: str, is_name: bool, label: str) -> ModelError:
+    """The error for a name that is neither a model nor a hub id."""
+    built_in = ", ".join(BUILT_IN)
     if not name:
-        return f"is empty; name a built-in model ({', '.join(BUILT_IN)}), a folder or a hub id."
+        remedy = f"give a built-in model ({built_in}), a folder or a hub id"
+        return ModelError(label, "is empty", remedy)
     if "://" in name:
-        return "is an address; give the model's id on the hub, owner/name, or a folder."
-    path_like = name[0] in "./~\\" or name.count("/") != 1 or name.endswith("/")
-    if (
-        not by_name
-        or (path_like and "/" in name)
-        or Path(name).suffix in (".safetensors", *PICKLES)
-    ):
-        return f"does not exist: there is no such folder or file; {_nearest_folder(name)}"
+        remedy = "give the model's hub id, owner/name, or a folder"
+        return ModelError(label, "is a URL, and only hub ids are downloaded", remedy)
+    looks_like_path = name[0] in "./~\\" or name.count("/") != 1 or name.endswith("/")
+    is_file_name = Path(name).suffix in (".safetensors", *PICKLES)
+    if not is_name or (looks_like_path and "/" in name) or is_file_name:
+        path = Path(name).expanduser().absolute()
+        parent = next(parent for parent in path.parents if os.path.exists(parent))
+        missing = path.relative_to(parent).parts[0]
+        return ModelError(label, "does not exist", f"{parent} exists, but has no {missing}")
     close = difflib.get_close_matches(name, BUILT_IN, n=1)
-    return (
-        f"is neither a built-in model ({', '.join(BUILT_IN)}) nor a folder, a .safetensors file "
-        "or a hub id, which has the form owner/name or owner/name@revision."
-        + (f" Did you mean {close[0]}?" if close else "")
+    rule = f"is neither a built-in model ({built_in}), a folder, a .safetensors file nor a hub id"
+    remedy = (
+        f"the closest name is {close[0]}"
+        if close
+        else "a hub id is owner/name or owner/name@revision"
     )
-
-
-def _nearest_folder(name: str) -> str:
-    """The last part of a path that does exist, where a misspelling begins."""
-    path = Path(name).expanduser().absolute()
-    there = next(parent for parent in path.parents if os.path.exists(parent))
-    return f"{there} is there, and has no {path.relative_to(there).parts[0]}."
+    return ModelError(label, rule, remedy)

@@ -1,34 +1,36 @@
-"""Single parts of a model, for what needs no network: found and read without the rest."""
+"""Reads single parts of a model that need no network, without torch."""
 
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import ModelError
+from sdpipe.loading.configs import read_config, read_model_settings
 from sdpipe.loading.hub import is_hub_id
-from sdpipe.loading.locate import configurations, find_model
-from sdpipe.loading.single_file import look
-from sdpipe.loading.sources import Sources, own_settings, read_json
+from sdpipe.loading.locate import find_configs, find_model
+from sdpipe.loading.single_file import read_info
+from sdpipe.loading.sources import Sources
 from sdpipe.loading.textual_inversion import Embedding, add_tokens, check_tokens
-from sdpipe.loading.weight_files import header
+from sdpipe.loading.weights import read_header
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 CLIP_LENGTH = 77
+"""Tokens that a text encoder takes, if its configuration does not say."""
 
 
 def load_tokenizer(
     model: str | os.PathLike[str] | None = None, embeddings: Sequence[Embedding] = ()
 ) -> "CLIPTokenizer":
-    """A model's tokenizer, without torch; `model_max_length` is what the text encoder takes.
+    """Loads a model's tokenizer; `model_max_length` is the length that the text encoder takes.
 
-    embeddings: whose words it is taught.
+    embeddings: textual inversions whose words are added.
 
     Raises:
         ModelError: there is no such model, its tokenizer cannot be read, or has such a word.
     """
-    sources = _find(model, "tokenizer")
+    sources = _find_part(model, "tokenizer")
     folder = sources.folder("tokenizer")
     from transformers import CLIPTokenizer
 
@@ -37,47 +39,46 @@ def load_tokenizer(
             folder, local_files_only=True, **sources.tokenizer_options()
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        label = sources.places["tokenizer"].label
-        raise ModelError(
-            f"{label}: the tokenizer in {folder} cannot be loaded: {' '.join(str(error).split())}"
-        ) from error
-    beside = folder.parent / "text_encoder" / "config.json"
-    config = read_json(beside, str(beside)) if beside.is_file() else {}
-    room = config.get("text_config", config).get("max_position_embeddings", CLIP_LENGTH)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, room)
+        who = f"{sources.locations['tokenizer'].label}: the tokenizer in {folder}"
+        raise ModelError(who, f"cannot be loaded: {' '.join(str(error).split())}") from error
+    encoder = folder.parent / "text_encoder"
+    is_there = (encoder / "config.json").is_file()
+    config = read_config(encoder, "text_encoder", "model") if is_there else {}
+    length = config.get("max_position_embeddings", CLIP_LENGTH)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, length)
     check_tokens(tokenizer, embeddings)
     add_tokens(tokenizer, embeddings)
     return tokenizer
 
 
 def read_scheduler(model: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """The configuration of a model's scheduler.
+    """Reads the configuration of a model's scheduler.
 
     Raises:
         ModelError: there is no such model, or the configuration cannot be read.
     """
-    return _find(model, "scheduler").scheduler()
+    return _find_part(model, "scheduler").scheduler()
 
 
 def read_defaults(model: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """A model's own settings, of its `sdpipe.json`, as far as they are known without the hub.
+    """Reads a model's own settings, if they are known without asking the hub.
 
     Raises:
         ModelError: there is no such model, or its settings break a rule.
     """
     if model is None or is_hub_id(str(model)):
         return {}
-    place = find_model(model, parts=("scheduler",))
-    path = place.path / "sdpipe.json"
-    return own_settings(path, place.label) if path.is_file() else {}
+    location = find_model(model, parts=("scheduler",))
+    path = location.path / "sdpipe.json"
+    return read_model_settings(path, location.label) if path.is_file() else {}
 
 
-def _find(model: str | os.PathLike[str] | None, part: str) -> Sources:
-    place = find_model(model, parts=(part,))
-    if not place.is_file:
-        return Sources(place, {}, {part: place})
-    if part == "scheduler":  # a single file has none: what v1-4 was trained with holds
-        return Sources(place, {}, {})
-    kind = look(*header(place.path, place.label))
-    template = configurations(label=place.label)
-    return Sources(place, {}, {part: place}, template=template, kind=kind)
+def _find_part(model: str | os.PathLike[str] | None, part: str) -> Sources:
+    location = find_model(model, parts=(part,))
+    if not location.is_file:
+        return Sources(location, {}, {part: location})
+    if part == "scheduler":  # a single file has none, and v1-4's is used
+        return Sources(location, {}, {})
+    info = read_info(*read_header(location.path, location.label))
+    template = find_configs(label=location.label)
+    return Sources(location, {}, {part: location}, template=template, info=info)

@@ -85,7 +85,7 @@ def load_checker(parts: "Components") -> Checker:
     dtype = torch.float16 if parts.dtype == torch.float16 else torch.float32
     full = dtype == torch.float32
     model = parts.model
-    place = find_checker(model.name, model.folder, model.revision, full=full)
+    place = find_checker(model.name, model.folder, model.revision, full_precision=full)
     home = torch.device("cpu") if parts.low_memory else parts.device
     return Checker(*read_checker(place, home, dtype), parts.device)
 

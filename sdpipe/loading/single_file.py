@@ -1,232 +1,265 @@
-"""A model in a single .safetensors file, in the layout that CompVis published v1-4 in (LDM).
+"""Single .safetensors checkpoints of Stable Diffusion 1 and 2, in the LDM layout of CompVis.
 
-Such a file holds tensors and little else: the configurations and the tokenizer are v1-4's, from its
-repository on the hub, and where Stable Diffusion 2 has others, that is told by the tensors. The
-names are diffusers' to translate.
+Such a file has tensors and no configurations. Those are v1-4's, from its repository on the hub;
+where Stable Diffusion 2 differs, the tensors tell. The header alone says which model it is, so a
+file is checked without importing torch. diffusers renames the tensors of the UNet and the VAE; it
+has no public function for a text encoder alone, so those are renamed here.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import ModelError, UsageError
-from sdpipe.loading.weights import new_name
 
 if TYPE_CHECKING:
     import torch
 
-# One tensor of each part, and of what else such a file may be.
-_UNET = "model.diffusion_model.input_blocks.0.0.weight"
-_VAE = "first_stage_model.decoder.conv_in.weight"
-_TEXT = "cond_stage_model.transformer."
-_TEXT_2 = "cond_stage_model.model."  # OpenCLIP's, in Stable Diffusion 2
-_VAE_START = "first_stage_model."
-_LAYER = r"transformer\.resblocks\.(\d+)\."
-_OTHERS = (
-    ("conditioner.embedders.", "a Stable Diffusion XL model"),
-    ("double_blocks.", "a Flux model"),
-    ("lora_", "a LoRA, which changes a model; give it as one, and a model beside it"),
-    ("down_blocks.", "a UNet alone"),
-    ("decoder.", "a VAE alone; give it as the VAE of a model"),
-)
-PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
-"""What a U-Net may predict, as a person says it: as a scheduler's configuration does."""
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of every tensor of a file, by its name."""
-_HEARD = 23  # of OpenCLIP's 24 layers Stable Diffusion 2 listens to the last but one
+
+PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}
+"""From our names of what a UNet predicts to those of a scheduler's configuration."""
+
+_UNET = "model.diffusion_model.input_blocks.0.0.weight"
+_VAE = "first_stage_model."
+_TEXT = "cond_stage_model.transformer."  # Stable Diffusion 1: CLIP by transformers' names
+_TEXT_2 = "cond_stage_model.model."  # Stable Diffusion 2: OpenCLIP
+_TEXT_2_LAYER = r"transformer\.resblocks\.(\d+)\."
+_SD2_TEXT_LAYERS = 23  # Stable Diffusion 2 leaves out the last of OpenCLIP's 24 layers
+_OPEN_CLIP_NAMES = {
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "token_embedding.": "embeddings.token_embedding.",
+    "ln_final.": "final_layer_norm.",
+    "transformer.resblocks.": "encoder.layers.",
+    ".ln_1.": ".layer_norm1.",
+    ".ln_2.": ".layer_norm2.",
+    ".mlp.c_fc.": ".mlp.fc1.",
+    ".mlp.c_proj.": ".mlp.fc2.",
+    ".attn.": ".self_attn.",
+}
+_OTHER_KINDS = {  # by how a tensor's name begins: what the file is, and what to do with it
+    "conditioner.embedders.": ("a Stable Diffusion XL model", "convert it to a folder"),
+    "double_blocks.": ("a Flux model", "convert it to a folder"),
+    "lora_": ("a LoRA, which changes a model", "pass it as a LoRA, beside a model"),
+    "down_blocks.": ("a UNet without the other parts", "take the full checkpoint"),
+    "decoder.": ("a VAE without the other parts", "pass it as the VAE of a model"),
+}
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a file's header tells of the model in it.
+class CheckpointInfo:
+    """What the header of a checkpoint says of the model in it.
 
     version: of Stable Diffusion, 1 or 2.
-    prediction: one of `PREDICTIONS`; None where nothing tells.
-    changes: for each part what its configuration has that is not as in v1-4's.
+    prediction_type: a key of `PREDICTION_TYPES`; None if it is unknown.
+    config_changes: by part, the values in which its configuration differs from v1-4's.
     """
 
     version: int
-    prediction: str | None
-    changes: Mapping[str, Mapping[str, Any]]
+    prediction_type: str | None
+    config_changes: Mapping[str, Mapping[str, Any]]
 
 
-def check_prediction(name: str) -> None:
-    """Refuses what no U-Net predicts. Raises UsageError."""
-    if name not in PREDICTIONS:
+def check_prediction_type(name: str) -> None:
+    """Raises UsageError for a name that is not in `PREDICTION_TYPES`."""
+    if name not in PREDICTION_TYPES:
         raise UsageError(
-            f"prediction={name!r} is not known; a U-Net predicts {' or '.join(PREDICTIONS)}."
+            f"prediction_type={name!r}", "is unknown", f"use {' or '.join(PREDICTION_TYPES)}"
         )
 
 
-def look(notes: Mapping[str, str], tensors: Shapes, prediction: str | None = None) -> Kind:
-    """What a file's header tells, and what a person says of its prediction.
+def read_info(
+    notes: Mapping[str, str], tensors: Shapes, prediction_type: str | None = None
+) -> CheckpointInfo:
+    """Reads the kind of a model from the header of its file.
 
-    notes, tensors: as `weight_files.header` reads them.
-
-    The header names the prediction where its writer keeps to Stability AI's modelspec, and some
-    models that predict v have a tensor called v_pred. Any other of v1 predicts the noise.
+    notes, tensors: see `weights.read_header`.
+    prediction_type: set by the caller. Otherwise it is that of Stability AI's modelspec in the
+        header, or v if there is a tensor called v_pred, or epsilon for Stable Diffusion 1.
     """
-    told = notes.get("modelspec.prediction_type")
-    if prediction is None:
-        prediction = {"epsilon": "epsilon", "v": "v", "v_prediction": "v"}.get(told or "")
-    if prediction is None and "v_pred" in tensors:
-        prediction = "v"
-    words = tensors.get(f"{_TEXT_2}token_embedding.weight")
-    if words is None:
-        return Kind(1, prediction or "epsilon", {})
-    layers = {m[1] for n in tensors if (m := re.match(re.escape(_TEXT_2) + _LAYER, n))}
-    text: dict[str, Any] = {
+    if prediction_type is None:
+        names = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()} | {"v": "v"}
+        prediction_type = names.get(notes.get("modelspec.prediction_type", ""))
+    if prediction_type is None and "v_pred" in tensors:
+        prediction_type = "v"
+    embeddings = tensors.get(f"{_TEXT_2}token_embedding.weight")
+    if embeddings is None:
+        return CheckpointInfo(1, prediction_type or "epsilon", {})
+    pattern = re.compile(re.escape(_TEXT_2) + _TEXT_2_LAYER)
+    layers = {match[1] for name in tensors if (match := pattern.match(name))}
+    text_encoder: dict[str, Any] = {
         "hidden_act": "gelu",
-        "vocab_size": words[0],
-        "hidden_size": words[1],
-        "num_attention_heads": max(1, words[1] // 64),
-        "num_hidden_layers": min(len(layers), _HEARD),
+        "vocab_size": embeddings[0],
+        "hidden_size": embeddings[1],
+        "num_attention_heads": max(1, embeddings[1] // 64),
+        "num_hidden_layers": min(len(layers), _SD2_TEXT_LAYERS),
     }
-    if within := tensors.get(f"{_TEXT_2}transformer.resblocks.0.mlp.c_fc.weight"):
-        text["intermediate_size"] = within[0]
-    listens = [s for n, s in tensors.items() if n.endswith(".attn2.to_k.weight")]
-    linear = [len(s) == 2 for n, s in tensors.items() if n.endswith(".proj_in.weight")]
-    unet: dict[str, Any] = {"use_linear_projection": bool(linear and linear[0])}
-    if listens:
-        unet["cross_attention_dim"] = listens[0][1]
-    return Kind(2, prediction, {"text_encoder": text, "unet": unet})
+    if mlp := tensors.get(f"{_TEXT_2}transformer.resblocks.0.mlp.c_fc.weight"):
+        text_encoder["intermediate_size"] = mlp[0]
+    keys = [shape for name, shape in tensors.items() if name.endswith(".attn2.to_k.weight")]
+    inputs = [shape for name, shape in tensors.items() if name.endswith(".proj_in.weight")]
+    unet: dict[str, Any] = {"use_linear_projection": bool(inputs) and len(inputs[0]) == 2}
+    if keys:
+        unet["cross_attention_dim"] = keys[0][1]
+    return CheckpointInfo(2, prediction_type, {"text_encoder": text_encoder, "unet": unet})
 
 
-def configured(part: str, config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
-    """A part's configuration: v1-4's `config` with what the file's model has other."""
-    changed = {**config, **kind.changes.get(part, {})}
-    if part == "unet" and kind.version == 2:
-        # Heads of 64 channels, where v1 has 8 heads; and those that predict v draw 768 x 768.
-        changed["attention_head_dim"] = [max(1, c // 64) for c in config["block_out_channels"]]
-        if kind.prediction == "v" and isinstance(config.get("sample_size"), int):
-            changed["sample_size"] = config["sample_size"] * 3 // 2
-    if part == "scheduler" and kind.prediction is not None:
-        changed["prediction_type"] = PREDICTIONS[kind.prediction]
-    return changed
+def adapt_config(part: str, config: Mapping[str, Any], info: CheckpointInfo) -> dict[str, Any]:
+    """A part's configuration: v1-4's `config` with the values of the checkpoint."""
+    adapted = {**config, **info.config_changes.get(part, {})}
+    if part == "unet" and info.version == 2:
+        # Heads of 64 channels, where version 1 has 8 heads. Those that predict v are of 768 x 768.
+        adapted["attention_head_dim"] = [max(1, c // 64) for c in config["block_out_channels"]]
+        if info.prediction_type == "v" and isinstance(config.get("sample_size"), int):
+            adapted["sample_size"] = config["sample_size"] * 3 // 2
+    if part == "scheduler" and info.prediction_type is not None:
+        adapted["prediction_type"] = PREDICTION_TYPES[info.prediction_type]
+    return adapted
 
 
-def check(tensors: Shapes, parts: tuple[str, ...], kind: Kind, label: str) -> None:
-    """Refuses a file that is no model of Stable Diffusion 1 or 2, by the names of its tensors.
-
-    parts: those that are wanted of it.
+def check_checkpoint(
+    tensors: Shapes, parts: tuple[str, ...], info: CheckpointInfo, label: str
+) -> None:
+    """Checks by the names of its tensors that a file is of Stable Diffusion 1 or 2 and has `parts`.
 
     Raises:
-        ModelError: it is another kind of model, lacks a part, or does not tell what it predicts.
+        ModelError: otherwise, or if it does not say what its UNet predicts.
     """
-    takes = tensors[_UNET][1] if _UNET in tensors else 4
-    for start, other in _OTHERS:
+    for start, (kind, remedy) in _OTHER_KINDS.items():
         if any(name.startswith((start, f"model.{start}")) for name in tensors):
-            what, _, remedy = other.partition("; ")
-            remedy = remedy or "convert it to a folder in the diffusers layout, or take another"
-            raise ModelError(
-                f"{label} is {what}, and as a single file Stable Diffusion 1 and 2 are read; "
-                f"{remedy}."
-            )
-    if "unet" in parts and takes != 4:
+            raise ModelError(label, f"is {kind}, not a Stable Diffusion 1 or 2 checkpoint", remedy)
+    channels = tensors[_UNET][1] if _UNET in tensors else 4
+    if "unet" in parts and channels != 4:
         raise ModelError(
-            f"{label} has a UNet of {takes} input channels, for a mask or a picture beside the "
-            "noise. Take a model of 4 channels, which redraws parts of a picture too."
+            label,
+            f"has a UNet with {channels} input channels, for a mask or an image beside the noise",
+            "take a model with 4 input channels; it can inpaint, too",
         )
-    wanted = {"text_encoder": _TEXT_2 if kind.version == 2 else _TEXT, "unet": _UNET, "vae": _VAE}
-    if not any(name.startswith(tuple(wanted.values())) for name in tensors):
+    text = _TEXT_2 if info.version == 2 else _TEXT
+    starts = {"text_encoder": text, "unet": _UNET, "vae": f"{_VAE}decoder.conv_in.weight"}
+    missing = {p: s for p, s in starts.items() if not any(n.startswith(s) for n in tensors)}
+    if len(missing) == len(starts):
         raise ModelError(
-            f"{label} is no model of Stable Diffusion 1 or 2: none of its {len(tensors)} tensors "
-            "has a name of theirs. Take a model in a single file, or a folder."
+            label,
+            f"is not a Stable Diffusion 1 or 2 checkpoint: none of its {len(tensors)} tensors has "
+            "a name of theirs",
+            "take a checkpoint with all parts, or a folder",
         )
-    for part, start in wanted.items():
-        if part in parts and not any(name.startswith(start) for name in tensors):
+    for part, start in missing.items():
+        if part in parts:
             raise ModelError(
-                f"{label} holds no {part}: none of its {len(tensors)} tensors is called "
-                f"{start}...; give that part with {part}=, or take the full file."
+                label,
+                f"has no {part}: none of its {len(tensors)} tensors has a name that begins with "
+                f"{start}",
+                f"pass that part as {part}=, or take the full checkpoint",
             )
-    if "unet" in parts and kind.prediction is None:
+    if "unet" in parts and info.prediction_type is None:
         raise ModelError(
-            f"{label} is a Stable Diffusion 2 model and does not tell what its U-Net predicts; say "
-            "it with prediction: v for those made for 768 x 768 pixels, epsilon for those made for "
-            "512 x 512, called base."
+            label,
+            "is a Stable Diffusion 2 checkpoint and does not say what its UNet predicts",
+            "set the prediction type: v for models made for 768 x 768 pixels, epsilon for the "
+            "base models, made for 512 x 512",
         )
 
 
 def check_vae(tensors: Shapes, config: Mapping[str, Any], label: str) -> None:
-    """Refuses a file that is not a VAE of the kind that a configuration describes.
+    """Checks by shapes that a file has a VAE which a configuration describes.
 
     Raises:
-        ModelError: it holds none, or one whose latents differ.
+        ModelError: otherwise.
     """
-    found = {name.removeprefix(_VAE_START): shape for name, shape in tensors.items()}
+    found = {name.removeprefix(_VAE): shape for name, shape in tensors.items()}
     if (first := found.get("decoder.conv_in.weight")) is None:
         raise ModelError(
-            f"{label} holds no VAE: none of its {len(tensors)} tensors is called "
-            "decoder.conv_in.weight. Take the file of a VAE, or the folder of one."
+            label,
+            f"has no VAE: none of its {len(tensors)} tensors is called decoder.conv_in.weight",
+            "take the file or the folder of a VAE",
         )
     levels = {m[1] for name in found if (m := re.match(r"decoder\.up(?:_blocks)?\.(\d+)\.", name))}
     widths = config["block_out_channels"]
     theirs = (first[1], 2 ** (len(levels) - 1), first[0])
-    ours = (config["latent_channels"], 2 ** (len(widths) - 1), widths[-1])
-    if theirs != ours:
-        what = "latent channels, one latent for {1} x {1} pixels, and {2} channels in the middle"
+    expected = (config["latent_channels"], 2 ** (len(widths) - 1), widths[-1])
+    if theirs != expected:
+        describe = "{0} latent channels, one latent for {1} x {1} pixels and {2} inner channels"
         raise ModelError(
-            f"{label} has {theirs[0]} {what.format(*theirs)}; the model's own VAE has {ours[0]}, "
-            f"{ours[1]} x {ours[1]} and {ours[2]}. Take one that was made for this model, or its "
-            "like; a file has no configuration of its own, so a VAE of another kind is given as a "
-            "folder."
+            label,
+            f"has {describe.format(*theirs)}; the model's own VAE has {describe.format(*expected)}",
+            "take a VAE that was made for this model, or pass one of another kind as a folder, "
+            "which has a configuration",
         )
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Every tensor of the file, mapped from the disk and not yet read."""
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-def _text(tensors: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of the text encoder by the names of its class."""
-    if not any(name.startswith(_TEXT_2) for name in tensors):
-        return {k.removeprefix(_TEXT): v for k, v in tensors.items() if k.startswith(_TEXT)}
-    from diffusers.loaders import single_file_utils as ldm
-
-    width = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
-    found = ldm.convert_open_clip_checkpoint(width, dict(tensors), prefix=_TEXT_2)
-    return {k: v for k, v in found.items() if k.startswith("text_model.")}
+def is_ldm_layout(tensors: Shapes) -> bool:
+    """Whether the VAE of a file has LDM's names, not those of diffusers."""
+    return not any(name.startswith("decoder.up_blocks.") for name in tensors)
 
 
 def build(
     part: str,
-    tensors: dict[str, Any],
+    path: Path,
     config: Mapping[str, Any],
     device: "torch.device",
     dtype: "torch.dtype",
 ) -> Any:
-    """One part, built of the file's tensors as its configuration describes it."""
+    """Builds one network from a checkpoint in the LDM layout.
+
+    config: its configuration, by the names of its class.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be read.
+        ValueError: a tensor has another shape than in the configuration.
+        NotImplementedError: a tensor of the UNet or the VAE is missing. One that is missing in
+            the text encoder is left on the meta device.
+    """
     if part == "text_encoder":
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        return CLIPTextModel.from_pretrained(
-            None,
-            config=CLIPTextConfig.from_dict(dict(config)),
-            state_dict=_text(tensors, config),
-            dtype=dtype,
-            device_map=device,
-        )
-    import torch
+        return _build_text_encoder(path, config, device, dtype)
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from diffusers.loaders import single_file_utils as ldm
 
-    kind = AutoencoderKL if part == "vae" else UNet2DConditionModel
-    config = dict(config)
-    if part == "vae" and any(name.startswith("decoder.up_blocks.") for name in tensors):
-        found = {new_name(name): tensor for name, tensor in tensors.items()}
-    elif part == "vae":
-        found = ldm.convert_ldm_vae_checkpoint(dict(tensors), config)
-    else:
-        # Where a file has both, v1-4 itself is the moving average of the trained weights.
-        found = ldm.convert_ldm_unet_checkpoint(dict(tensors), config, extract_ema=True)
-    with torch.device("meta"):
-        network = kind.from_config(config)
-    own = {name: tensor.to(device, dtype) for name, tensor in found.items()}
-    network.load_state_dict(own, strict=False, assign=True)  # what is missing stays on meta
+    with TemporaryDirectory() as folder:  # diffusers takes the configuration from a folder only
+        (Path(folder) / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
+        return (AutoencoderKL if part == "vae" else UNet2DConditionModel).from_single_file(
+            str(path),
+            config=folder,
+            local_files_only=True,
+            device=device,
+            dtype=dtype,
+            **({"extract_ema": True} if part == "unet" else {}),  # v1-4 itself is the average
+        )
+
+
+def _build_text_encoder(
+    path: Path, config: Mapping[str, Any], device: "torch.device", dtype: "torch.dtype"
+) -> Any:
+    from accelerate import init_empty_weights
+    from safetensors import safe_open
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with init_empty_weights(include_buffers=False):
+        network = CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
+    expected, tensors = network.state_dict(), {}
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith((_TEXT, _TEXT_2))]  # noqa: SIM118
+        for name in names:
+            for ours, tensor in _rename_text_tensor(name, file.get_tensor(name)).items():
+                if ours in expected:
+                    tensors[ours] = tensor.to(device, dtype, copy=True)
+    network.load_state_dict(tensors, strict=False, assign=True)
     return network
+
+
+def _rename_text_tensor(name: str, tensor: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    """A text encoder's tensor by transformers' name; q, k and v, one tensor in OpenCLIP, apart."""
+    if name.startswith(_TEXT):
+        return {name.removeprefix(_TEXT).removeprefix("text_model."): tensor}
+    name = name.removeprefix(_TEXT_2)
+    for theirs, ours in _OPEN_CLIP_NAMES.items():
+        name = name.replace(theirs, ours)
+    stem, found, kind = name.partition("in_proj_")
+    if not found:
+        return {name: tensor}
+    return dict(zip((f"{stem}{x}_proj.{kind}" for x in "qkv"), tensor.chunk(3), strict=True))

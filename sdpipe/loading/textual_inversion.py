@@ -1,12 +1,13 @@
-"""A textual inversion: a word that a model lacked, learned from pictures (Gal et al. 2022).
+"""Textual inversions: words that a model lacked, learned from images (Gal et al. 2022).
 
-What was learned are V vectors of the text encoder's width D. The word gets V tokens of its own, and
-wherever it stands in a prompt it is all of them. Two layouts are read:
+A file holds V vectors of the text encoder's width D. Its word gets V tokens, and stands for all of
+them in a prompt. Two layouts are read:
 
-    {"emb_params": (V, D)}       A1111's web UI; the word is the file's name, without the suffix
+    {"emb_params": (V, D)}       A1111's web UI; the word is the file's name without the suffix
     {word: (V, D) or (D,)}       diffusers
 
-The tokens are called as diffusers calls them: word, word_1, word_2 and so on.
+The tokens have diffusers' names: word, word_1, word_2 and so on. diffusers'
+`load_textual_inversion` needs a whole pipeline, and finds the word inside of other words, too.
 """
 
 import os
@@ -16,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from sdpipe.errors import ModelError, UsageError
-from sdpipe.loading.weight_files import find_file, opened, sha256, shapes
+from sdpipe.loading.weights import find_file, open_weights, read_shapes, sha256
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
-Given = str | os.PathLike[str] | tuple[str | os.PathLike[str], str]
-"""An embedding as a person gives it: its file, or the file and the word for it."""
+EmbeddingSpec = str | os.PathLike[str] | tuple[str | os.PathLike[str], str]
+"""An embedding as a caller gives it: its file, or the file and the word."""
 
 CONVERT = (
     "import sys, torch; from safetensors.torch import save_file; "
@@ -37,9 +38,9 @@ MAX_WORD = 80  # characters
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """An embedding's file, read as far as its header.
+    """The header of a textual inversion file.
 
-    word: what stands for it in a prompt.
+    word: its word in a prompt.
     tensor: the name of its vectors in the file.
     vectors, width: V and D.
     """
@@ -52,34 +53,31 @@ class Embedding:
     label: str
 
     @classmethod
-    def read(cls, given: Given) -> Self:
-        """Reads the header of an embedding.
+    def read(cls, spec: EmbeddingSpec) -> Self:
+        """Reads the header of a textual inversion file.
 
         Raises:
-            UsageError: the word is none.
-            ModelError: there is no such file, it is damaged, or it is something else.
+            UsageError: the word cannot be written in a prompt.
+            ModelError: there is no such file, it is damaged or of another kind.
         """
-        file, word = given if isinstance(given, tuple) else (given, None)
+        file, word = spec if isinstance(spec, tuple) else (spec, None)
         label = f"embedding={os.fspath(file)!r}"
         path = find_file(file, label, CONVERT)
-        found = shapes([path], label)
+        found = read_shapes([path], label)
         if "clip_l" in found or "clip_g" in found:
             raise ModelError(
-                f"{label} is for Stable Diffusion XL, which has two text encoders; take one for "
-                "Stable Diffusion 1 or 2."
+                label,
+                "is for Stable Diffusion XL, which has two text encoders",
+                "take one for Stable Diffusion 1 or 2",
             )
         if len(found) != 1:
-            names = ", ".join(list(found)[:3])
-            raise ModelError(
-                f"{label} is no textual inversion: it holds {len(found)} tensors"
-                f"{f' ({names} ...)' if found else ''}, and not just one with its vectors."
-            )
+            names = f" ({', '.join(list(found)[:3])} ...)" if found else ""
+            rule = f"is not a textual inversion: it has {len(found)} tensors{names}, not one"
+            raise ModelError(label, rule, "take another file")
         ((tensor, shape),) = found.items()
         if len(shape) not in (1, 2) or 0 in shape:
-            raise ModelError(
-                f"{label} is no textual inversion: its {tensor} has the shape {list(shape)}, and "
-                "not that of one or more vectors."
-            )
+            rule = f"is not a textual inversion: its {tensor} has the shape {list(shape)}"
+            raise ModelError(label, rule, "take a file with one or more vectors")
         if word is None:
             word = path.stem if tensor in _NAMELESS else tensor
         _check_word(word, label)
@@ -87,67 +85,69 @@ class Embedding:
 
     @property
     def tokens(self) -> list[str]:
-        """What its vectors are called, one after the other."""
+        """The names of its vectors, in order."""
         return [self.word, *(f"{self.word}_{i}" for i in range(1, self.vectors))]
 
     def identity(self) -> dict[str, object]:
-        """What tells it from others, for a picture's metadata; plain JSON types."""
+        """Identifies it in the metadata of an image; plain JSON types."""
         return {"name": self.path.name, "word": self.word, "sha256": sha256(self.path)}
 
-    def check_fit(self, width: int, length: int, whose: str) -> None:
-        """Refuses vectors that a text encoder does not take.
+    def check_fit(self, width: int, length: int, who: str) -> None:
+        """Checks that a text encoder takes its vectors.
 
-        width, length: D, and the tokens that it takes at once, two marks among them.
-        whose: how messages name it.
+        width, length: D, and the number of tokens that it takes, the two marks included.
+        who: how messages name it.
 
         Raises:
-            ModelError: they are of another width, or too many.
+            ModelError: they have another width, or there are too many.
         """
         if self.width != width:
             raise ModelError(
-                f"{self.label} has vectors of {self.width} numbers, and {whose} takes {width}; "
-                "768 is that of Stable Diffusion 1, 1024 that of 2. Take one that was made for "
-                "this model, or its like."
+                self.label,
+                f"has vectors of width {self.width}, and {who} takes {width}",
+                "take one for this model; Stable Diffusion 1 has 768, 2 has 1024",
             )
         if self.vectors > length - 2:
             raise ModelError(
-                f"{self.label} has {self.vectors} vectors, and {whose} hears {length - 2} tokens "
-                "at once; take one with fewer."
+                self.label,
+                f"has {self.vectors} vectors, and {who} takes {length - 2} tokens at once",
+                "take one with fewer vectors",
             )
 
 
 def check_tokens(tokenizer: "CLIPTokenizer", embeddings: Iterable[Embedding]) -> None:
-    """Refuses words that mean something already.
+    """Checks that the words are new.
 
     Raises:
         ModelError: the tokenizer, or another embedding, has the word.
     """
     known = set(tokenizer.get_vocab())
-    for each in embeddings:
-        for token in each.tokens:
+    for embedding in embeddings:
+        for token in embedding.tokens:
             if {token, token.lower(), f"{token.lower()}</w>"} & known:
+                word = embedding.word.strip("<>")
                 raise ModelError(
-                    f"{each.label} is called {each.word!r} in prompts, but {token!r} means "
-                    f"something there already; give it another word, as in {each.path.name}:my-"
-                    f"{each.word.strip('<>')}."
+                    f"{embedding.label} with the word {embedding.word!r}",
+                    f"cannot be added: {token!r} is a token already",
+                    f"give it another word, as in {embedding.path.name}:my-{word}",
                 )
             known.add(token.lower())
 
 
 def add_tokens(tokenizer: "CLIPTokenizer", embeddings: Iterable[Embedding]) -> None:
-    """Teaches a tokenizer the words; only where they stand alone, not inside of others."""
+    """Adds the words to a tokenizer, which finds them only as whole words."""
     from transformers import AddedToken
 
-    for each in embeddings:
+    for embedding in embeddings:
         tokenizer.add_tokens(
-            [AddedToken(token, single_word=True, normalized=True) for token in each.tokens]
+            [AddedToken(token, single_word=True, normalized=True) for token in embedding.tokens]
         )
 
 
 def add_vectors(
     tokenizer: "CLIPTokenizer", text_encoder: "CLIPTextModel", embeddings: Sequence[Embedding]
 ) -> None:
-    """Gives a text encoder the vectors of words that a tokenizer knows.
+    """Adds the vectors of the words to a text encoder; the tokenizer has the words.
 
     Raises:
         ModelError: a file is damaged.
@@ -157,21 +157,23 @@ def add_vectors(
     if rows > text_encoder.config.vocab_size:
         text_encoder.resize_token_embeddings(rows, mean_resizing=False)
     table = text_encoder.get_input_embeddings().weight.data
-    for each, ids in numbers.items():
-        with opened(each.path, each.label, "pt") as file:
-            vectors = file.get_tensor(each.tensor).reshape(each.vectors, each.width)
+    for embedding, ids in numbers.items():
+        with open_weights(embedding.path, embedding.label, "pt") as file:
+            vectors = file.get_tensor(embedding.tensor).reshape(embedding.vectors, embedding.width)
         table[ids] = vectors.to(table.device, table.dtype)
 
 
 def _check_word(word: object, label: str) -> None:
-    """Refuses what cannot be written into a prompt. Raises UsageError."""
+    """Checks that a word can be written in a prompt. Raises UsageError otherwise."""
     if not isinstance(word, str) or not word.strip() or word != word.strip():
         raise UsageError(
-            f"{label} has the word {word!r}; give one to write into prompts, without spaces at its "
-            "ends, such as my-cat."
+            f"{label} with the word {word!r}",
+            "has no word to write in prompts",
+            "give one without spaces at its ends, such as my-cat",
         )
     if len(word) > MAX_WORD or not word.isprintable():
         raise UsageError(
-            f"{label} has the word {word[:40]!r}...; give one of up to {MAX_WORD} signs, such as "
-            "my-cat."
+            f"{label} with the word {word[:40]!r}...",
+            "has no word to write in prompts",
+            f"give one of up to {MAX_WORD} printable characters, such as my-cat",
         )

@@ -8,8 +8,8 @@ Imports no torch.
 from pathlib import Path
 
 from sdpipe.errors import ModelError
+from sdpipe.loading.configs import read_json
 from sdpipe.loading.locate import find_model
-from sdpipe.loading.sources import read_json
 from sdpipe.prompt.vocabulary import Vocabulary
 
 FILE = "words.json"

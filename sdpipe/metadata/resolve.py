@@ -15,8 +15,8 @@ from sdpipe.canvas import Picture, Source, take
 from sdpipe.errors import ModelError, SdpipeError, UsageError
 from sdpipe.loading.hub import is_hub_id
 from sdpipe.loading.locate import BUILT_IN, is_cached, is_checker_cached, is_part_cached
-from sdpipe.loading.single_file import check_prediction
-from sdpipe.loading.weight_files import find_file, sha256
+from sdpipe.loading.single_file import check_prediction_type
+from sdpipe.loading.weights import find_file, sha256
 from sdpipe.metadata.record import Record, brief
 from sdpipe.runtime.device import DTYPES, SPEEDS, check_device, pick_device
 from sdpipe.settings import Settings
@@ -110,7 +110,7 @@ def model(
             f"{picture} was drawn by the model {brief(name)}, a path on the machine that drew it, "
             "and no path is opened on a picture's word; give the model yourself: --model NAME."
         )
-    if not is_cached(hub_id, full=full):
+    if not is_cached(hub_id, full_precision=full):
         raise ModelError(
             f"{picture} was drawn by a model that is not here, and none is fetched on a picture's "
             f"word; to have it fetched, give it yourself: --model {hub_id}"
@@ -124,7 +124,7 @@ def without_fetching(
     """The settings with the safety checker left out, where it would have to be fetched."""
     if settings.safety == "off" or name is None or not is_hub_id(name):
         return settings
-    if is_checker_cached(name, full=full):
+    if is_checker_cached(name, full_precision=full):
         return settings
     remarks.append(
         "the safety checker that looked at it is not here, and none is fetched on a picture's "
@@ -151,7 +151,7 @@ def vae(record: Record, picture: str | os.PathLike[str], full: bool) -> str | No
             f"whose SHA-256 is {mark.removeprefix('sha256:')[:12]}..., and no path is opened on a "
             "picture's word; give that VAE yourself: --vae NAME."
         )
-    if not is_part_cached(told, "vae", full=full):
+    if not is_part_cached(told, "vae", full_precision=full):
         raise ModelError(
             f"{picture} was drawn with a VAE that is not here, and none is fetched on a picture's "
             f"word; to have it fetched, give it yourself: --vae {told}"
@@ -168,7 +168,7 @@ def prediction(record: Record) -> str | None:
     told = record.model.get("prediction") if record.source == "sdpipe" else None
     if told is not None:
         try:
-            check_prediction(told)
+            check_prediction_type(told)
         except UsageError as error:
             raise SdpipeError(f"it cannot be drawn again: {error}") from error
     return told

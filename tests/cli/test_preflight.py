@@ -50,7 +50,7 @@ CASES = {
     ),
     "a safety checker that the model lacks": (
         ["generate", "x", *EMOJI, "--safety", "flag"],
-        (1, "model='emoji' comes without a safety checker"),
+        (1, "model='emoji' has no safety checker"),
     ),
     "a LoRA of another architecture": (
         ["generate", "x", *EMOJI, "--lora", "lora.safetensors"],
@@ -62,19 +62,19 @@ CASES = {
     ),
     "vectors of another width": (
         ["generate", "x", *EMOJI, "--embedding", "word.safetensors"],
-        (1, "has vectors of 7 numbers"),
+        (1, "has vectors of width 7"),
     ),
     "a file without a VAE": (
         ["generate", "x", *EMOJI, "--vae", "word.safetensors"],
-        (1, "holds no VAE"),
+        (1, "has no VAE"),
     ),
     "a U-Net of 9 channels": (
         ["generate", "x", "--model", "nine"],
-        (1, "has in_channels=9: it is an inpainting model"),
+        (1, "with in_channels=9 is an inpainting model"),
     ),
     "one in a single file": (
         ["generate", "x", "--model", "nine.safetensors"],
-        (1, "has a UNet of 9 input channels"),
+        (1, "has a UNet with 9 input channels"),
     ),
     "a file that is none, of which nobody asks for v1-4's configurations": (
         ["generate", "x", "--model", "text.safetensors"],
@@ -82,7 +82,7 @@ CASES = {
     ),
     "a file that is no model": (
         ["generate", "x", "--model", "word.safetensors"],
-        (1, "is no model of Stable Diffusion 1 or 2"),
+        (1, "is not a Stable Diffusion 1 or 2 checkpoint"),
     ),
     "a LoRA given as a model": (
         ["generate", "x", "--model", "lora.safetensors"],

@@ -9,8 +9,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdpipe.latents import decode, vae_factor
-from sdpipe.loading.compatibility import check_fit
-from sdpipe.loading.sources import V1_4_SCHEDULER, Sources
+from sdpipe.loading.compatibility import check_parts
+from sdpipe.loading.configs import V1_4_SCHEDULER
+from sdpipe.loading.sources import Sources
 
 CONFIGURATIONS = Path(__file__).parents[1] / "support" / "v1_4"
 
@@ -85,16 +86,16 @@ def test_the_classes_build_v1_4(build, parameters, tensors, shapes):
 @pytest.fixture
 def sources():
     """v1-4's configurations as a model, whose weights nobody looks at."""
-    from sdpipe.loading.layout import listing, select_model
+    from sdpipe.loading.layout import list_files, select_model
     from sdpipe.loading.locate import Location
 
-    files = select_model(listing(CONFIGURATIONS), weights=False)
+    files = select_model(list_files(CONFIGURATIONS), weights=False)
     place = Location("v1-4", CONFIGURATIONS, files)
     return Sources(place, {}, dict.fromkeys(files.roots, place))
 
 
 def test_v1_4_fits_and_draws_512_pixels(sources):
-    check_fit(sources)
+    check_parts(sources)
     assert sources.defaults() == {"width": 512, "height": 512}
 
 

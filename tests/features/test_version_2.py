@@ -9,15 +9,15 @@ from diffusers import LMSDiscreteScheduler, StableDiffusionPipeline, UNet2DCondi
 from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 from safetensors.torch import load_file, save_file
 from support.checkpoints import ldm_unet, ldm_vae
+from support.errors import raises
 from support.hub_server import Hub
 from support.parity import BETAS, diffusers_run
 from support.tiny import LENGTH, WIDTH, tiny_model, tiny_unet
 from transformers import CLIPTextConfig, CLIPTextModel
 
-import sdpipe.components
 from sdpipe import Pipeline, UsageError
 from sdpipe.cli.app import main
-from sdpipe.components import load
+from sdpipe.components import inspect_model, load
 from sdpipe.errors import ModelError
 from sdpipe.loading.locate import DEFAULT
 
@@ -175,12 +175,11 @@ def test_a_file_may_tell_what_it_predicts(hub, version_2, tmp_path, more, expect
     assert load(path).scheduler_config["prediction_type"] == expected
 
 
-def test_a_file_that_does_not_tell_is_asked_about(hub, version_2, tmp_path, monkeypatch):
+def test_a_file_that_does_not_say_what_it_predicts_is_refused(hub, version_2, tmp_path):
     path = write(version_2, tmp_path / "v2.safetensors")
-    monkeypatch.setattr(sdpipe.components, "build", None)
-    with pytest.raises(ModelError, match=r"does not tell what its U-Net predicts; say it with"):
-        load(path)
-    with pytest.raises(UsageError, match=r"prediction='x0' is not known; a U-Net predicts eps"):
+    with raises(ModelError, "v2.safetensors", "does not say what its UNet predicts"):
+        inspect_model(path)
+    with raises(UsageError, "prediction_type='x0'", "is unknown", "epsilon or v"):
         load(path, prediction_type="x0")
 
 

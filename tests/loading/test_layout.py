@@ -1,6 +1,6 @@
 import pytest
 
-from sdpipe.loading.layout import listing, select_model, select_part
+from sdpipe.loading.layout import list_files, select_model, select_part
 
 SMALL = [
     "model_index.json",
@@ -29,13 +29,13 @@ def test_a_complete_model():
 
 @pytest.mark.parametrize(("full", "expected"), [(False, HALF), (True, FULL)])
 def test_the_variant_is_taken_unless_full_weights_are_asked_for(full, expected):
-    assert select_model([*SMALL, *FULL, *HALF], full=full).all_weights == expected
+    assert select_model([*SMALL, *FULL, *HALF], full_precision=full).all_weights == expected
 
 
 @pytest.mark.parametrize("there", [FULL, HALF])
 @pytest.mark.parametrize("full", [False, True])
 def test_the_only_weights_are_taken(there, full):
-    assert select_model([*SMALL, *there], full=full).all_weights == there
+    assert select_model([*SMALL, *there], full_precision=full).all_weights == there
 
 
 def test_a_variant_of_one_part_alone():
@@ -103,4 +103,4 @@ def test_listing_leaves_broken_links_out(tmp_path):
     (tmp_path / "unet/config.json").touch()
     (tmp_path / "model_index.json").touch()
     (tmp_path / "vae.json").symlink_to(tmp_path / "gone")
-    assert listing(tmp_path) == {"unet/config.json", "model_index.json"}
+    assert list_files(tmp_path) == {"unet/config.json", "model_index.json"}

@@ -20,7 +20,7 @@ def test_a_model_of_the_hub_is_loaded_if_it_is_here(monkeypatch, tmp_path):
     hub_id = f"owner/name@{'c' * 40}"
     with pytest.raises(ModelError, match=f"give it yourself: --model {hub_id}"):
         prepare(path)
-    assert asked == [((hub_id,), {"full": True})]
+    assert asked == [((hub_id,), {"full_precision": True})]
     monkeypatch.setattr("sdpipe.metadata.resolve.is_cached", lambda *a, **k: True)
     assert prepare(path).model == hub_id
     assert prepare(path, model="emoji").model == "emoji"

@@ -1,0 +1,81 @@
+"""The JSON files of a model, read as data: configurations of its parts and its own settings."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdpipe.errors import ModelError, UsageError
+from sdpipe.settings import MODEL_DEFAULTS, Settings
+
+V1_4_SCHEDULER: Mapping[str, Any] = {
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
+"""v1-4's scheduler, for parts that come without one."""
+
+CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "unet": {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280},
+    "vae": {"latent_channels": 4, "block_out_channels": (64,)},
+    "text_encoder": {
+        "hidden_size": 512,
+        "num_hidden_layers": 12,
+        "vocab_size": 49408,
+        "max_position_embeddings": 77,
+    },
+}
+"""The classes' defaults of the values that are read here, for configurations without them."""
+
+
+def read_json(path: Path, label: str) -> dict[str, Any]:
+    """Reads a JSON object. Raises ModelError if the file is something else.
+
+    label: how messages name the model, such as "model='emoji'".
+    """
+    who = f"{label}: {path}"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(who, f"is not readable as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ModelError(who, "is not a JSON object")
+    return values
+
+
+def read_config(folder: Path, part: str, label: str) -> dict[str, Any]:
+    """Reads the configuration of a part; of a whole CLIP that of its text half.
+
+    Raises:
+        ModelError: it is not readable.
+    """
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    values = read_json(folder / name, label)
+    return dict(values.get("text_config", values))
+
+
+def read_model_settings(path: Path, label: str) -> dict[str, Any]:
+    """Reads a model's sdpipe.json: its own defaults of any of `settings.MODEL_DEFAULTS`.
+
+    Raises:
+        ModelError: an unknown key, or a value that breaks its rule.
+    """
+    who = f"{label}: {path}"
+    values = read_json(path, label)
+    if unknown := sorted(set(values) - set(MODEL_DEFAULTS)):
+        raise ModelError(
+            who, f"has the unknown key {unknown[0]!r}", f"the known are {', '.join(MODEL_DEFAULTS)}"
+        )
+    values = {name: value for name, value in values.items() if value is not None}
+    try:
+        checked = Settings(prompt="", **values)
+    except UsageError as error:
+        raise ModelError(who, f"breaks a rule: {str(error).rstrip('.')}") from error
+    return {name: getattr(checked, name) for name in values}
