@@ -35,7 +35,7 @@ from sdpipe.sampling import Passes, seeds, taken
 from sdpipe.settings import MAX_IMAGES, ResolvedSettings
 
 if TYPE_CHECKING:
-    from sdpipe.loading.safety_checker import Checker, Mark
+    from sdpipe.loading.safety_checker import SafetyChecker, SafetyResult
 
 BATCH_PIXELS = 2**22
 """A CPU draws no faster with more at once: 16 pictures of 512 x 512, or 256 of 128 x 128."""
@@ -61,7 +61,7 @@ class Result:
     steps: list[Step] = field(default_factory=list)
     noise: Tensor | None = None
     hires_noise: Tensor | None = None
-    safety: list["Mark"] = field(default_factory=list)
+    safety: list["SafetyResult"] = field(default_factory=list)
 
 
 class Pipeline:
@@ -170,7 +170,7 @@ class Pipeline:
         run: list[ResolvedSettings],
         texts: list[Conditioning],
         canvas: Canvas | None,
-        checker: "Checker | None",
+        checker: "SafetyChecker | None",
         on_step: Callable[[Step], object] | None,
     ) -> Result:
         pipe = self._wrapped(run[0].seamless)
@@ -194,7 +194,7 @@ class Pipeline:
             images = [canvas.keep(image) for image in images]
         places = [(i, len(text)) for text in texts for i in range(len(text))]
         noise, hires_noise = [*began, None, None][:2]
-        marks = [] if checker is None else [checker.look(image) for image in images]
+        marks = [] if checker is None else [checker.check(image) for image in images]
         return Result(images, seeds(run), run, places, kept, noise, hires_noise, marks)
 
     def stream(self, prompt: str | Sequence[str], **settings: Unpack[Asked]) -> Iterator[Step]:
@@ -231,11 +231,19 @@ class Pipeline:
                 texts = smaller(texts)
 
     @cached_property
-    def _checker(self) -> "Checker":
+    def _checker(self) -> "SafetyChecker":
         """The model's safety checker, loaded when it is first asked for."""
         from sdpipe.loading.safety_checker import load_checker
 
-        return load_checker(self.components)
+        parts, model = self.components, self.components.model
+        return load_checker(
+            model.name,
+            model.folder,
+            model.revision,
+            parts.dtype,
+            parts.device,
+            low_memory=parts.low_memory,
+        )
 
     def _plan(
         self, prompt: str | Sequence[str], asked: Asked

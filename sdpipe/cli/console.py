@@ -100,8 +100,7 @@ def marked(safety: Mapping[str, Any]) -> str:
     """What a picture's mark says, in words."""
     if not safety["flagged"]:
         return "not flagged by the model's safety checker"
-    numbers = ", ".join(map(str, safety["concepts"]))
-    return f"flagged by the model's safety checker, for concept {numbers}; nothing was changed"
+    return "flagged by the model's safety checker; nothing was changed"
 
 
 def _guidance(settings: Settings) -> Iterator[str]:

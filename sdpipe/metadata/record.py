@@ -63,8 +63,7 @@ class Record:
     others: what else it tells, under its own names.
     remarks: what drawing it again has to assume or to leave out, a sentence each.
     sweep: of which this is the grid; then there are no values.
-    safety: what the model's safety checker said, where it was asked: flagged, and by the numbers of
-        which concepts.
+    safety: whether the model's safety checker flagged it, where it was asked.
 
     Raises:
         RecordError: a value has another type than these, or is longer than any that is meant.
@@ -202,11 +201,9 @@ def _safety(own: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the safety checker said."""
     if (told := _object(own, "safety")) == {}:
         return None
-    flagged, concepts = told.get("flagged"), told.get("concepts")
-    if not isinstance(flagged, bool) or not isinstance(concepts, list):
-        raise RecordError("safety does not say whether it is flagged, and by which concepts.")
-    _check_object("concepts", {f"concept {i + 1}": k for i, k in enumerate(concepts)}, False)
-    return {"flagged": flagged, "concepts": concepts}
+    if not isinstance(flagged := told.get("flagged"), bool):
+        raise RecordError("safety does not say whether it is flagged.")
+    return {"flagged": flagged}  # the first format also had numbers of concepts
 
 
 def _check_object(name: str, values: Mapping[str, Any], texts_only: bool) -> None:
