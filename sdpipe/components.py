@@ -41,12 +41,12 @@ class ModelInfo:
     folder: the model's folder or single file; None if every part was passed as a module.
     revision: the commit on the hub; None for local models.
     variant: "fp16" if the UNet's weights are of that variant, else None.
-    parts: by part, the source of each part that relocations one of the model's own.
+    parts: by part, the source of each part that replaces one of the model's own.
     weights: by part, the local weight files of the UNet and of every replaced part. Parts from
         the hub are identified by their commit and not listed.
     prediction_type: "epsilon" or "v" if it was set by the caller, else None.
     loras, embeddings: what was added to the weights and to the vocabulary.
-    fallback: True if no model was asked for and the built-in one relocations the default model.
+    fallback: True if no model was asked for and the built-in one replaces the default model.
     """
 
     name: str

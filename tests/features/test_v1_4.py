@@ -106,13 +106,13 @@ def test_the_scheduler_of_parts_that_come_without_one_is_v1_4s(sources):
     }
 
 
-def test_a_picture_of_512_pixels_is_48_times_fewer_latents_and_comes_back():
+def test_an_image_of_512_pixels_is_48_times_fewer_latents_and_comes_back():
     with torch.device("meta"):
         network = vae().eval()
-        picture = torch.empty(1, 3, 512, 512)
+        image = torch.empty(1, 3, 512, 512)
     with torch.no_grad():
-        z = network.encode(picture).latent_dist.mode()
+        z = network.encode(image).latent_dist.mode()
         assert z.shape == (1, 4, 64, 64)
-        assert picture.numel() == 48 * z.numel()
-        assert decode(network, z).shape == picture.shape
+        assert image.numel() == 48 * z.numel()
+        assert decode(network, z).shape == image.shape
     assert vae_factor(network) == 8

@@ -144,7 +144,7 @@ def test_diffusers_reads_the_same_of_a_file(hub, version_2, tmp_path):
         assert all(torch.equal(known[k], v) for k, v in theirs.state_dict().items())
 
 
-def test_pictures_are_those_of_diffusers(hub, version_2, tmp_path):
+def test_images_are_those_of_diffusers(hub, version_2, tmp_path):
     pipe = StableDiffusionPipeline.from_pretrained(
         version_2, local_files_only=True, safety_checker=None
     )
@@ -183,7 +183,7 @@ def test_a_file_that_does_not_say_what_it_predicts_is_refused(hub, version_2, tm
         load(path, prediction_type="x0")
 
 
-def test_what_was_said_is_in_the_picture(hub, version_2, tmp_path, monkeypatch, capsys):
+def test_what_was_said_is_in_the_image(hub, version_2, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = write(version_2, tmp_path / "v2.safetensors")
 
@@ -195,8 +195,8 @@ def test_what_was_said_is_in_the_picture(hub, version_2, tmp_path, monkeypatch, 
     fast = ["--model", path, "--steps", "2", "--seed", "1", "--device", "cpu", "--dtype", "float32"]
     status, out, err = run("generate", "a cat", *fast, "--prediction-type", "v")
     assert status == 0, err
-    picture = out.strip()
+    image = out.strip()
     assert re.search(
-        r"model +\S+v2\.safetensors, sha256 \w{12}, prediction v\n", run("info", picture)[1]
+        r"model +\S+v2\.safetensors, sha256 \w{12}, prediction v\n", run("info", image)[1]
     )
-    assert run("replay", picture, "--model", path, "--verify")[:2] == (0, "identical\n")
+    assert run("replay", image, "--model", path, "--verify")[:2] == (0, "identical\n")

@@ -160,19 +160,6 @@ def test_full_weights_that_are_cached_do_for_a_variant(hub):
     assert hub.requests == []
 
 
-def test_a_cache_that_an_older_library_filled_is_used(hub):
-    hub.add(NAME, {**SMALL, **FULL})
-    folder = fetch(NAME, half).folder
-    for listed in (folder.parents[1] / "trees").iterdir():
-        listed.unlink()
-    from huggingface_hub import _tree_cache
-
-    _tree_cache._IN_MEMORY_TREE_CACHE.clear()
-    hub.requests.clear()
-    assert fetch(NAME, half).folder == folder
-    assert hub.requests == []
-
-
 def test_a_broken_download_keeps_finished_files_and_starts_the_broken_one_again(hub, impatient):
     unet = "unet/diffusion_pytorch_model.safetensors"
     repo = hub.add(NAME, {**SMALL, **FULL})
@@ -316,8 +303,9 @@ def test_one_bar_on_a_terminal(hub, monkeypatch, capsys):
     assert "100%" in told
 
 
-def test_in_a_process_of_its_own_that_reads_the_environment(hub, tmp_path):
-    hub.add(NAME, {**SMALL, **FULL})
+@pytest.fixture
+def run(hub, tmp_path):
+    """Fetches in a process of its own, which prints the commit and fails if it imports torch."""
     code = (
         "import sys; from sdpipe.loading.hub import fetch\n"
         "from sdpipe.loading.layout import select_model\n"
@@ -334,6 +322,21 @@ def test_in_a_process_of_its_own_that_reads_the_environment(hub, tmp_path):
             check=False,
         )
 
+    return run
+
+
+def test_a_cache_that_an_older_library_filled_is_used(hub, run, tmp_path):
+    hub.add(NAME, {**SMALL, **FULL})
+    first = run()
+    (listing,) = tmp_path.glob("another/*/trees/*")
+    listing.unlink()
+    hub.requests.clear()
+    assert run().stdout == first.stdout == hub.repos[NAME].commit + "\n"
+    assert hub.requests == []
+
+
+def test_in_a_process_of_its_own_that_reads_the_environment(hub, run):
+    hub.add(NAME, {**SMALL, **FULL})
     first = run()
     assert (first.returncode, first.stdout, first.stderr) == (0, hub.repos[NAME].commit + "\n", "")
     hub.requests.clear()

@@ -100,7 +100,7 @@ def diffusers(folder, path, seed=0, **config):
 
 
 def drawn_by_diffusers(folder, loras, **run):
-    """The latents and the picture as diffusers draws them, with LoRAs beside the weights."""
+    """The latents and the image as diffusers draws them, with LoRAs beside the weights."""
     parts = load(folder, device="cpu", dtype="float32")
     emoji = folder == "emoji"
     scheduler = REFERENCE["lms"]() if emoji else LMSDiscreteScheduler(**BETAS, steps_offset=1)
@@ -115,7 +115,7 @@ def drawn_by_diffusers(folder, loras, **run):
 
 
 @pytest.mark.parametrize("model", ["tiny", "emoji"])
-def test_pictures_are_those_of_diffusers(tiny, tmp_path, model):
+def test_images_are_those_of_diffusers(tiny, tmp_path, model):
     folder, name = (tiny, tiny) if model == "tiny" else (BUILT_IN_FOLDER / "emoji", "emoji")
     patterns = {"rank_pattern": {"to_k": 2}, "alpha_pattern": {"to_v": 6, "fc1": 1}}
     loras = [
@@ -281,7 +281,7 @@ def test_a_weight_that_leaves_nothing_of_the_model_is_refused(weight, capsys):
     assert f"with weight {float(weight):g} is out of range; give a number from -20 to 20" in told
 
 
-def test_a_picture_tells_its_loras_and_wants_them_back(tiny, tmp_path, monkeypatch, capsys):
+def test_an_image_tells_its_loras_and_wants_them_back(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     kohya(tiny, tmp_path / "pencil.safetensors", seed=1)
     kohya(tiny, tmp_path / "other.safetensors", seed=2)
@@ -294,13 +294,13 @@ def test_a_picture_tells_its_loras_and_wants_them_back(tiny, tmp_path, monkeypat
     fast = ["--model", tiny, "--steps", "2", "--seed", "1", "--device", "cpu", "--dtype", "float32"]
     status, out, _ = run("generate", "a cat", *fast, "--lora", "pencil.safetensors:0.5")
     assert status == 0
-    picture = out.strip()
-    status, out, _ = run("info", picture)
+    image = out.strip()
+    status, out, _ = run("info", image)
     assert re.search(r"lora +0\.5 of pencil\.safetensors, sha256 [0-9a-f]{12}\n", out)
-    told = json.loads(run("info", "--json", picture)[1])[0]["model"]["loras"]
+    told = json.loads(run("info", "--json", image)[1])[0]["model"]["loras"]
     assert [(lora["name"], lora["weight"]) for lora in told] == [("pencil.safetensors", 0.5)]
 
-    again = ["replay", picture, "--model", tiny, "--verify"]
+    again = ["replay", image, "--model", tiny, "--verify"]
     status, _, err = run(*again)
     assert status == 2
     assert "was drawn with the lora 'pencil.safetensors', which it does not hold; give" in err

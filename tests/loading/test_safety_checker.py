@@ -26,7 +26,7 @@ from sdpipe.metadata.read import read_record
 from sdpipe.metadata.replay import prepare
 from sdpipe.metadata.save import carried
 
-# A model of random weights draws no picture, and its latents know no bounds.
+# A model of random weights draws no image, and its latents know no bounds.
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew")
 
 OFFICIAL = {
@@ -85,8 +85,8 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    """Of all modes of a picture's making: square, wide, tall, small, and larger than 224."""
+def images():
+    """Of all modes of an image's making: square, wide, tall, small, and larger than 224."""
     random = np.random.default_rng(0)
     return [
         Image.fromarray(random.integers(0, 256, (h, w, 3), dtype=np.uint8))
@@ -95,7 +95,7 @@ def pictures():
 
 
 def of_diffusers(checker, images):
-    """What diffusers' own pipeline says of pictures, as it comes from its VAE: one bool each."""
+    """What diffusers' own pipeline says of images, as it comes from its VAE: one bool each."""
     pipe = StableDiffusionPipeline(
         vae=None, text_encoder=None, tokenizer=None, unet=None, scheduler=None,
         safety_checker=checker, feature_extractor=CLIPImageProcessorPil(),
@@ -107,19 +107,19 @@ def of_diffusers(checker, images):
     return said
 
 
-def test_verdicts_are_those_of_diffusers_on_both_sides_of_a_threshold(pictures, tmp_path):
-    """Thresholds between the pictures' own cosines, so that some are flagged and some are not."""
+def test_verdicts_are_those_of_diffusers_on_both_sides_of_a_threshold(images, tmp_path):
+    """Thresholds between the images' own cosines, so that some are flagged and some are not."""
     from sdpipe.loading.locate import find_checker
     from sdpipe.loading.networks import read_checker
     from sdpipe.loading.safety_checker import SafetyChecker
 
     checker, prepare = tiny_checker(), CLIPImageProcessorPil()
-    pixels = torch.cat([prepare(p, return_tensors="pt").pixel_values for p in pictures])
+    pixels = torch.cat([prepare(p, return_tensors="pt").pixel_values for p in images])
     unit = torch.nn.functional.normalize
     with torch.no_grad():
         z = checker.visual_projection(checker.vision_model(pixels).pooler_output)
         cosines = unit(z) @ unit(checker.concept_embeds).T  # (5, 17)
-    middle = cosines.sort(0).values[1:3].mean(0)  # two pictures below, three above
+    middle = cosines.sort(0).values[1:3].mean(0)  # two images below, three above
     thresholds = {k: float(middle[k]) for k in (4, 9)}
     flagged = set()
     for care in (2.0, -2.0):
@@ -130,10 +130,10 @@ def test_verdicts_are_those_of_diffusers_on_both_sides_of_a_threshold(pictures, 
         ours = SafetyChecker(
             *read_checker(place, torch.device("cpu"), torch.float32), torch.device("cpu")
         )
-        results = [ours.check(image) for image in pictures]
+        results = [ours.check(image) for image in images]
         theirs = StableDiffusionSafetyChecker.from_pretrained(folder / "safety_checker").eval()
         logging.getLogger("diffusers").setLevel(logging.ERROR)
-        assert [result.flagged for result in results] == of_diffusers(theirs, pictures)
+        assert [result.flagged for result in results] == of_diffusers(theirs, images)
         # The rule by hand, as the paper that found the concepts gives it.
         over = cosines - theirs.concept_embeds_weights.detach() + (0.01 if care < 0 else 0)
         by_hand = [any(round(float(x), 3) > 0 for x in row) for row in over]
@@ -142,7 +142,7 @@ def test_verdicts_are_those_of_diffusers_on_both_sides_of_a_threshold(pictures, 
     assert flagged == {True, False}
 
 
-def test_a_picture_is_marked_and_nothing_of_it_is_changed(folders):
+def test_an_image_is_marked_and_nothing_of_it_is_changed(folders):
     plain = Pipeline(folders["bare"], device="cpu", dtype="float32").generate("cat", n=2, **FAST)
     assert plain.safety == []
     for name, flagged in (("flags", True), ("passes", False)):
@@ -164,19 +164,19 @@ def test_a_picture_is_marked_and_nothing_of_it_is_changed(folders):
         assert theirs == [flagged]
 
 
-def test_what_prepares_a_picture_takes_v1_4s_own_configuration(pictures, tmp_path):
+def test_what_prepares_an_image_takes_v1_4s_own_configuration(images, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(OFFICIAL))
     official = CLIPImageProcessorPil.from_pretrained(tmp_path, local_files_only=True)
     mean, std = (torch.tensor(OFFICIAL[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
-    for picture in pictures:
+    for image in images:
         # By hand: the shorter side to 224, bicubic, then the middle.
-        short = min(picture.size)
-        width, height = (int(side * 224 / short) for side in picture.size)
-        large = picture.resize((width, height), Image.Resampling.BICUBIC)
+        short = min(image.size)
+        width, height = (int(side * 224 / short) for side in image.size)
+        large = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - 224) // 2, (height - 224) // 2
         x = np.array(large.crop((left, top, left + 224, top + 224)))
         by_hand = (torch.from_numpy(x).permute(2, 0, 1) / 255 - mean) / std
-        (found,) = official(picture, return_tensors="pt").pixel_values
+        (found,) = official(image, return_tensors="pt").pixel_values
         assert found.shape == (3, 224, 224)
         assert torch.allclose(found, by_hand, atol=1e-5)
 
@@ -286,19 +286,19 @@ def test_of_the_hub_it_is_fetched_when_asked_for_and_not_before(folders, monkeyp
         plain = pipe.generate("cat", **FAST)
         notes = carried(pipe, plain, 0)
         notes["sdpipe"]["settings"]["safety"] = "flag"
-        picture = png.save(plain.images[0], tmp_path / "x.png", notes)
-        job = prepare(picture)  # on whose word nothing is fetched
+        image = png.save(plain.images[0], tmp_path / "x.png", notes)
+        job = prepare(image)  # on whose word nothing is fetched
         assert job.settings.safety == "off"
-        assert "none is fetched on a picture's word" in job.remarks[0]
+        assert "none is fetched" in job.remarks[0]
         assert not [r for r in hub.requests if any(name in r for name in about)]
-        assert prepare(picture, changes={"safety": "flag"}).settings.safety == "flag"
+        assert prepare(image, changes={"safety": "flag"}).settings.safety == "flag"
 
         assert pipe.generate("cat", safety="flag", **FAST).safety[0].flagged
         fetched = {
             r.partition("/resolve/")[2].partition("/")[2] for r in hub.requests if "/resolve/" in r
         }
         assert {name for name in files if name.startswith(about)} <= fetched
-        assert prepare(picture).settings.safety == "flag"
+        assert prepare(image).settings.safety == "flag"
         before = len(hub.requests)
         again = Pipeline("someone/tiny", device="cpu", dtype="float32")
         assert again.generate("cat", safety="flag", **FAST).safety[0].flagged
@@ -335,4 +335,4 @@ def test_nobody_sees_a_warning_of_the_libraries(folders, tmp_path):
     assert (done.returncode, done.stdout) == (0, "x.png\n"), done.stderr
     lines = [line for line in done.stderr.splitlines() if "the latents grew" not in line]
     assert len(lines) == 1
-    assert lines[0].startswith("sdpipe: 1 picture, ")
+    assert lines[0].startswith("sdpipe: 1 ")

@@ -12,11 +12,10 @@ from support.hub_server import Hub
 from support.metadata import change, mine
 from support.tiny import tiny_model, tiny_vae
 
-import sdpipe.metadata.resolve
 from sdpipe.cli.app import main
 from sdpipe.components import inspect_model, load
 from sdpipe.errors import ModelError
-from sdpipe.loading.locate import DEFAULT
+from sdpipe.loading.locate import DEFAULT, find_part
 from sdpipe.metadata.replay import prepare
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
@@ -145,7 +144,7 @@ def test_what_is_no_vae(models, tmp_path):
         load(models[0], vae=tmp_path / "x.ckpt")
 
 
-def test_a_picture_tells_its_vae_and_wants_it_back(models, file, tmp_path, monkeypatch, capsys):
+def test_an_image_tells_its_vae_and_wants_it_back(models, file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path, (one, two) = file(), models
 
@@ -157,14 +156,14 @@ def test_a_picture_tells_its_vae_and_wants_it_back(models, file, tmp_path, monke
     fast = ["--model", one, "--steps", "2", "--seed", "1", "--device", "cpu", "--dtype", "float32"]
     status, out, err = run("generate", "a cat", *fast, "--vae", path)
     assert status == 0, err
-    picture = out.strip()
-    out = run("info", picture)[1]
+    image = out.strip()
+    out = run("info", image)[1]
     assert re.search(
         r"vae +mse\.safetensors, sha256 [0-9a-f]{12}, in place of the model's own", out
     )
     assert str(tmp_path) not in out.replace(str(one), "")
 
-    again = ["replay", picture, "--model", one, "--verify"]
+    again = ["replay", image, "--model", one, "--verify"]
     status, _, err = run(*again)
     assert (status, "with the VAE 'mse.safetensors', a path on the machine" in err) == (1, True)
     assert run(*again, "--vae", path)[:2] == (0, "identical\n")
@@ -176,14 +175,17 @@ def test_a_picture_tells_its_vae_and_wants_it_back(models, file, tmp_path, monke
 
 
 @pytest.mark.parametrize("here", [True, False])
-def test_a_vae_of_the_hub_is_loaded_if_it_is_here(monkeypatch, tmp_path, here):
+def test_a_vae_of_the_hub_is_loaded_if_it_is_here(models, monkeypatch, tmp_path, here):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sdpipe.metadata.resolve, "is_part_cached", lambda *_, **__: here)
-    name = f"owner/mse@{'a1' * 20}"
-    path = mine("x.png", change("model", "parts", {"vae": name}))
-    if here:
-        job = prepare(path)
-        assert (job.vae, job.remarks) == (name, ())
-    else:
-        with pytest.raises(ModelError, match=f"none is fetched on a picture's .* --vae {name}"):
-            prepare(path)
+    with Hub() as hub:
+        hub.use(monkeypatch, tmp_path / "cache")
+        name = f"owner/mse@{hub.add('owner/mse', models[1]).commit}"
+        path = mine("x.png", change("model", "parts", {"vae": name}))
+        if here:
+            find_part(name, "vae")
+            hub.requests.clear()
+            assert prepare(path).vae == name
+        else:
+            with pytest.raises(ModelError, match=f"--vae {name}"):
+                prepare(path)
+        assert hub.requests == []

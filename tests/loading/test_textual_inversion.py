@@ -65,7 +65,7 @@ def test_embeddings_are_those_of_diffusers(tiny, tmp_path, name, shape):
     assert not torch.allclose(text.cond[0], without.cond[0], atol=0.1)
 
 
-def test_pictures_are_those_of_diffusers(tiny, tmp_path):
+def test_images_are_those_of_diffusers(tiny, tmp_path):
     path = write(tmp_path / "learned_embeds.safetensors", "<thing>", 2, WIDTH)
     run = {"seed": 7, "g": 3.0, "steps": 2}
     parts = load(tiny, dtype="float32")
@@ -177,7 +177,7 @@ def test_the_command_makes_a_safetensors_file_of_a_pickle(tiny, tmp_path, monkey
     assert (found.word, found.vectors, found.width) == ("bad-hands", 2, WIDTH)
 
 
-def test_a_picture_tells_its_embeddings_and_wants_them_back(tiny, tmp_path, monkeypatch, capsys):
+def test_an_image_tells_its_embeddings_and_wants_them_back(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "style.safetensors", "emb_params", 2, WIDTH)
 
@@ -189,10 +189,10 @@ def test_a_picture_tells_its_embeddings_and_wants_them_back(tiny, tmp_path, monk
     fast = ["--model", tiny, "--steps", "2", "--seed", "1", "--device", "cpu", "--dtype", "float32"]
     status, out, err = run("generate", "a tom", *fast, "--embedding", "style.safetensors:tom")
     assert status == 0, err
-    picture = out.strip()
-    out = run("info", picture)[1]
+    image = out.strip()
+    out = run("info", image)[1]
     assert re.search(r"embedding +tom, of style\.safetensors, sha256 [0-9a-f]{12}\n", out)
-    again = ["replay", picture, "--model", tiny, "--verify"]
+    again = ["replay", image, "--model", tiny, "--verify"]
     status, _, err = run(*again)
     assert (status, "drawn with the embedding 'style.safetensors', which" in err) == (2, True)
     assert run(*again, "--embedding", "style.safetensors")[:2] == (0, "identical\n")

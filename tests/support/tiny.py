@@ -114,7 +114,7 @@ def tiny_model(
     size: int = 32,
     seed: int = 0,
 ) -> Path:
-    """Writes a complete model that draws `size` x `size` pictures (a multiple of 8); its folder.
+    """Writes a complete model that draws `size` x `size` images (a multiple of 8); its folder.
 
     variant="fp16" puts `.fp16` into the names of the weights' files; `dtype` is what they hold.
     Called twice on one folder, it adds the second variant beside the first.
