@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    from sdpipe.loading.safety_checker import SafetyChecker
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -134,6 +136,13 @@ class Components:
 
         return at_work(network, self.device)
 
+    def load_safety_checker(self) -> "SafetyChecker":
+        """Loads the model's safety checker, see `safety_checker.load_checker`."""
+        from sdpipe.loading.safety_checker import load_checker
+
+        names = (self.model.name, self.model.folder, self.model.revision)
+        return load_checker(*names, self.dtype, self.device, low_memory=self.low_memory)
+
 
 def load(
     model: str | os.PathLike[str] | None = None,
@@ -191,7 +200,9 @@ def load(
         model, given, full_precision, prediction_type, lora_files, embedding_files
     )
     defaults, scheduler_config = sources.defaults(), sources.scheduler()
-    vocabulary = _read_vocabulary(sources, lora_files)
+    base, replaced = sources.model, {*sources.modules, *sources.replaced}
+    is_own_language = not lora_files and not replaced & {"tokenizer", "text_encoder"}
+    vocabulary = read_vocabulary(base.path, base.label) if base and is_own_language else None
 
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
@@ -281,12 +292,3 @@ def _describe(
         embeddings=embeddings,
         fallback=base is not None and base.fallback,
     )
-
-
-def _read_vocabulary(sources: Sources, loras: Sequence[Lora]) -> Vocabulary | None:
-    """The model's word list, unless another part or a LoRA may know more words."""
-    model = sources.model
-    replaced = {"tokenizer", "text_encoder"} & {*sources.modules, *sources.replaced}
-    if model is None or replaced or loras:
-        return None
-    return read_vocabulary(model.path, model.label)

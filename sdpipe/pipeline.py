@@ -233,17 +233,7 @@ class Pipeline:
     @cached_property
     def _checker(self) -> "SafetyChecker":
         """The model's safety checker, loaded when it is first asked for."""
-        from sdpipe.loading.safety_checker import load_checker
-
-        parts, model = self.components, self.components.model
-        return load_checker(
-            model.name,
-            model.folder,
-            model.revision,
-            parts.dtype,
-            parts.device,
-            low_memory=parts.low_memory,
-        )
+        return self.components.load_safety_checker()
 
     def _plan(
         self, prompt: str | Sequence[str], asked: Asked

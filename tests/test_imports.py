@@ -64,7 +64,6 @@ ARROWS: set[tuple[str, str]] = {
     ("metadata", "init"),
     ("metadata", "show"),
     ("metadata", "sweep"),
-    ("pipeline", "loading"),
     ("pipeline", "runtime"),
     ("plan", "guidance"),
     ("plan", "init"),
