@@ -43,7 +43,7 @@ def test_unknown_dtypes_are_refused(name):
 
 def test_checking_names_imports_no_torch():
     code = (
-        "import sys, sdpipe.device as d\n"
+        "import sys, sdpipe.runtime.device as d\n"
         "d.check_device('cuda:3'); d.check_dtype('float16')\n"
         "for check in (d.check_device, d.check_dtype, d.pick_device):\n"
         "    try: check('nonsense')\n"

@@ -57,7 +57,7 @@ def test_a_whole_run_is_moved_with_its_noise(tiny, monkeypatch):
 
     same = {"seed": 1, "steps": 3, "width": 96, "height": 64, "seamless": "xy"}
     expected = np.roll(np.asarray(tiny.generate("a cat", **same).images[0]), (16, 32), (0, 1))
-    monkeypatch.setattr(sdpipe.passes, "draw_noise", lambda *_: noise(1).roll((2, 4), (2, 3)))
+    monkeypatch.setattr(sdpipe.sampling, "draw_noise", lambda *_: noise(1).roll((2, 4), (2, 3)))
     moved = np.asarray(tiny.generate("a cat", **same).images[0])
     assert np.abs(moved.astype(int) - expected).max() <= 1
     plain = np.asarray(tiny.generate("a cat", **{**same, "seamless": None}).images[0])

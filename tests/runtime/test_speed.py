@@ -18,7 +18,8 @@ from sdpipe import Pipeline, UsageError
 from sdpipe.io.png import read
 from sdpipe.metadata.replay import prepare
 from sdpipe.metadata.save import carried
-from sdpipe.runtime import speed
+from sdpipe.runtime import attention, cuda_graph, speed
+from sdpipe.runtime.compiled import Compiled
 from sdpipe.runtime.device import check_speed
 
 
@@ -37,41 +38,41 @@ def pipes():
 )
 @pytest.mark.parametrize("tile", [1, 2**10, 2**13, 2**20])
 def test_attention_in_tiles_is_attention(monkeypatch, places, texts, size, tile):
-    monkeypatch.setattr(speed, "TILE", max(tile, texts))
-    monkeypatch.setattr(speed, "TILED_FROM", 0)
+    monkeypatch.setattr(attention, "TILE", max(tile, texts))
+    monkeypatch.setattr(attention, "TILED_FROM", 0)
     q = torch.randn(2, places, 3, size, dtype=torch.float64).transpose(1, 2)
     k, v = (torch.randn(2, texts, 3, size, dtype=torch.float64).transpose(1, 2) for _ in range(2))
     weights = ((q @ k.transpose(2, 3)) / size**0.5).exp()
     expected = weights @ v / weights.sum(-1, keepdim=True)
-    assert torch.allclose(speed.tiled_attention(q, k, v), expected, atol=1e-12)
+    assert torch.allclose(attention.tiled_attention(q, k, v), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(("scale", "off"), [(0, 0.005), (1, 0.01), (5, 0.02), (1000, 0.2)])
 def test_attention_of_scores_of_any_size(monkeypatch, scale, off):
     """2 to the largest would be infinite: at 1000 they are beyond a million."""
-    monkeypatch.setattr(speed, "TILE", 2**16)
+    monkeypatch.setattr(attention, "TILE", 2**16)
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, 1000, 40, dtype=torch.float64)
     scores = (q * scale) @ (k * scale).transpose(2, 3) / 40**0.5
-    y = speed.tiled_attention(q * scale, k * scale, v)
+    y = attention.tiled_attention(q * scale, k * scale, v)
     assert torch.allclose(y, scores.softmax(-1) @ v, atol=1e-9)
 
     q, k, v = ((q * scale).bfloat16(), (k * scale).bfloat16(), v.bfloat16())
     exact = (q.double() @ k.double().transpose(2, 3) / 40**0.5).softmax(-1) @ v.double()
-    y = speed.tiled_attention(q, k, v).double()
+    y = attention.tiled_attention(q, k, v).double()
     assert (y - exact).norm() < off * exact.norm()
 
 
 def test_a_row_whose_largest_score_stands_out_is_weighed_by_softmax(monkeypatch):
     """One key of many is far nearer than those that were looked at: 2 to its score is infinite."""
-    monkeypatch.setattr(speed, "TILE", 2**16)
+    monkeypatch.setattr(attention, "TILE", 2**16)
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 1, 1000, 16, dtype=torch.float64)
     k[..., 101, :] = 1000 * q[..., 5, :]
     scores = q @ k.transpose(2, 3) / 4
     flat = [x.flatten(0, 1) for x in (q / 4, k, v)]
-    assert speed._by_powers(*flat) is None
-    assert torch.allclose(speed.tiled_attention(q, k, v), scores.softmax(-1) @ v, atol=1e-12)
+    assert attention._by_powers(*flat) is None
+    assert torch.allclose(attention.tiled_attention(q, k, v), scores.softmax(-1) @ v, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -79,9 +80,9 @@ def test_a_row_whose_largest_score_stands_out_is_weighed_by_softmax(monkeypatch)
 def test_a_compiler_may_take_attention_whole(places, dtype):
     q = torch.randn(2, places, 3, 16, dtype=dtype).transpose(1, 2)
     k, v = (torch.randn(2, 77, 3, 16, dtype=dtype).transpose(1, 2) for _ in range(2))
-    torch.library.opcheck(speed.tiled_attention_op, (q, k, v), test_utils="test_schema")
-    torch.library.opcheck(speed.tiled_attention_op, (q, k, v), test_utils="test_faketensor")
-    assert torch.equal(speed.tiled_attention_op(q, k, v), speed.tiled_attention(q, k, v))
+    torch.library.opcheck(attention.tiled_attention_op, (q, k, v), test_utils="test_schema")
+    torch.library.opcheck(attention.tiled_attention_op, (q, k, v), test_utils="test_faketensor")
+    assert torch.equal(attention.tiled_attention_op(q, k, v), attention.tiled_attention(q, k, v))
 
 
 def soon_compiled(folder, down, up):
@@ -103,7 +104,7 @@ def test_compiled_it_computes_the_same(tmp_path, monkeypatch):
     plain, compiled = (
         Pipeline(folder, device="cpu", dtype="bfloat16", compile=asked) for asked in (False, True)
     )
-    monkeypatch.setattr(speed, "TILED_FROM", 0)
+    monkeypatch.setattr(attention, "TILED_FROM", 0)
     for g in (1, 5):
         same = {"seed": 3, "steps": 3, "g": g, "dim": 64}
         steps = zip(plain.stream("cat", **same), compiled.stream("cat", **same), strict=True)
@@ -128,7 +129,7 @@ class OneLayer(torch.nn.Module):
 def test_compiled_in_float32_the_weights_are_laid_out_once(dtype, laid_out, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     plain = OneLayer(dtype)
-    compiled = speed.Compiled(plain)
+    compiled = Compiled(plain)
     given = torch.randn(2, 4, 8, 8, dtype=dtype), torch.tensor(2.0), torch.zeros(1, dtype=dtype)
     with torch.no_grad(), profile() as seen:
         found = compiled(*given)
@@ -149,7 +150,7 @@ def test_compiled_in_float32_the_weights_are_laid_out_once(dtype, laid_out, tmp_
 def test_where_nothing_compiles_it_is_told_how_something_would(tmp_path):
     """In a process of its own, for torch looks for its compiler once."""
     code = (
-        "import sys; from sdpipe.cli import main; import torch._inductor.config as config;"
+        "import sys; from sdpipe.cli.app import main; import torch._inductor.config as config;"
         "config.force_disable_caches = True; sys.exit(main(sys.argv[1:]))"
     )
     folder = soon_compiled(tmp_path / "tiny", "DownBlock2D", "UpBlock2D")
@@ -174,14 +175,14 @@ def test_few_scores_go_the_usual_way(monkeypatch):
         F, "scaled_dot_product_attention", lambda q, k, v: called.append(q.shape) or v
     )
     few, many = torch.zeros(1, 1, 64, 8), torch.zeros(1, 1, 256, 8)
-    speed.tiled_attention(few, few, few)
-    speed.tiled_attention(many, many, many)
+    attention.tiled_attention(few, few, few)
+    attention.tiled_attention(many, many, many)
     assert called == [few.shape]
 
 
 def test_bfloat16_comes_as_near_to_float32_as_without(pipes, monkeypatch):
     """One call of the U-Net: both round in other places, and neither worse."""
-    monkeypatch.setattr(speed, "TILED_FROM", 0)
+    monkeypatch.setattr(attention, "TILED_FROM", 0)
     torch.manual_seed(0)
     x, t = torch.randn(2, 4, 16, 16), torch.tensor(500.0)
     text = torch.randn(2, 48, pipes["float32"].components.unet.config.cross_attention_dim)
@@ -205,7 +206,7 @@ def test_tiles_are_where_half_precision_on_a_cpu_is(pipes):
     assert kinds == {
         "float32": {AttnProcessor2_0},
         "plain": {AttnProcessor2_0},
-        "default": {speed.TiledAttention},
+        "default": {attention.TiledAttention},
     }
 
 
@@ -216,7 +217,7 @@ def test_in_float32_nothing_is_another_bit(pipes):
 
 
 def test_pictures_of_both_are_hardly_different(pipes, monkeypatch):
-    monkeypatch.setattr(speed, "TILED_FROM", 0)
+    monkeypatch.setattr(attention, "TILED_FROM", 0)
     one, other = (
         np.asarray(pipes[name].generate("cat", seed=3, steps=3, dim=64).images[0]).astype(float)
         for name in ("plain", "default")
@@ -301,10 +302,10 @@ class Listed:
 
 
 def test_two_shapes_are_kept_recorded(monkeypatch, pipes):
-    monkeypatch.setattr(speed, "record", Listed)
+    monkeypatch.setattr(cuda_graph, "record", Listed)
     Listed.made = 0
     unet = pipes["float32"].components.unet
-    graphed = speed.Graphed(unet)
+    graphed = cuda_graph.Graphed(unet)
     assert graphed.dtype == torch.float32
     width, t = unet.config.cross_attention_dim, torch.tensor(7.0)
 
@@ -335,9 +336,9 @@ def test_a_recording_is_one_thread_at_a_time(monkeypatch, pipes):
             finally:
                 inside.pop()
 
-    monkeypatch.setattr(speed, "record", Slow)
+    monkeypatch.setattr(cuda_graph, "record", Slow)
     unet = pipes["float32"].components.unet
-    graphed = speed.Graphed(unet)
+    graphed = cuda_graph.Graphed(unet)
     width, t = unet.config.cross_attention_dim, torch.tensor(7.0)
 
     @torch.no_grad()
