@@ -99,7 +99,7 @@ class Components:
     defaults: the model's own settings; always with width and height, in pixels.
     device: where the networks run. dtype: the type of their weights.
     model: which model this is.
-    low_memory: the networks are on the device only while they run, see `at_work`.
+    low_memory: the networks are on the device only while they run, see `on_device`.
     vocabulary: the words that the model was trained on, if it comes with a list of them and its
         tokenizer, text encoder and weights are its own.
     """
@@ -128,13 +128,13 @@ class Components:
             "stands_in": self.model.fallback,
         }
 
-    def at_work(self, network: "torch.nn.Module") -> AbstractContextManager[None]:
-        """Keeps a network on the device inside the block; with low_memory only there."""
+    def on_device(self, network: "torch.nn.Module") -> AbstractContextManager[None]:
+        """Moves a network to the device for the block; without low_memory it is there already."""
         if not self.low_memory:
             return nullcontext()
-        from sdpipe.runtime.modules import at_work
+        from sdpipe.runtime.modules import on_device
 
-        return at_work(network, self.device)
+        return on_device(network, self.device)
 
     def load_safety_checker(self) -> "SafetyChecker":
         """Loads the model's safety checker, see `safety_checker.load_checker`."""

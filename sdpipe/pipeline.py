@@ -24,13 +24,13 @@ from sdpipe.components import load
 from sdpipe.denoise import Step
 from sdpipe.errors import SdpipeWarning, UsageError
 from sdpipe.latents import latents_to_pil, vae_factor
-from sdpipe.plan import Asked, check_names, plan
+from sdpipe.plan import Asked, check_names, check_seamless, plan
 from sdpipe.prompt.chunks import chunk_count
 from sdpipe.prompt.encode import Conditioning, condition, tell_late
 from sdpipe.prompt.vocabulary import warn_unknown_words
-from sdpipe.runtime.device import check_speed
-from sdpipe.runtime.seamless import check_seamless, wrapped
-from sdpipe.runtime.speed import fast
+from sdpipe.runtime.device import pick_speed
+from sdpipe.runtime.seamless import with_circular_padding
+from sdpipe.runtime.speed import accelerate
 from sdpipe.sampling import Passes, seeds, taken
 from sdpipe.settings import MAX_IMAGES, ResolvedSettings
 
@@ -111,7 +111,7 @@ class Pipeline:
         compile: bool = False,
         low_memory: bool = False,
     ) -> None:
-        self.speed = check_speed(speed, compile, low_memory)
+        self.speed = pick_speed(speed, compile, low_memory)
         self.components = load(
             model,
             device=device,
@@ -188,7 +188,7 @@ class Pipeline:
         passes.check(x_t)
         # One at a time: a batch would need the memory of all, and could change the last bits.
         vae = pipe.components.vae
-        with pipe.components.at_work(vae):
+        with pipe.components.on_device(vae):
             images = [latents_to_pil(vae, z)[0] for z in x_t.split(1)]
         if canvas is not None:
             images = [canvas.keep(image) for image in images]
@@ -202,7 +202,7 @@ class Pipeline:
 
         Stopping is `break`. The last step's `latents` are the picture, for `latents_to_pil`; what
         a mask keeps has gone through the VAE there, and is not the pixels of `init_image`. With the
-        setting `seamless` they are for a VAE that is `wrapped` as well, see
+        setting `seamless` they are for a VAE with circular padding as well, see
         `sdpipe.runtime.seamless`.
 
         Raises:
@@ -251,7 +251,7 @@ class Pipeline:
         parts = self.components
         unet = parts.unet
         stays = not parts.low_memory
-        return unet, fast(unet, parts.vae, self.speed, parts.device, stays=stays)
+        return unet, accelerate(unet, parts.vae, self.speed, parts.device, stays=stays)
 
     def _passes(
         self, run: list[ResolvedSettings], texts: list[Conditioning], canvas: Canvas | None
@@ -268,7 +268,7 @@ class Pipeline:
         if axes is None:
             return self
         twin, parts = copy.copy(self), self.components
-        unet, vae = wrapped(parts.unet, axes), wrapped(parts.vae, axes)
+        unet, vae = (with_circular_padding(part, axes) for part in (parts.unet, parts.vae))
         twin.components = replace(parts, unet=unet, vae=vae)
         twin._faster = twin._make_faster()
         return twin
@@ -292,7 +292,7 @@ class Pipeline:
         batches = []
         for _, group in groupby(run, lambda s: max(count[s.prompt], count[s.negative_prompt])):
             batch = list(group)
-            with self.components.at_work(encoder):
+            with self.components.on_device(encoder):
                 text = condition(
                     tokenizer,
                     encoder,

@@ -146,3 +146,27 @@ def _check_side(name: str, side: int, factor: int) -> None:
             f"{name}={side} is not a multiple of {factor}, the factor of this model's VAE; take "
             f"{neighbours(side, factor)}."
         )
+
+
+def check_seamless(settings: Settings, factor: int, levels: int) -> None:
+    """Refuses sizes at which the edges of the U-Net's coarser levels do not meet.
+
+    `settings` are resolved, `factor` is that of the VAE, `levels` how many the U-Net has, each half
+    as fine as the one before.
+
+    Raises:
+        UsageError: width or height is not a multiple of the pixels of the coarsest level.
+    """
+    if settings.seamless is None:
+        return
+    coarsest = factor * 2 ** (levels - 1)
+    first = (settings.width or 0, settings.height or 0)
+    for size, with_hires in ((first, ""), (settings.output_size, " with hires_scale")):
+        for axis, name, side in zip("xy", ("width", "height"), size, strict=True):
+            if axis in settings.seamless and side % coarsest:
+                raise UsageError(
+                    f"{name}{with_hires}={side}",
+                    f"is not a multiple of {coarsest}, so the edges would not meet in this model's "
+                    "U-Net",
+                    f"take {neighbours(side, coarsest)}",
+                )

@@ -77,7 +77,7 @@ class Passes:
             x_t = step.latents
         self.check(x_t)
         done = step.total
-        with self.parts.at_work(self.parts.vae):
+        with self.parts.on_device(self.parts.vae):
             x_0 = enlarged(self.parts.vae, x_t, first.output_size)
         again = [text.last(taken(first, first.hires_strength)) for text in self.texts]
         second = replace(self, texts=again, canvas=None)
@@ -159,7 +159,7 @@ class Passes:
 
     def _working(self, loop: Iterator[Step]) -> Iterator[Step]:
         """A loop, with the U-Net on the device for as long as it takes."""
-        with self.parts.at_work(self.parts.unet):
+        with self.parts.on_device(self.parts.unet):
             yield from loop
 
     def _begin_with(
@@ -170,7 +170,7 @@ class Passes:
         A part of a picture that is drawn in all steps begins with `x_t`, nothing but noise.
         """
         vae = self.parts.vae
-        with self.parts.at_work(vae):
+        with self.parts.on_device(vae):
             x_0 = pil_to_latents(vae, canvas.picture)  # (1, C, h, w)
         exploding = variance_exploding(scheduler)
         if canvas.mask is None or not all_steps:

@@ -67,15 +67,13 @@ ARROWS: set[tuple[str, str]] = {
     ("pipeline", "runtime"),
     ("plan", "guidance"),
     ("plan", "init"),
-    ("runtime", "settings"),
-    ("runtime", "values"),
     ("settings", "guidance"),
     ("settings", "init"),
     ("sweep", "init"),
     ("training", "cli"),
 }
 LONG = {
-    *("cli/options.py", "cli/sweep.py", "pipeline.py", "prompt/syntax.py", "runtime/speed.py"),
+    *("cli/options.py", "cli/sweep.py", "pipeline.py", "prompt/syntax.py"),
     *("settings.py", "show/attention.py", "sweep/folder.py", "sweep/sweep.py"),
     "training/emoji/glyphs.py",
     "training/recipe.py",

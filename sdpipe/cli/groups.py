@@ -21,7 +21,7 @@ from sdpipe.loading.locate import check_model, check_part
 from sdpipe.loading.lora import Lora
 from sdpipe.loading.single_file import check_prediction_type
 from sdpipe.loading.textual_inversion import Embedding
-from sdpipe.runtime.device import check_device, check_dtype, check_speed
+from sdpipe.runtime.device import check_device, check_dtype, pick_speed
 from sdpipe.settings import Settings
 
 R = TypeVar("R")
@@ -110,7 +110,7 @@ class Speed:
 
     def checked(self) -> dict[str, Any]:
         """The same for `Pipeline`. Raises UsageError where they exclude each other."""
-        check_speed(not self.no_optimize, self.compile, self.low_memory)
+        pick_speed(not self.no_optimize, self.compile, self.low_memory)
         return {
             "speed": not self.no_optimize,
             "compile": self.compile,

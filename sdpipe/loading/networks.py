@@ -35,7 +35,7 @@ def build(
 ) -> dict[str, Any]:
     """Builds the tokenizer and the three networks; returns them by name.
 
-    for_speed: read weights into the layout that `speed.lay_out` gives them.
+    for_speed: read weights into the memory order of `speed.to_channels_last`.
     loras, embeddings: added to the networks. A module that the caller passed is copied first.
 
     Raises:
@@ -170,12 +170,12 @@ def _read_network(
     """
     from accelerate import init_empty_weights
 
-    from sdpipe.runtime.speed import likes_channels_last
+    from sdpipe.runtime.speed import prefers_channels_last
 
     with init_empty_weights(include_buffers=False):
         network = _empty_network(part, sources)
     convolves = part in ("unet", "vae")
-    last = for_speed and convolves and likes_channels_last(network, device, dtype)
+    last = for_speed and convolves and prefers_channels_last(network, device, dtype)
     for path in sources.weights(part):
         load_weights(network, path, device, dtype, channels_last=last)
     return network

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sdpipe.loading.locate import find_checker
 from sdpipe.loading.networks import quiet_libraries, read_checker
-from sdpipe.runtime.modules import at_work
+from sdpipe.runtime.modules import on_device
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class SafetyChecker:
         network = self._network
         pixels = self._processor(image, return_tensors="pt").pixel_values  # (1, 3, H, W)
         unseen = np.zeros((1, 1))  # what the network blackens in place of the image
-        with at_work(network, self._device), quiet_libraries():
+        with on_device(network, self._device), quiet_libraries():
             _, flagged = network(pixels.to(network.device, network.dtype), [unseen])
         return SafetyResult(bool(flagged[0]))
 

@@ -65,11 +65,11 @@ def saved_steps(
     Raises:
         SdpipeError: the folder is there already, or cannot be written.
     """
-    from sdpipe.runtime.modules import at_work
+    from sdpipe.runtime.modules import on_device
     from sdpipe.show.steps import save_steps
 
     folder = files.steps_folder(Path(path))
     vae, device = pipe.components.vae, pipe.components.device
-    with progress.bar(f"writing {folder.name}") as move, at_work(vae, device):
+    with progress.bar(f"writing {folder.name}") as move, on_device(vae, device):
         save_steps(vae, result, k, folder, describe=describe, on_decoded=move)
     return str(folder)

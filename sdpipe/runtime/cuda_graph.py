@@ -1,6 +1,7 @@
-"""A U-Net whose call on a GPU is a CUDA graph."""
+"""A U-Net recorded as a CUDA graph."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,66 +9,76 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
-KEPT = 2
+MAX_GRAPHS = 2
+"""Shapes whose graphs are kept: one with guidance and one without."""
 
-
-class Graphed:
-    """A U-Net whose call on a GPU is a single launch: a CUDA graph.
-
-    A U-Net is some thousand kernels, which a GPU computes faster than Python can ask for them. The
-    first call of a shape records them, every other one replays what was recorded: the same kernels
-    on the same numbers, so the same bits. Two shapes are kept, with guidance and without; each
-    holds the memory of one call.
-    """
-
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        self.unet = unet
-        self._lock = threading.Lock()  # what is recorded has one place for its input
-        self._recorded: dict[object, Recorded] = {}
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of its weights."""
-        return self.unet.dtype
-
-    def __call__(self, x: Tensor, t: Tensor, text: Tensor) -> UNet2DConditionOutput:
-        """As the U-Net itself: x (B, C, h, w), a timestep, and the text (B, L, D)."""
-        given = (x, t.to(x.device), text)
-        key = tuple((y.shape, y.dtype) for y in given)
-        with self._lock:
-            if key not in self._recorded:
-                for old in list(self._recorded)[: 1 - KEPT]:
-                    del self._recorded[old]
-                self._recorded[key] = record(self.unet, given)
-            return UNet2DConditionOutput(sample=self._recorded[key](given))
+Inputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
-    """The kernels of one call, with the places where they find their input and leave the output."""
+class Recording:
+    """The kernels of one call, with the memory that they read their inputs from and write to."""
 
     graph: torch.cuda.CUDAGraph
-    given: tuple[Tensor, ...]
+    inputs: Inputs
     output: Tensor
 
-    def __call__(self, given: tuple[Tensor, ...]) -> Tensor:
-        """The U-Net's output for another input of the same shapes."""
+    def __call__(self, inputs: Inputs) -> Tensor:
+        """Replays the kernels for other inputs of the same shapes."""
         with torch.cuda.device(self.output.device):
-            for place, y in zip(self.given, given, strict=True):
-                place.copy_(y)
+            for memory, value in zip(self.inputs, inputs, strict=True):
+                memory.copy_(value)
             self.graph.replay()
             return self.output.clone()
 
 
-def record(unet: UNet2DConditionModel, given: tuple[Tensor, ...]) -> Recorded:
-    """Records a call of a U-Net, (x, t, text)."""
-    given, graph = tuple(y.clone() for y in given), torch.cuda.CUDAGraph()
-    with torch.cuda.device(given[0].device):
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):  # the libraries set themselves up at the first call
-            unet(*given)
-        torch.cuda.current_stream().wait_stream(beside)
+def record(unet: UNet2DConditionModel, inputs: Inputs) -> Recording:
+    """Records a call of a U-Net with (x, t, prompt_embeds)."""
+    inputs, graph = tuple(value.clone() for value in inputs), torch.cuda.CUDAGraph()
+    with torch.cuda.device(inputs[0].device):
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):  # the CUDA libraries initialize at the first call
+            unet(*inputs)
+        torch.cuda.current_stream().wait_stream(side_stream)
         with torch.cuda.graph(graph):
-            output = unet(*given).sample
-    return Recorded(graph, given, output)
+            output = unet(*inputs).sample
+    return Recording(graph, inputs, output)
+
+
+class CUDAGraphUNet:
+    """A U-Net whose call on a GPU is a single launch.
+
+    A U-Net is some thousand kernels, which a GPU computes faster than Python can launch them. The
+    first call of a shape records them, later calls replay the recording: the same kernels on the
+    same numbers give the same bits. The graphs of the last `max_graphs` new shapes are kept, each
+    with the memory of one call. A lock keeps threads apart, since a graph has one memory for its
+    inputs.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        record: Callable[[UNet2DConditionModel, Inputs], Callable[[Inputs], Tensor]] = record,
+        max_graphs: int = MAX_GRAPHS,
+    ) -> None:
+        self.unet = unet
+        self._record, self._max_graphs = record, max_graphs
+        self._lock = threading.Lock()
+        self._recordings: dict[object, Callable[[Inputs], Tensor]] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.unet.dtype
+
+    def __call__(self, x: Tensor, t: Tensor, prompt_embeds: Tensor) -> UNet2DConditionOutput:
+        """Calls the U-Net with x (B, C, h, w), a timestep and prompt embeddings (B, L, D)."""
+        inputs = (x, t.to(x.device), prompt_embeds)
+        key = tuple((value.shape, value.dtype) for value in inputs)
+        with self._lock:
+            if key not in self._recordings:
+                while len(self._recordings) >= self._max_graphs:
+                    del self._recordings[next(iter(self._recordings))]
+                self._recordings[key] = self._record(self.unet, inputs)
+            return UNet2DConditionOutput(sample=self._recordings[key](inputs))

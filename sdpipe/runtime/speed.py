@@ -1,26 +1,25 @@
-"""What makes the networks fast, and leaves alone what they compute.
+"""Makes the networks fast without changing what they compute.
 
-`Pipeline(speed=False)`, `--no-optimize`, runs them as diffusers loads them: the same images, but
-for the last digits of bfloat16 and float16. In float32 on a CPU nothing differs, not a bit.
+`Pipeline(speed=False)`, `--no-optimize`, runs them as diffusers loads them. In bfloat16 and
+float16 the images then differ in the last digits; in float32 on a CPU they are the same to the bit.
 """
 
 from typing import cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from sdpipe.runtime.attention import TiledAttention, is_plain
-from sdpipe.runtime.compiled import Compiled
-from sdpipe.runtime.cuda_graph import Graphed
+from sdpipe.runtime.attention import use_tiled_attention
+from sdpipe.runtime.compiled import CompiledUNet
+from sdpipe.runtime.cuda_graph import CUDAGraphUNet
 
 HALF = (torch.bfloat16, torch.float16)
-WIDE = 8
-"""Channels of a group from which a CPU's GroupNorm is as fast with channels last."""
+MIN_WIDTH = 8
+"""Channels per group from which a CPU's GroupNorm is as fast with channels last."""
 
 
-def fast(
+def accelerate(
     unet: UNet2DConditionModel,
     vae: AutoencoderKL,
     speed: str,
@@ -28,52 +27,61 @@ def fast(
     *,
     stays: bool = True,
 ) -> UNet2DConditionModel:
-    """What the loop is to call in place of `unet`; `speed` is one of `device.SPEEDS`.
+    """Prepares both networks, in place, and returns what the loop calls instead of `unet`.
 
-    The networks' weights are laid out anew, in place, unless `speed` is "plain". What is recorded
-    on a GPU finds its weights where they were, so a U-Net that does not stay there is not.
+    `speed` is one of `device.SPEEDS`; "plain" changes nothing. A CUDA graph needs the weights at
+    fixed addresses, so a U-Net that does not stay on the GPU gets none.
     """
     if speed == "plain":
         return unet
-    lay_out(unet, vae, device)
+    to_channels_last(unet, vae, device)
+    if device.type == "cpu" and unet.dtype in HALF:
+        use_tiled_attention(unet)
     if speed == "compiled":
-        return cast(UNet2DConditionModel, Compiled(unet))
-    graphed = device.type == "cuda" and stays
-    return cast(UNet2DConditionModel, Graphed(unet)) if graphed else unet
+        return cast(UNet2DConditionModel, CompiledUNet(unet))
+    if device.type == "cuda" and stays:
+        return cast(UNet2DConditionModel, CUDAGraphUNet(unet))
+    return unet
 
 
-def lay_out(unet: UNet2DConditionModel, vae: AutoencoderKL, device: torch.device) -> None:
-    """Lays out the weights for the device that they will work on, in place.
+def to_channels_last(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    device: torch.device,
+    min_width: int = MIN_WIDTH,
+) -> None:
+    """Stores the kernels of both networks in channels-last order, in place, where that is faster.
 
-    In half precision convolutions are fastest where the channels of a pixel lie side by side, on a
-    GPU's matrix units as on a CPU's. A CPU attends in tiles, see `tiled_attention`.
+    See `prefers_channels_last`.
     """
-    if unet.dtype not in HALF:
-        return
     for network in (unet, vae):
-        if likes_channels_last(network, device, unet.dtype):
-            # The largest first: the place that one leaves then has room for the next.
+        if prefers_channels_last(network, device, unet.dtype, min_width):
+            # The largest first: its old memory then has room for the next one.
             kernels = [weight for weight in network.parameters() if weight.dim() == 4]
             for weight in sorted(kernels, key=Tensor.numel, reverse=True):
                 weight.data = _channels_last(weight.data)
-    if device.type == "cpu":
-        for layer in unet.modules():
-            if isinstance(layer, Attention) and is_plain(layer):
-                layer.set_processor(TiledAttention())
 
 
-def likes_channels_last(
-    network: UNet2DConditionModel | AutoencoderKL, device: torch.device, dtype: torch.dtype
+def prefers_channels_last(
+    network: UNet2DConditionModel | AutoencoderKL,
+    device: torch.device,
+    dtype: torch.dtype,
+    min_width: int = MIN_WIDTH,
 ) -> bool:
-    """Whether a network is faster on a device with channels last; on a CPU a narrow one is not."""
+    """Whether a network is faster with the channels of a pixel side by side.
+
+    In half precision it is: the matrix units of GPUs and CPUs want that order. On a CPU the
+    narrowest group of channels must have at least `min_width`, else GroupNorm loses more time.
+    """
     width = network.config.block_out_channels[0] // network.config.norm_num_groups
-    return dtype in HALF and (device.type != "cpu" or width >= WIDE)
+    return dtype in HALF and (device.type != "cpu" or width >= min_width)
 
 
 def _channels_last(kernel: Tensor) -> Tensor:
-    """A kernel (O, I, H, W) laid out as (O, H, W, I).
+    """A kernel (O, I, H, W) in the memory order (O, H, W, I).
 
-    Of 1 x 1 both are the same memory, but a convolution answers in the layout that the strides say.
+    For a 1 x 1 kernel both orders are the same memory, but a convolution chooses the order of its
+    output by the strides, so those are always set.
     """
     _, inputs, height, width = kernel.shape
     strides = (height * width * inputs, 1, width * inputs, inputs)

@@ -16,7 +16,7 @@ from torch import Tensor
 from sdpipe.denoise import Step
 from sdpipe.latents import vae_factor
 from sdpipe.prompt.syntax import parse
-from sdpipe.runtime.twin import twin
+from sdpipe.runtime.modules import copy_sharing_weights
 from sdpipe.show import style
 from sdpipe.show.checks import check_attention
 from sdpipe.show.listen import with_unet
@@ -75,8 +75,8 @@ def shape_of(places: int, height: int, width: int) -> tuple[int, int]:
 
 
 def recording(unet: "UNet2DConditionModel", maps: Maps) -> "UNet2DConditionModel":
-    """A `twin` of a U-Net, the same to the bit, that adds its cross-attention to `maps`."""
-    own = twin(unet)
+    """Copies a U-Net, sharing its weights; the copy adds its cross-attention to `maps`."""
+    own = copy_sharing_weights(unet)
     own.set_attn_processor({name: _Recorder(p, maps) for name, p in own.attn_processors.items()})
     return own
 

@@ -17,7 +17,7 @@ from sdpipe.denoise import Step
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.io.files import temporary_path
 from sdpipe.latents import latents_to_pil
-from sdpipe.runtime.seamless import wrapped
+from sdpipe.runtime.seamless import with_circular_padding
 from sdpipe.settings import Settings
 from sdpipe.show.filmstrip import COLUMNS, Column, filmstrip, spread_states, title_lines
 
@@ -106,7 +106,7 @@ def columns(
 def _for(vae: "AutoencoderKL", result: "Result") -> "AutoencoderKL":
     """The VAE that decodes the latents of a result as they were."""
     axes = result.settings[0].seamless
-    return vae if axes is None else wrapped(vae, axes)
+    return vae if axes is None else with_circular_padding(vae, axes)
 
 
 def _passes(result: "Result") -> list[tuple[Tensor, list[Step]]]:

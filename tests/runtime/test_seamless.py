@@ -1,4 +1,4 @@
-"""Pictures without a seam: moved round the corner they are drawn the same, and constant is flat."""
+"""Seamless images: shifted around the edge they are drawn the same; constant latents are flat."""
 
 import threading
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.errors import raises
 from torch import nn
 
 from sdpipe import latents_to_pil
@@ -16,17 +17,17 @@ from sdpipe.latents import decode
 from sdpipe.metadata import a1111
 from sdpipe.metadata.replay import prepare
 from sdpipe.metadata.verify import verify
-from sdpipe.runtime.seamless import wrapped
+from sdpipe.runtime.seamless import with_circular_padding
 from sdpipe.settings import Settings
 
-# The weights of the tiny model are random, and what it predicts is no picture's noise.
+# The tiny model's weights are random, so its latents grow.
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
 
 V1_4 = {"width": 512, "height": 512}
 ROLLS = {"x": (0, 4), "y": (2, 0), "xy": (2, 4)}  # by whole places of the coarsest level
 
 
-def answer(unet, x):
+def call(unet, x):
     text = torch.randn((1, 77, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         return unet(x, torch.tensor(500), text).sample
@@ -39,11 +40,13 @@ def noise(seed=0):
 @pytest.mark.parametrize("axes", ["xy", "x", "y"])
 def test_what_is_moved_round_the_corner_is_drawn_the_same(tiny, axes):
     """Along the axes to the digits of float32, along the other one not at all."""
-    unet, vae = (wrapped(part, axes) for part in (tiny.components.unet, tiny.components.vae))
+    unet, vae = (
+        with_circular_padding(part, axes) for part in (tiny.components.unet, tiny.components.vae)
+    )
     for axis, by in ROLLS.items():
         pixels = (8 * by[0], 8 * by[1])
         for calls, moved in (
-            (lambda x: answer(unet, x), by),
+            (lambda x: call(unet, x), by),
             (lambda x: decode(vae, x).detach(), pixels),
         ):
             expected = calls(noise()).roll(moved, (2, 3))
@@ -53,30 +56,29 @@ def test_what_is_moved_round_the_corner_is_drawn_the_same(tiny, axes):
 
 
 def test_a_whole_run_is_moved_with_its_noise(tiny, monkeypatch):
-    import sdpipe.sampling
-
     same = {"seed": 1, "steps": 3, "width": 96, "height": 64, "seamless": "xy"}
     expected = np.roll(np.asarray(tiny.generate("a cat", **same).images[0]), (16, 32), (0, 1))
-    monkeypatch.setattr(sdpipe.sampling, "draw_noise", lambda *_: noise(1).roll((2, 4), (2, 3)))
+    shifted = noise(1).roll((2, 4), (2, 3))
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: shifted)
     moved = np.asarray(tiny.generate("a cat", **same).images[0])
     assert np.abs(moved.astype(int) - expected).max() <= 1
     plain = np.asarray(tiny.generate("a cat", **{**same, "seamless": None}).images[0])
     assert np.abs(plain.astype(int) - expected).max() > 1
 
 
-def step_at_seam(picture, axis):
+def step_at_seam(image, axis):
     """The mean step from the last to the first line, by the mean step between neighbours."""
-    levels = np.asarray(picture, float)
+    levels = np.asarray(image, float)
     inside = np.abs(np.diff(levels, axis=axis)).mean()
     return np.abs(levels.take(0, axis) - levels.take(-1, axis)).mean() / inside
 
 
-def test_the_step_over_the_seam_is_one_as_between_any_two_lines(emoji):
+def test_the_step_across_the_edge_is_as_small_as_between_any_two_lines(emoji):
     """A trained decoder makes of noise what is smooth inside, and unlike at opposite edges."""
     vae = emoji.components.vae
     [without] = latents_to_pil(vae, noise())
     for axes in ("xy", "x", "y"):
-        [drawn] = latents_to_pil(wrapped(vae, axes), noise())
+        [drawn] = latents_to_pil(with_circular_padding(vae, axes), noise())
         for axis, name in enumerate("yx"):
             over, plain = step_at_seam(drawn, axis), step_at_seam(without, axis)
             assert plain > 1.5
@@ -86,7 +88,7 @@ def test_the_step_over_the_seam_is_one_as_between_any_two_lines(emoji):
 def test_latents_that_are_the_same_everywhere_decode_to_one_colour(tiny):
     flat = torch.tensor([0.5, -1.0, 0.2, 1.5]).view(1, 4, 1, 1).expand(1, 4, 8, 8)
     for axes, left in (("xy", set()), ("x", {"y"}), ("y", {"x"})):
-        x = decode(wrapped(tiny.components.vae, axes), flat).detach()
+        x = decode(with_circular_padding(tiny.components.vae, axes), flat).detach()
         spread = {"y": float(x.std(2).max()), "x": float(x.std(3).max())}
         assert {axis for axis, value in spread.items() if value > 1e-5} == left
 
@@ -123,8 +125,8 @@ def test_the_shared_networks_stay_as_they_are_also_when_it_goes_wrong(tiny):
     other.join()
 
 
-def test_weights_are_shared_and_every_padded_convolution_is_wrapped(tiny):
-    unet = wrapped(tiny.components.unet, "xy")
+def test_weights_are_shared_and_every_padded_convolution_is_replaced(tiny):
+    unet = with_circular_padding(tiny.components.unet, "xy")
     ours = {name: p.data_ptr() for name, p in unet.named_parameters()}
     assert ours == {name: p.data_ptr() for name, p in tiny.components.unet.named_parameters()}
     convolutions = [module for module in unet.modules() if isinstance(module, nn.Conv2d)]
@@ -132,8 +134,8 @@ def test_weights_are_shared_and_every_padded_convolution_is_wrapped(tiny):
     assert all(type(module) is not nn.Conv2d for module in convolutions)
 
 
-def test_with_a_picture_a_mask_new_edges_and_two_passes(tiny):
-    """Each draws; and what is drawn all over has no more of a seam than it has inside."""
+def test_with_an_initial_image_a_mask_new_edges_and_two_passes(tiny):
+    """Each draws another image than without, and the unmasked region stays."""
     init = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
     mask = Image.new("L", (64, 64), 255)
     mask.paste(0, (16, 16, 48, 48))
@@ -154,16 +156,16 @@ def test_with_a_picture_a_mask_new_edges_and_two_passes(tiny):
 
 def test_refused(tiny, capsys):
     for value in ("z", "yx", True, ""):
-        with pytest.raises(UsageError, match="the known are xy, x, y"):
+        with pytest.raises(UsageError, match="xy, x, y"):
             Settings(prompt="x", seamless=value)
     # The tiny U-Net has two levels: 16 pixels are one place of the coarser.
-    with pytest.raises(UsageError, match=r"width=72 is not a multiple of 16.*take 64 or 80\."):
+    with raises(UsageError, value="width=72", rule="multiple of 16", remedy="64 or 80"):
         tiny.generate("x", width=72, height=64, seamless="x", steps=2)
-    with pytest.raises(UsageError, match="width with hires_scale=104 is not a multiple of 16"):
+    with raises(UsageError, value="width with hires_scale=104", rule="multiple of 16"):
         tiny.generate("x", width=64, height=64, hires_scale=1.6, seamless="x", steps=2)
     assert tiny.generate("x", width=72, height=64, seamless="y", steps=2).images
     assert main(["generate", "x", "--model", "/no/such/model", "--seamless", "both"]) == 2
-    assert "seamless='both' is not known" in capsys.readouterr().err
+    assert "seamless='both'" in capsys.readouterr().err
 
 
 def test_from_the_command_line_to_a_file_its_steps_and_back(folder, tmp_path):
