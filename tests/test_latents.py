@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from sdpipe import NotFiniteError, SdpipeWarning, latents_to_pil, pil_to_latents
-from sdpipe.latents import add_noise, draw_noise, in_tiles, make_generators, vae_factor
+from sdpipe.latents import add_noise, draw_noise, make_generators, tiled_decode, vae_factor
 
 SIZE = (4, 8, 8)
 
@@ -104,47 +104,75 @@ def test_latents_that_are_not_finite_are_refused(emoji):
 
 @pytest.fixture(scope="module")
 def large(emoji):
-    """The latents of a picture that a VAE sees no end of: a slope of colours, with grain."""
+    """The latents of an image without structure that could hide a seam: a slope with grain."""
     x, y = np.meshgrid(np.linspace(0, 255, 256), np.linspace(0, 255, 256))
     grain = np.random.default_rng(0).normal(0, 6, (256, 256, 3))
     levels = np.stack([x, y, 255 - x], axis=2) + grain
-    picture = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
-    return pil_to_latents(emoji.components.vae, picture)
+    image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+    return pil_to_latents(emoji.components.vae, image)
 
 
-def test_tiles_of_a_picture_show_no_seam(emoji, large):
-    """Where two tiles begin and end, neighbours differ no more than where none does."""
+def unscaled(vae, latents):
+    return (latents / vae.config.scaling_factor).to(vae.dtype)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(32, 32), (25, 32), (32, 13)])
+def test_tiles_of_an_image_show_no_seam(emoji, large, size):
+    """Where a tile begins or ends, neighbouring pixels differ no more than anywhere else."""
     vae = emoji.components.vae
-    z = (large / vae.config.scaling_factor).to(vae.dtype)
-    with torch.no_grad():
-        whole = vae.decode(z).sample.float()
-    tiles = in_tiles(vae, z, 16)
+    z = unscaled(vae, large)[..., : size[0], : size[1]]
+    whole = vae.decode(z).sample.float()
+    tiles = tiled_decode(vae, z, 16)
     assert tiles.shape == whole.shape
     assert float((tiles - whole).abs().mean()) < 0.05  # of a range of 2
     for dim in (2, 3):
-        jumps = tiles.diff(dim=dim).abs().mean(dim=(0, 1, 5 - dim))  # one for each pair of lines
-        seams = torch.tensor([64 * k - 1 for k in range(1, 4)])  # a tile begins every 8 latents
-        rest = torch.ones(len(jumps), dtype=torch.bool)
-        rest[seams] = False
-        assert float(jumps[seams].max()) < float(jumps[rest].quantile(0.98))
+        jumps = tiles.diff(dim=dim).abs().mean(dim=(0, 1, 5 - dim))  # one per pair of lines
+        seams = torch.arange(63, len(jumps), 64)  # a tile begins every 8 latents
+        elsewhere = torch.ones(len(jumps), dtype=torch.bool)
+        elsewhere[seams] = False
+        assert float(jumps[seams].max()) < float(jumps[elsewhere].quantile(0.98))
+
+
+def run_out_of_memory_above(pixels, vae, monkeypatch):
+    """Lets a VAE decode at most so many latents at once; returns the sizes that it tries."""
+    tried, decode = [], vae.decoder.forward
+
+    def forward(z, *args):
+        tried.append(tuple(z.shape[2:]))
+        if z.shape[2] * z.shape[3] > pixels:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(z, *args)
+
+    monkeypatch.setattr(vae.decoder, "forward", forward)
+    return tried
 
 
 def test_out_of_memory_the_vae_decodes_in_tiles(emoji, large, monkeypatch):
-    vae, tried = emoji.components.vae, []
+    vae = emoji.components.vae
     expected = latents_to_pil(vae, large)[0]
-    decoder = vae.decoder.forward
-
-    def with_little_memory(z, *args):
-        tried.append(tuple(z.shape[2:]))
-        if z.shape[2] * z.shape[3] > 16 * 16:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return decoder(z, *args)
-
-    monkeypatch.setattr(vae.decoder, "forward", with_little_memory)
+    tried = run_out_of_memory_above(16 * 16, vae, monkeypatch)
     with pytest.warns(SdpipeWarning, match="out of memory for the VAE at 256 x 256 pixels"):
-        picture = latents_to_pil(vae, large)[0]
+        image = latents_to_pil(vae, large)[0]
     assert tried[0] == (32, 32)
     assert (16, 16) in tried
-    off = np.abs(np.asarray(picture).astype(int) - np.asarray(expected).astype(int))
-    assert off.mean() < 6
-    assert not vae.use_tiling
+    difference = np.abs(np.asarray(image).astype(int) - np.asarray(expected).astype(int))
+    assert difference.mean() < 6
+
+
+def test_tiles_are_halved_until_they_fit(tiny, monkeypatch):
+    vae = tiny.components.vae
+    z = torch.randn((1, 4, 70, 70), generator=torch.Generator().manual_seed(0))
+    tried = run_out_of_memory_above(20 * 20, vae, monkeypatch)
+    assert tiled_decode(vae, z, 70).shape == (1, 3, 560, 560)
+    assert tried[:3] == [(70, 70), (35, 35), (17, 17)]
+
+
+@pytest.mark.filterwarnings("ignore:cpu is out of memory for the VAE")
+@pytest.mark.parametrize("side", [8, 40])
+def test_where_the_smallest_tiles_do_not_fit_either_it_is_out_of_memory(tiny, monkeypatch, side):
+    vae = tiny.components.vae
+    tried = run_out_of_memory_above(0, vae, monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError):
+        latents_to_pil(vae, torch.zeros(1, 4, side, side))
+    assert tried == ([(8, 8)] if side == 8 else [(40, 40), (20, 20)])
