@@ -1,1 +1,1 @@
-"""How the networks run: device, number type, speed, memory."""
+"""How the networks run: device, dtype, speed, memory."""
