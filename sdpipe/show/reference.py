@@ -93,10 +93,19 @@ def draw_with_diffusers(
 
     from sdpipe.latents import draw_noise, make_generators, vae_factor
 
+    class Drawer(StableDiffusionPipeline):
+        """diffusers' pipeline with a g of its own at each step, which it reads anew every time."""
+
+        steps_done = 0
+
+        @property
+        def guidance_scale(self) -> float:
+            return g_at(self.steps_done, len(self.scheduler.timesteps))
+
     notes: list[str] = []
     scheduler = _scheduler(parts, run, notes)
     before, size = dict(scheduler.config), parts.unet.config.sample_size
-    drawer = StableDiffusionPipeline(
+    drawer = Drawer(
         vae=parts.vae,
         text_encoder=parts.text_encoder,
         tokenizer=parts.tokenizer,
@@ -125,8 +134,7 @@ def draw_with_diffusers(
 
     def keep(drawer: Any, i: int, _: object, values: "dict[str, Tensor]") -> "dict[str, Tensor]":
         on_step(values["latents"])
-        # Its pipeline has one g for all steps, but reads it anew at each.
-        drawer._guidance_scale = g_at(i + 1, len(drawer.scheduler.timesteps))
+        drawer.steps_done = i + 1
         return {}
 
     assert run.seed is not None
