@@ -418,6 +418,7 @@ print((memory("VmHWM:") - before) / size)
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux tells the peak")
+@pytest.mark.slow
 def test_loading_makes_no_second_copy(folder, tmp_path):
     big = shutil.copytree(folder, tmp_path / "big")
     with torch.device("meta"):
