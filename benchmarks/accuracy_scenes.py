@@ -49,7 +49,7 @@ class Bench:
         """Each scene with the image that its caption brings."""
         return zip(scenes, self.draw([*map(caption, scenes)], **settings), strict=True)
 
-    def on_white(self, prompts: Sequence[str], **settings: Any) -> Tally:
+    def tally_on_white(self, prompts: Sequence[str], **settings: Any) -> Tally:
         """Draws a prompt for each of the names, and looks for its glyph and a white background."""
         tally = Tally()
         images = self.draw(prompts, **settings)
@@ -59,7 +59,7 @@ class Bench:
             tally.add(prompt, said, glyph=self.judge.is_a(name, seen), background=on == "white")
         return tally
 
-    def drawn(self, kind: "Kind", g: float | None = None, scheduler: str | None = None) -> Tally:
+    def tally(self, kind: "Kind", g: float | None = None, scheduler: str | None = None) -> Tally:
         """A kind of scenes; g and scheduler are the model's own if left out. Each is drawn once."""
         g = self.own["g"] if g is None else g
         scheduler = scheduler or self.own["scheduler"]
@@ -75,12 +75,12 @@ class Bench:
         return random.Random(0).sample(never, NAMES)[:count]
 
 
-def alone(bench: Bench, **settings: Any) -> Tally:
+def tally_alone(bench: Bench, **settings: Any) -> Tally:
     """The names, and nothing else said: glyph, and a white background."""
-    return bench.on_white(bench.names, **settings)
+    return bench.tally_on_white(bench.names, **settings)
 
 
-def coloured(bench: Bench, **settings: Any) -> Tally:
+def tally_coloured(bench: Bench, **settings: Any) -> Tally:
     """Names and colours that training never had together: glyph and background."""
     said = [c for c in COLOURS if c != "white"]
     scenes = [Scene(name, c) for name in bench.judge.names for c in said]
@@ -94,7 +94,7 @@ def coloured(bench: Bench, **settings: Any) -> Tally:
     return tally
 
 
-def placed(bench: Bench, **settings: Any) -> Tally:
+def tally_placed(bench: Bench, **settings: Any) -> Tally:
     """Names, sizes and places that training never had together: glyph, size and place."""
     scenes = [
         Scene(name, size=size, place=where)
@@ -114,7 +114,7 @@ def placed(bench: Bench, **settings: Any) -> Tally:
     return tally
 
 
-def paired(bench: Bench, **settings: Any) -> Tally:
+def tally_paired(bench: Bench, **settings: Any) -> Tally:
     """Two names that training never had together: each glyph in its place."""
     scenes, tally = couples(bench), Tally()
     for scene, image in bench.scenes(scenes, **settings):
@@ -137,8 +137,8 @@ def couples(bench: Bench) -> list[Scene]:
 
 
 KINDS: dict[str, Kind] = {
-    "the name alone": alone,
-    "on another colour": coloured,
-    "of a size, at a place": placed,
-    "two glyphs": paired,
+    "the name alone": tally_alone,
+    "on another colour": tally_coloured,
+    "of a size, at a place": tally_placed,
+    "two glyphs": tally_paired,
 }

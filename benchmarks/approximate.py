@@ -29,7 +29,15 @@ from typing import Any
 
 import torch
 from judge import Judge
-from measure import interleave, machine, numbers, put_between, rounded, seconds, versions
+from measure import (
+    figures_of_pairs,
+    interleave,
+    machine,
+    put_between,
+    round_to_4_digits,
+    seconds,
+    versions,
+)
 from PIL import Image
 from prompt_accuracy import rmse
 from speed_setup import EMOJI, PROMPT, Bench
@@ -49,7 +57,7 @@ CHANGEABLE = not torch.cuda.is_available()  # what a CUDA graph has recorded no 
 Change = Callable[[Pipeline, int], "contextlib.AbstractContextManager[object]"]
 
 
-def nothing(pipe: Pipeline, steps: int) -> "contextlib.AbstractContextManager[object]":
+def no_change(pipe: Pipeline, steps: int) -> "contextlib.AbstractContextManager[object]":
     return contextlib.nullcontext()
 
 
@@ -97,7 +105,7 @@ class Method:
     """What is done in place of the full computation: to the networks, or by settings."""
 
     title: str
-    change: Change = nothing
+    change: Change = no_change
     settings: Callable[[int], dict[str, Any]] = field(default=lambda steps: {})
 
 
@@ -116,7 +124,7 @@ METHODS = {
 
 
 @torch.no_grad()
-def saved(folder: Path, chosen: Sequence[str], side: int, rounds: int) -> dict[str, Any]:
+def measure_savings(folder: Path, chosen: Sequence[str], side: int, rounds: int) -> dict[str, Any]:
     """Seconds of a run's steps without a method, and with it in turn; and those of decoding."""
     pipe = Pipeline(folder, speed=CHANGEABLE)
     common: dict[str, Any] = {"seed": 0, "width": side, "height": side, "g": 7.5}
@@ -126,28 +134,32 @@ def saved(folder: Path, chosen: Sequence[str], side: int, rounds: int) -> dict[s
             run = pipe.stream(PROMPT, **{**common, "steps": TIMED_STEPS, **settings})
             return seconds(lambda: [None for _ in run])
 
-    steps(nothing, {"steps": 2})
+    steps(no_change, {"steps": 2})
     found: dict[str, Any] = {}
     for name in chosen:
         method = METHODS[name]
         changed = partial(steps, method.change, method.settings(TIMED_STEPS))
-        with_it, full = interleave(changed, partial(steps, nothing, {}), rounds, warm_up=0)
-        ratios = numbers("times", with_it, full)
+        with_it, full = interleave(changed, partial(steps, no_change, {}), rounds, warm_up=0)
+        ratios = figures_of_pairs("times", with_it, full)
         found[name] = {
-            "times": rounded(statistics.median(ratios)),
-            "from": rounded(min(ratios)),
-            "to": rounded(max(ratios)),
-            "full": [rounded(t) for t in full],
-            "with": [rounded(t) for t in with_it],
+            "times": round_to_4_digits(statistics.median(ratios)),
+            "from": round_to_4_digits(min(ratios)),
+            "to": round_to_4_digits(max(ratios)),
+            "full": [round_to_4_digits(t) for t in full],
+            "with": [round_to_4_digits(t) for t in with_it],
         }
         print(name, found[name], flush=True)
     z = torch.randn(1, pipe.components.vae.config.latent_channels, side // 8, side // 8)
     decoding = [seconds(lambda: latents_to_pil(pipe.components.vae, z)) for _ in range(rounds)]
     a_step = statistics.median([t for f in found.values() for t in f["full"]]) / TIMED_STEPS
-    return {"methods": found, "decoding": rounded(statistics.median(decoding)), "step": a_step}
+    return {
+        "methods": found,
+        "decoding": round_to_4_digits(statistics.median(decoding)),
+        "step": a_step,
+    }
 
 
-def drawn(chosen: Sequence[str], names: int) -> dict[str, Any]:
+def measure_images(chosen: Sequence[str], names: int) -> dict[str, Any]:
     """The built-in model's images with each method, beside those without."""
     pipe, judge = Pipeline(EMOJI, speed=CHANGEABLE), Judge()
     asked = random.Random(0).sample(judge.names, names)
@@ -162,7 +174,7 @@ def drawn(chosen: Sequence[str], names: int) -> dict[str, Any]:
         return made
 
     found: list[int] = []
-    full = images(nothing, {})
+    full = images(no_change, {})
     report: dict[str, Any] = {
         "model": pipe.components.model.identity()["sha256"],
         "dtype": dtype_name(pipe.components.dtype),
@@ -173,7 +185,7 @@ def drawn(chosen: Sequence[str], names: int) -> dict[str, Any]:
     for name in chosen:
         made = images(METHODS[name].change, METHODS[name].settings(STEPS))
         report["methods"][name] = {
-            "apart": rounded(statistics.mean(map(rmse, full, made))),
+            "apart": round_to_4_digits(statistics.mean(map(rmse, full, made))),
             "right": found[-1],
         }
         print(name, report["methods"][name], flush=True)
@@ -220,9 +232,9 @@ def main() -> None:
     rounds, names = (1, 2) if options.quick else (ROUNDS, NAMES)
     if options.images:
         report = json.loads(RESULTS.read_text(encoding="utf-8"))
-        report["images"] = drawn(list(report["speed"]["methods"]), names)
+        report["images"] = measure_images(list(report["speed"]["methods"]), names)
     else:
-        report = measured(options.only, options.folder, rounds, names, quick=options.quick)
+        report = measure(options.only, options.folder, rounds, names, quick=options.quick)
     print(table(report))
     if options.quick:
         return
@@ -230,7 +242,7 @@ def main() -> None:
     put_between(PAGE, BEGIN, END, table(report))
 
 
-def measured(
+def measure(
     chosen: Sequence[str], folder: Path | None, rounds: int, names: int, *, quick: bool
 ) -> dict[str, Any]:
     """What the methods save, and what they do to images."""
@@ -240,8 +252,8 @@ def measured(
             "machine": machine(),
             "versions": versions() | {name: version(name) for name in ("DeepCache", "tomesd")},
             "dtype": dtype_name(pick_dtype("auto", pick_device("auto"))),
-            "images": drawn(chosen, names),
-            "speed": saved(folder or bench.v1_4(), chosen, bench.side, rounds),
+            "images": measure_images(chosen, names),
+            "speed": measure_savings(folder or bench.v1_4(), chosen, bench.side, rounds),
         }
 
 

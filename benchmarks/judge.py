@@ -267,13 +267,13 @@ class Tally:
         }
 
 
-def jpeg(image: Image.Image) -> Image.Image:
+def compress(image: Image.Image) -> Image.Image:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=60)
     return Image.open(file).convert("RGB")
 
 
-def blurred(image: Image.Image) -> Image.Image:
+def blur(image: Image.Image) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(1))
 
 
@@ -310,8 +310,8 @@ def check(judge: Judge, size: int = 128, limit: int | None = None) -> dict[str, 
     for i, name in enumerate(names):
         anywhere(name, shown["anywhere"], lambda image: image)
         if i % 4 == 0:
-            anywhere(name, shown["jpeg"], jpeg)
-            anywhere(name, shown["blurred"], blurred)
+            anywhere(name, shown["jpeg"], compress)
+            anywhere(name, shown["blurred"], blur)
 
         seen = judge.name(drawn(Scene(name)), scales=recipe.scale)
         shown["alone"].add(name, seen, glyph=seen == name)

@@ -93,7 +93,7 @@ def turns(pairs: int) -> Iterator[int]:
         yield from (1, 0) if pair % 2 else (0, 1)
 
 
-def numbers(figure: Figure, ours: list[float], theirs: list[float]) -> list[float]:
+def figures_of_pairs(figure: Figure, ours: list[float], theirs: list[float]) -> list[float]:
     """The figure of every pair."""
     if figure == "alone":
         return ours
@@ -111,16 +111,16 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 def entry(row: Row, measured: Measured) -> dict[str, Any]:
     """What the file of results keeps of a row."""
-    values = numbers(row.figure, measured.ours, measured.theirs)
+    values = figures_of_pairs(row.figure, measured.ours, measured.theirs)
     low, median, high = quartiles(values)
     return {
         "figure": row.figure,
-        "measured": rounded(median),
-        "quartiles": [rounded(low), rounded(high)],
+        "measured": round_to_4_digits(median),
+        "quartiles": [round_to_4_digits(low), round_to_4_digits(high)],
         "count": len(values),
         "unit": measured.unit,
-        "sdpipe": [rounded(value) for value in measured.ours],
-        "other": [rounded(value) for value in measured.theirs],
+        "sdpipe": [round_to_4_digits(value) for value in measured.ours],
+        "other": [round_to_4_digits(value) for value in measured.theirs],
         "dtype": measured.dtype,
         "note": measured.note,
         "machine": machine(),
@@ -128,7 +128,7 @@ def entry(row: Row, measured: Measured) -> dict[str, Any]:
     }
 
 
-def rounded(value: float) -> float:
+def round_to_4_digits(value: float) -> float:
     """Four digits: more are noise."""
     return float(f"{value:.4g}")
 

@@ -34,11 +34,11 @@ from accuracy_scenes import (
     NAMES,
     STEPS,
     Bench,
-    alone,
-    coloured,
     couples,
-    paired,
-    placed,
+    tally_alone,
+    tally_coloured,
+    tally_paired,
+    tally_placed,
 )
 from judge import Tally, check
 from PIL import Image
@@ -62,14 +62,14 @@ Figures = dict[str, Any]
 
 def glyph(bench: Bench) -> Figures:
     """Glyph and background, from the name alone."""
-    return {"g": bench.own["g"], **bench.drawn(alone).figures()}
+    return {"g": bench.own["g"], **bench.tally(tally_alone).figures()}
 
 
 def guidance(bench: Bench) -> Figures:
     """Every kind of scene at each g: the share in which all is right, and of all kinds together."""
     curve: Figures = {}
     for g in CURVE:
-        tallies = {kind: bench.drawn(draw, g) for kind, draw in KINDS.items()}
+        tallies = {kind: bench.tally(draw, g) for kind, draw in KINDS.items()}
         right = [all(image.values()) for tally in tallies.values() for image in tally.right]
         curve[f"{g:g}"] = {
             **{kind: tally.figures() for kind, tally in tallies.items()},
@@ -82,22 +82,22 @@ def guidance(bench: Bench) -> Figures:
 
 def solvers(bench: Bench) -> Figures:
     """The names alone at a high g, by three schedulers."""
-    return {name: bench.drawn(alone, HIGH_G, name).figures() for name in SOLVERS}
+    return {name: bench.tally(tally_alone, HIGH_G, name).figures() for name in SOLVERS}
 
 
 def colour(bench: Bench) -> Figures:
     """Glyph and background, of names and colours held out."""
-    return bench.drawn(coloured).figures()
+    return bench.tally(tally_coloured).figures()
 
 
 def place(bench: Bench) -> Figures:
     """Glyph, size and place, of names, sizes and places held out."""
-    return bench.drawn(placed).figures()
+    return bench.tally(tally_placed).figures()
 
 
 def pair(bench: Bench) -> Figures:
     """Two glyphs, each in its place, of pairs held out."""
-    tally, relations = bench.drawn(paired), [scene.relation for scene in couples(bench)]
+    tally, relations = bench.tally(tally_paired), [scene.relation for scene in couples(bench)]
     by_relation = {
         name: tally.only([relation == name for relation in relations]).figures()["all"]
         for name in RELATIONS
@@ -126,8 +126,8 @@ def words(bench: Bench) -> Figures:
     for way, say in ways.items():
         prompts = [say(name) for name in bench.names]
         changed = [prompt != name for prompt, name in zip(prompts, bench.names, strict=True)]
-        tally = bench.on_white(prompts).only(changed)
-        both = (tally, bench.drawn(alone).only(changed))
+        tally = bench.tally_on_white(prompts).only(changed)
+        both = (tally, bench.tally(tally_alone).only(changed))
         said, unsaid = (t.figures()["glyph"] for t in both)
         points = round(100 * (said - unsaid), 2)
         found[way] = {**tally.figures(), "alone": unsaid, "points": points}
