@@ -1,5 +1,6 @@
 """The benchmark of speed: its turns, statistics and table, and one row of it to its end."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -31,6 +32,11 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 def speed(*arguments):
     script = [sys.executable, str(BENCHMARKS / "speed.py"), *arguments]
     return subprocess.run(script, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_every_script_finds_what_it_imports(name):
+    importlib.import_module(name)
 
 
 def test_two_measurements_take_turns_and_a_drift_meets_both_alike():
