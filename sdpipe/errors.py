@@ -1,5 +1,11 @@
 """Errors and warnings: each names the value, the rule that it breaks and the remedy."""
 
+import inspect
+import os
+import warnings
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
+
 
 class SdpipeError(Exception):
     """The root of every error that sdpipe raises on purpose. Command line: exit status 1.
@@ -35,3 +41,14 @@ class NotFiniteError(SdpipeError):
 
 class SdpipeWarning(UserWarning):
     """The work goes on, but a person should know: a prompt was cut, latents grew too large."""
+
+
+def warn(message: str) -> None:
+    """Issues an `SdpipeWarning` for the line of code that called into this package."""
+    frame, depth, stacklevel = inspect.currentframe(), 0, 1
+    while frame is not None:
+        depth += 1
+        if frame.f_code.co_filename.startswith(_PACKAGE):
+            stacklevel = depth + 1
+        frame = frame.f_back
+    warnings.warn(message, SdpipeWarning, stacklevel=stacklevel)

@@ -1,14 +1,13 @@
-"""Latents: noise from a seed, the forward process, and the way between pictures and latents.
+"""Latents: noise from a seed, the forward process, images to latents and back.
 
-Shapes: B pictures, C latent channels, h w the size of the latents, H W that of the picture.
-Pictures are floats in [-1, 1]; latents are multiplied by the VAE's scaling factor, which brings
-them to about unit variance (Rombach et al. 2022, section G.1).
+Shapes: B images, C latent channels, h w the size of the latents, H W that of the image.
+Images are floats in [-1, 1]. Latents are multiplied by the VAE's scaling factor, which brings them
+to about unit variance (Rombach et al. 2022, section G.1).
 """
 
 import copy
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from sdpipe.errors import NotFiniteError, SdpipeWarning
+from sdpipe.errors import NotFiniteError, warn
 from sdpipe.runtime.device import dtype_name
 
 MIN_TILE = 16
@@ -25,26 +24,26 @@ MIN_TILE = 16
 
 
 def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """A random generator for each picture, on the CPU: the same numbers on every device."""
+    """Makes a random generator for each image, on the CPU: the same numbers on every device."""
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
 def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, int, int]) -> Tensor:
-    """Starting noise x_T ~ N(0, I), each picture's from its own generator.
+    """Draws starting noise x_T ~ N(0, I), each image's from its own generator.
 
     `shape` is (C, h, w). Returns float32 (B, C, h, w) on the CPU.
     """
     return torch.cat([torch.randn((1, *shape), generator=g) for g in generators])
 
 
-def varied(eps: Tensor, seeds: Sequence[int], share: float) -> Tensor:
-    """Starting noise (B, C, h, w) on its way to that of other seeds, one for each picture.
+def interpolate_noise(eps: Tensor, seeds: Sequence[int], f: float) -> Tensor:
+    """Interpolates starting noise (B, C, h, w) towards that of other seeds, one an image.
 
-    By `slerp`, from 0, `eps` itself, to 1. Only this noise is varied, and none of later steps.
+    By `slerp`: f = 0 is `eps`, 1 the noise of the other seeds. Noise of later steps stays.
     """
     _, channels, h, w = eps.shape
     other = draw_noise(make_generators(seeds), (channels, h, w))
-    return torch.stack([slerp(a, b, share) for a, b in zip(eps, other, strict=True)])
+    return torch.stack([slerp(a, b, f) for a, b in zip(eps, other, strict=True)])
 
 
 def slerp(a: Tensor, b: Tensor, f: float) -> Tensor:
@@ -93,108 +92,58 @@ def add_noise(x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
 
 
-def noised(x_0: Tensor, eps: Tensor, sigma: float, variance_exploding: bool) -> Tensor:
-    """Clean latents as a scheduler has them at a noise level: x_0 + sigma eps, (B, C, h, w).
-
-    That grows with sigma; else it is brought to unit variance, and then it is `add_noise` with
-    alpha_bar = 1 / (1 + sigma^2).
-    """
-    x_t = x_0 + sigma * eps
-    return x_t if variance_exploding else x_t / (1 + sigma**2) ** 0.5
-
-
-def latent_mask(mask: Image.Image, factor: int) -> Tensor:
-    """A mask, L, as 1 for the latents that are redrawn and 0 for those that stay, (1, 1, h, w).
-
-    Latents know no edges finer than their own: one is redrawn where any of its factor x factor
-    pixels is at least half white.
-    """
-    white = np.asarray(mask) >= 128  # (H, W)
-    h, w = white.shape[0] // factor, white.shape[1] // factor
-    blocks = white[: h * factor, : w * factor].reshape(h, factor, w, factor).any(axis=(1, 3))
-    return torch.from_numpy(blocks).float()[None, None]
-
-
-def put_back(
-    x_t: Tensor, sigma: float, *, x_0: Tensor, eps: Tensor, mask: Tensor, variance_exploding: bool
-) -> Tensor:
-    """x_t where `mask` is 1, and a known picture with the same amount of noise where it is 0.
-
-        x_t = mask * x_t + (1 - mask) * (x_0 and noise of sigma)
-
-    Lugmayr et al. (2022), equation 8. `x_0` (1, C, h, w) are the picture's latents, `eps` (B, C, h,
-    w) is the noise that the run began with, `mask` (1, 1, h, w).
-    """
-    return mask * x_t + (1 - mask) * noised(x_0, eps, sigma, variance_exploding)
-
-
 @torch.no_grad()
 def pil_to_latents(vae: AutoencoderKL, images: Image.Image | Sequence[Image.Image]) -> Tensor:
-    """Encodes pictures of one size to latents: the mode of the VAE's posterior, scaled.
+    """Encodes images of one size to latents: the mode of the VAE's posterior, scaled.
 
-    Under v1-4's VAE a 512 x 512 picture, 786,432 numbers, becomes (1, 4, 64, 64), 48 times fewer.
-    Returns (B, C, h, w) in float32 on the VAE's device. Sides that are no multiple of the VAE's
-    factor come back rounded down to one. Half precision that overflows is done again in float32.
+    v1-4's VAE turns a 512 x 512 image, 786,432 numbers, into (1, 4, 64, 64), 48 times fewer.
+    Returns (B, C, h, w) in float32 on the VAE's device. Sides are rounded down to a multiple of
+    the VAE's factor. Half precision that overflows is repeated in float32.
     """
-    pictures = [images] if isinstance(images, Image.Image) else list(images)
-    x = torch.stack([to_tensor(p) for p in pictures])  # (B, 3, H, W)
-    return _finite(encode, vae, x, "encodes")
+    batch = [images] if isinstance(images, Image.Image) else list(images)
+    x = torch.stack([to_tensor(image) for image in batch])  # (B, 3, H, W)
+    return _retry_in_float32(encode, vae, x, "encodes")
 
 
 @torch.no_grad()
 def latents_to_pil(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
-    """Decodes latents (B, C, h, w) to B pictures, RGB.
+    """Decodes latents (B, C, h, w) to B images, RGB.
 
-    Half precision may overflow inside a VAE: where it does, the decoding is done again in float32.
+    Half precision that overflows inside the VAE is repeated in float32.
 
     Raises:
-        NotFiniteError: the latents are not finite, or the pictures are not, in float32 either.
+        NotFiniteError: the latents are not finite, or the pixels are not, in float32 either.
     """
     if not torch.isfinite(latents).all():
-        raise NotFiniteError("the latents to decode hold NaN or infinity; nothing can be drawn.")
-    x = _finite(decode, vae, latents, "decodes")
+        raise NotFiniteError("the latents to decode", "hold NaN or infinity")
+    x = _retry_in_float32(decode, vae, latents, "decodes")
     if not torch.isfinite(x).all():
         raise NotFiniteError(
-            "the VAE decodes these latents to NaN or infinity, in float32 too; its weights may "
-            "be damaged: fetch the model again or hand over another VAE."
+            "the VAE",
+            "decodes these latents to NaN or infinity, in float32 too",
+            "its weights may be damaged: fetch the model again or give another VAE",
         )
-    return [_to_pil(picture) for picture in x]
-
-
-def enlarged(vae: AutoencoderKL, latents: Tensor, size: tuple[int, int]) -> Tensor:
-    """Clean latents (B, C, h, w) of the same pictures at `size`, width and height in pixels.
-
-    Decoded, scaled by Lanczos' filter and encoded, one picture at a time. Latents that are scaled
-    themselves, as A1111's "Latent" does it, decode to a blur with a grid in it, which takes a
-    strength of half and more to overcome, and that invents; from pixels, a third is enough to
-    sharpen what is there.
-    """
-    pictures = (latents_to_pil(vae, z)[0] for z in latents.split(1))
-    return torch.cat(
-        [pil_to_latents(vae, p.resize(size, Image.Resampling.LANCZOS)) for p in pictures]
-    )
+    return [to_pil(image) for image in x]
 
 
 def encode(vae: AutoencoderKL, x: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) to latents, the posterior's mode, in float32, (B, C, h, w)."""
+    """Encodes images (B, 3, H, W) to the posterior's mode, scaled, (B, C, h, w), float32."""
     z = vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mode()
     return z.float() * vae.config.scaling_factor
 
 
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Latents (B, C, h, w) to images (B, 3, H, W), in float32, about [-1, 1] but not clamped."""
+    """Decodes latents (B, C, h, w) to images (B, 3, H, W), float32, near [-1, 1], not clamped."""
     z = (latents.to(vae.device) / vae.config.scaling_factor).to(vae.dtype)
     try:
         return vae.decode(z).sample.float()
     except torch.OutOfMemoryError:
         if max(z.shape[2:]) < 2 * MIN_TILE:
             raise
-    warnings.warn(
+    warn(
         f"{vae.device} is out of memory for the VAE at {z.shape[3] * vae_factor(vae)} x "
         f"{z.shape[2] * vae_factor(vae)} pixels; it decodes in tiles, which costs time and the "
-        "last digits.",
-        SdpipeWarning,
-        stacklevel=4,
+        "last digits."
     )
     return tiled_decode(vae, z, max(z.shape[2:]) // 2)
 
@@ -243,29 +192,27 @@ def _decode_and_blend(vae: AutoencoderKL, z: Tensor, side: int) -> Tensor:
     return total / weights
 
 
-def _finite(
-    code: Callable[[AutoencoderKL, Tensor], Tensor], vae: AutoencoderKL, x: Tensor, does: str
+def _retry_in_float32(
+    code: Callable[[AutoencoderKL, Tensor], Tensor], vae: AutoencoderKL, x: Tensor, verb: str
 ) -> Tensor:
-    """`encode` or `decode` of x, done again in float32 where half precision overflows."""
+    """`encode` or `decode` of x, repeated in float32 where half precision overflows."""
     coded = code(vae, x)
     if torch.isfinite(coded).all() or vae.dtype == torch.float32:
         return coded
-    warnings.warn(
-        f"the VAE overflowed in {dtype_name(vae.dtype)} and {does} again in "
-        "float32; dtype float32 avoids this from the start.",
-        SdpipeWarning,
-        stacklevel=3,
+    warn(
+        f"the VAE overflowed in {dtype_name(vae.dtype)} and {verb} again in float32; dtype "
+        "float32 avoids this from the start."
     )
     return code(copy.deepcopy(vae).float(), x)  # a copy for this one time: `vae` is shared
 
 
-def to_tensor(picture: Image.Image) -> Tensor:
-    """A picture as floats in [-1, 1], (3, H, W)."""
-    levels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())  # (H, W, 3)
+def to_tensor(image: Image.Image) -> Tensor:
+    """An image as floats in [-1, 1], (3, H, W): 0 becomes -1 and 255 becomes 1."""
+    levels = torch.from_numpy(np.asarray(image.convert("RGB")).copy())  # (H, W, 3)
     return levels.permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _to_pil(x: Tensor) -> Image.Image:
-    """Floats (3, H, W), clamped to [-1, 1], as an RGB picture of 8 bits a channel."""
+def to_pil(x: Tensor) -> Image.Image:
+    """Floats (3, H, W), clamped to [-1, 1], as an RGB image of 8 bits a channel."""
     levels = (x.clamp(-1, 1) + 1) * 127.5
     return Image.fromarray(levels.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())

@@ -1,67 +1,76 @@
 """`Pipeline`: load a model once, then draw. The way through sdpipe, from top to bottom.
 
-Settings -> prompt -> latents -> denoise -> latents -> picture
+Settings -> prompt -> latents -> denoise -> latents -> image
 """
 
-import copy
-import shlex
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import groupby
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
-from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sdpipe.batches import Batch, encode, in_memory, split_into_batches
 from sdpipe.canvas import Canvas, lay, take
-from sdpipe.components import load
+from sdpipe.components import Components, load
 from sdpipe.denoise import Step
-from sdpipe.errors import SdpipeWarning, UsageError
+from sdpipe.errors import UsageError
 from sdpipe.latents import latents_to_pil, vae_factor
 from sdpipe.plan import Asked, check_names, check_seamless, plan
-from sdpipe.prompt.chunks import chunk_count
-from sdpipe.prompt.encode import Conditioning, condition, tell_late
-from sdpipe.prompt.vocabulary import warn_unknown_words
 from sdpipe.runtime.device import pick_speed
 from sdpipe.runtime.seamless import with_circular_padding
 from sdpipe.runtime.speed import accelerate
-from sdpipe.sampling import Passes, seeds, taken
-from sdpipe.settings import MAX_IMAGES, ResolvedSettings
+from sdpipe.sampling import sample
+from sdpipe.settings import ResolvedSettings
 
 if TYPE_CHECKING:
     from sdpipe.loading.safety_checker import SafetyChecker, SafetyResult
 
-BATCH_PIXELS = 2**22
-"""A CPU draws no faster with more at once: 16 pictures of 512 x 512, or 256 of 128 x 128."""
-
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What `Pipeline.generate` drew. Each list has one entry for every picture.
+    """What `Pipeline.generate` drew. Each list has one entry an image.
 
-    settings: what each picture alone was drawn with, every default filled in.
-    places: its number in its batch, from 0, and how many that has. Neighbours whose prompts have as
-        many chunks are a batch.
-    steps: with save_int, the steps of the whole call; their tensors hold all pictures.
-    noise: with save_int, the latents that the first step began with, (B, C, h, w).
-    hires_noise: with save_int and hires, those that the second pass began with.
-    safety: with safety="flag", what the safety checker says of each picture.
+    settings: what each image alone was drawn with, every default filled in.
+    batch_positions: the image's number in its batch, from 0, and the size of that batch.
+    steps: with save_int, every step of every batch; see `steps_of`.
+    safety: with safety="flag", what the safety checker says of each image.
     """
 
     images: list[Image.Image]
-    seeds: list[int]
     settings: list[ResolvedSettings]
-    places: list[tuple[int, int]]
+    batch_positions: list[tuple[int, int]]
     steps: list[Step] = field(default_factory=list)
-    noise: Tensor | None = None
-    hires_noise: Tensor | None = None
     safety: list["SafetyResult"] = field(default_factory=list)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each image."""
+        return [settings.seed for settings in self.settings]
+
+    def steps_of(self, image: int) -> list[Step]:
+        """The steps of one image, by its number from 0; their tensors have B = 1.
+
+        The starting noise is the `input` of the first.
+        """
+        return [step.only(image) for step in self.steps if image in step.images]
+
+    @classmethod
+    def join(cls, results: Sequence["Result"]) -> "Result":
+        """Several results as one, in their order."""
+        joined = cls([], [], [])
+        for result in results:
+            first = len(joined.images)
+            joined.images.extend(result.images)
+            joined.settings.extend(result.settings)
+            joined.batch_positions.extend(result.batch_positions)
+            joined.steps.extend(_renumbered(step, first) for step in result.steps)
+            joined.safety.extend(result.safety)
+        return joined
 
 
 class Pipeline:
@@ -71,26 +80,27 @@ class Pipeline:
         file or a hub id. None is $SDPIPE_MODEL, else CompVis/stable-diffusion-v1-4; where that
         can't be had the built-in model draws, and a warning says so.
     device: "auto" (cuda, else mps, else cpu), "cpu", "cuda", "cuda:1", "mps".
-    dtype: "auto" (float16 on cuda and mps; on a CPU bfloat16 where it multiplies it natively,
-        else float32), "float32", "float16", "bfloat16".
-    vae, text_encoder, unet, tokenizer: take the place of the model's own; each a loaded module, a
-        folder or a hub id, a VAE also a .safetensors file.
-    prediction_type: what the U-Net predicts, "epsilon" (the noise) or "v", where the model does not
-        tell: a single file of Stable Diffusion 2.
-    loras: files that are added to the weights: "pencil.safetensors", or with a weight
+    dtype: "auto" (float16 on cuda and mps; bfloat16 on a CPU that multiplies it natively; else
+        float32), "float32", "float16", "bfloat16".
+    vae, text_encoder, unet, tokenizer: replace the model's own part: a loaded module, a folder
+        or a hub id, for a VAE also a .safetensors file.
+    prediction_type: what the U-Net predicts, "epsilon" (the noise) or "v", where the model's files
+        don't say: a single file of Stable Diffusion 2.
+    loras: files to add to the weights: "pencil.safetensors", or with a weight
         ("pencil.safetensors", 0.8).
-    embeddings: files of textual inversions: "my-cat.safetensors", which prompts then call my-cat,
-        or with another word ("my-cat.safetensors", "tom").
-    speed: lay the networks out for speed; False runs them as diffusers loads them. See `speed`.
-    low_memory: keep text encoder, U-Net and VAE out of the GPU's memory but while they work. Of
-        v1-4's 2.1 GB in float16 at most the 1.7 of the U-Net are there then.
-    compile: compile the U-Net too, with torch.compile: v1-4's takes two CPU cores a minute once,
-        and seconds in every other process, for torch keeps the code. In float32 on a CPU a minute
-        or two in each, and the memory of its weights once more, which are laid out for it.
+    embeddings: files of textual inversions: "my-cat.safetensors", which prompts then call
+        my-cat, or with another word ("my-cat.safetensors", "tom").
+    speed: lay the networks out for speed; False runs them as diffusers loads them.
+    low_memory: keep text encoder, U-Net and VAE in the GPU's memory only while they work. Of
+        v1-4's 2.1 GB in float16 at most the 1.7 of the U-Net are there at a time.
+    compile: compile the U-Net with torch.compile. v1-4's takes two CPU cores a minute once, and
+        seconds in every later process, since torch keeps the code. In float32 on a CPU it takes
+        a minute or two in each process, and the memory of the U-Net's weights once more.
 
     Raises:
-        UsageError: an unknown or unavailable device, dtype or prediction, a LoRA's weight is no
-            number, an embedding's word is none, or low_memory and no GPU or compile.
+        UsageError: an unknown or unavailable device, dtype or prediction; a LoRA's weight that
+            is not a number; an embedding's word that no prompt can contain; low_memory without
+            a GPU or with compile.
         ModelError: the model cannot be found, fetched or read, or its parts do not fit.
     """
 
@@ -111,8 +121,8 @@ class Pipeline:
         compile: bool = False,
         low_memory: bool = False,
     ) -> None:
-        self.speed = pick_speed(speed, compile, low_memory)
-        self.components = load(
+        mode = pick_speed(speed, compile, low_memory)
+        components = load(
             model,
             device=device,
             dtype=dtype,
@@ -124,9 +134,43 @@ class Pipeline:
             loras=loras,
             embeddings=embeddings,
             low_memory=low_memory,
-            for_speed=self.speed != "plain",
+            for_speed=mode != "plain",
         )
-        self._faster = self._make_faster()
+        self._adopt(components, mode)
+
+    @classmethod
+    def from_components(
+        cls, components: Components, *, speed: bool = True, compile: bool = False
+    ) -> Self:
+        """A pipeline of parts that are loaded already; see `load` and `Components`.
+
+        Raises:
+            UsageError: compile without speed, or with low_memory.
+        """
+        pipe = cls.__new__(cls)
+        pipe._adopt(components, pick_speed(speed, compile, components.low_memory))
+        return pipe
+
+    def with_parts(self, **parts: Any) -> Self:
+        """A pipeline that draws with other parts and shares all the rest with this one.
+
+        parts: `unet`, `vae`, `text_encoder` or `tokenizer`. A U-Net that is no
+            UNet2DConditionModel, such as a function that records what passes through, is called as
+            it is.
+        """
+        pipe = type(self).__new__(type(self))
+        pipe._adopt(replace(self.components, **parts), self.speed)
+        return pipe
+
+    def _adopt(self, components: Components, speed: str) -> None:
+        self.components = components
+        self.speed = speed
+        self._unet = components.unet
+        if isinstance(components.unet, UNet2DConditionModel):
+            stays = not components.low_memory
+            vae, device = components.vae, components.device
+            self._unet = accelerate(components.unet, vae, speed, device, stays=stays)
+        self._seamless: dict[str, Self] = {}
 
     def generate(
         self,
@@ -135,100 +179,116 @@ class Pipeline:
         on_step: Callable[[Step], object] | None = None,
         **settings: Unpack[Asked],
     ) -> Result:
-        """Draws `n` pictures of a prompt, or of each prompt of a list.
+        """Draws `n` images of a prompt, or of each prompt of a list.
 
             pipe.generate("red apple", g=7.5, seed=42, steps=50, dim=512, save_int=True)
 
-        Picture k of the call shows prompt k // n and has seed + k; with
-        `variation_strength` all have the seed, and image k goes over to the noise of
-        variation_seed + k. The settings are those of `Settings`, which tells the meaning, unit and
-        range of each; what is left out is the model's own. `init_image` and `mask_image` are files
-        or PIL images; where the mask is black, the result has the pixels of `init_image`.
-        `on_step` is called with every `Step` as soon as it is done, as for a progress bar.
-        Where memory runs out the pictures are begun anew in smaller batches, and a warning says so.
+        Image k of the call shows prompt k // n and has seed + k; under `variation_strength` all
+        have the seed, and image k the variation_seed + k. The settings are those of `Settings`,
+        which gives the meaning, unit and range of each; what is left out is the model's own.
+        `init_image` and `mask_image` are files or PIL images; where the mask is black, the result
+        has the pixels of `init_image`. `on_step` is called with every `Step`, as for a progress
+        bar. Where memory runs out a batch begins anew in halves, and a warning says so.
 
         Raises:
-            torch.OutOfMemoryError: one picture alone is too large for the device.
+            torch.OutOfMemoryError: one image alone is too large for the device.
             UsageError: a value breaks its rule, or the model's.
             TypeError: no setting has such a name.
             ModelError: with safety="flag", the model has no safety checker, or it can't be had.
             NotFiniteError: a stage produced NaN or infinity.
         """
-        run, canvas = self._plan(prompt, settings)
-        checker = self._checker if run[0].safety == "flag" else None
-        texts = self._embed(run)
-        while True:
-            try:
-                return self._draw(run, texts, canvas, checker, on_step)
-            except torch.OutOfMemoryError:
-                if max(map(len, texts)) == 1:
-                    raise
-            texts = smaller(texts)
-
-    def _draw(
-        self,
-        run: list[ResolvedSettings],
-        texts: list[Conditioning],
-        canvas: Canvas | None,
-        checker: "SafetyChecker | None",
-        on_step: Callable[[Step], object] | None,
-    ) -> Result:
-        pipe = self._wrapped(run[0].seamless)
-        passes = pipe._passes(run, texts, canvas)
-        began: list[Tensor | None] = []
-        kept = []
-        for x_t, step in passes.steps():
-            if run[0].save_int:
-                if len(began) == step.hires:  # the first step of a pass
-                    began.append(x_t)
-                kept.append(step)
-            if on_step is not None:
-                on_step(step)
-        x_t = step.latents
-        passes.check(x_t)
-        # One at a time: a batch would need the memory of all, and could change the last bits.
-        vae = pipe.components.vae
-        with pipe.components.on_device(vae):
-            images = [latents_to_pil(vae, z)[0] for z in x_t.split(1)]
-        if canvas is not None:
-            images = [canvas.keep(image) for image in images]
-        places = [(i, len(text)) for text in texts for i in range(len(text))]
-        noise, hires_noise = [*began, None, None][:2]
-        marks = [] if checker is None else [checker.check(image) for image in images]
-        return Result(images, seeds(run), run, places, kept, noise, hires_noise, marks)
+        images, canvas = self._plan(prompt, settings)
+        return Result.join(list(self.draw(images, canvas, on_step=on_step)))
 
     def stream(self, prompt: str | Sequence[str], **settings: Unpack[Asked]) -> Iterator[Step]:
         """Draws like `generate`, with the same arguments, and yields every `Step` as it is done.
 
-        Stopping is `break`. The last step's `latents` are the picture, for `latents_to_pil`; what
-        a mask keeps has gone through the VAE there, and is not the pixels of `init_image`. With the
-        setting `seamless` they are for a VAE with circular padding as well, see
-        `sdpipe.runtime.seamless`.
+        Stopping is `break`. A batch's last step has the finished latents, for `latents_to_pil`;
+        inpainting has not restored the pixels of `init_image` there. With `seamless` they are for
+        a VAE `with_circular_padding`, see `sdpipe.runtime.seamless`.
 
         Raises:
-            UsageError: as `generate`, before the first step; or safety, which looks at pictures.
+            UsageError: as `generate`, before the first step; or safety, which looks at images.
         """
-        run, canvas = self._plan(prompt, settings)
-        if run[0].safety != "off":
+        images, canvas = self._plan(prompt, settings)
+        if images[0].safety != "off":
             raise UsageError(
-                "safety looks at finished pictures, and stream yields latents; leave it out, or "
-                "take generate."
+                f"safety={images[0].safety!r}",
+                "looks at finished images, and stream yields latents",
+                "leave it out, or call generate",
             )
-        return self._wrapped(run[0].seamless)._streamed(run, self._embed(run), canvas)
+        return self.run(images, canvas)
 
-    def _streamed(
-        self, run: list[ResolvedSettings], texts: list[Conditioning], canvas: Canvas | None
+    def draw(
+        self,
+        images: Sequence[ResolvedSettings],
+        canvas: Canvas | None = None,
+        *,
+        on_step: Callable[[Step], object] | None = None,
+    ) -> Iterator[Result]:
+        """Draws images and yields the `Result` of each batch as soon as it is decoded.
+
+        Raises:
+            As `generate`.
+        """
+        checker = self._checker if any(s.safety == "flag" for s in images) else None
+        steps: list[Step] = []
+        for step in self.run(images, canvas):
+            first = step.images.start
+            if step.index == 0:  # of the next batch, or of one that begins anew in halves
+                steps = []
+            if images[first].save_int:
+                steps.append(_renumbered(step, -first))
+            if on_step is not None:
+                on_step(step)
+            if step.is_last:
+                batch = [images[i] for i in step.images]
+                drawn = self._decode(step, batch[0].seamless, canvas)
+                safety = [checker.check(image) for image in drawn] if checker is not None else []
+                positions = [(i, len(batch)) for i in range(len(batch))]
+                yield Result(drawn, batch, positions, steps, safety)
+
+    def run(
+        self, images: Sequence[ResolvedSettings], canvas: Canvas | None = None
     ) -> Iterator[Step]:
-        """The steps of a run, in smaller batches where memory is out at the first of them."""
-        step = None
-        while step is None:
-            try:
-                for _, step in self._passes(run, texts, canvas).steps():
-                    yield step
-            except torch.OutOfMemoryError:
-                if step is not None or max(map(len, texts)) == 1:
-                    raise
-                texts = smaller(texts)
+        """Draws images batch by batch and yields every step; the call under all others.
+
+        images: the settings of each image, with a seed of its own. Neighbours that differ in
+            nothing but prompt and seeds are drawn together.
+        canvas: the image that all begin with, if any.
+
+        Where memory runs out, a batch begins anew in halves: `Step.images` is smaller then, and
+        `Step.index` 0 again.
+
+        Raises:
+            torch.OutOfMemoryError: one image alone is too large for the device.
+            NotFiniteError: a stage produced NaN or infinity.
+        """
+        batches = split_into_batches(self.components, images)
+        return in_memory(batches, lambda batch: self._sample(batch, canvas))
+
+    def _sample(self, batch: Batch, canvas: Canvas | None) -> Iterator[Step]:
+        """Text to prompt embeddings, noise to latents."""
+        pipe = self._with_seamless(batch.settings[0].seamless)
+        embeds = encode(pipe.components, batch)
+        return sample(pipe.components, pipe._unet, batch, embeds, canvas)
+
+    def _decode(self, step: Step, seamless: str | None, canvas: Canvas | None) -> list[Image.Image]:
+        """Latents to images, one at a time: a batch would need the memory of all."""
+        vae = self._with_seamless(seamless).components.vae
+        with self.components.on_device(vae):
+            images = [latents_to_pil(vae, z)[0] for z in step.latents.split(1)]
+        return images if canvas is None else [canvas.keep(image) for image in images]
+
+    def _with_seamless(self, axes: str | None) -> Self:
+        """The pipeline for images without a seam along some axes; it shares all weights."""
+        if axes is None:
+            return self
+        if axes not in self._seamless:
+            parts = self.components
+            unet, vae = (with_circular_padding(part, axes) for part in (parts.unet, parts.vae))
+            self._seamless[axes] = self.with_parts(unet=unet, vae=vae)
+        return self._seamless[axes]
 
     @cached_property
     def _checker(self) -> "SafetyChecker":
@@ -238,7 +298,7 @@ class Pipeline:
     def _plan(
         self, prompt: str | Sequence[str], asked: Asked
     ) -> tuple[list[ResolvedSettings], Canvas | None]:
-        """The settings of every picture of a call, and the picture that it begins with, if any."""
+        """The settings of every image of a call, and the image that it begins with, if any."""
         parts = self.components
         settings: dict[str, Any] = check_names(asked)
         init, mask = take(settings.pop("init_image", None), settings.pop("mask_image", None))
@@ -246,80 +306,7 @@ class Pipeline:
         check_seamless(run[0], vae_factor(parts.vae), len(parts.unet.config.block_out_channels))
         return run, lay(run[0], init, mask)
 
-    def _make_faster(self) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
-        """The U-Net, laid out for speed, and what the loop is to call in its place."""
-        parts = self.components
-        unet = parts.unet
-        stays = not parts.low_memory
-        return unet, accelerate(unet, parts.vae, self.speed, parts.device, stays=stays)
 
-    def _passes(
-        self, run: list[ResolvedSettings], texts: list[Conditioning], canvas: Canvas | None
-    ) -> Passes:
-        return Passes(self.components, self._unet(), run, texts, canvas)
-
-    def _unet(self) -> UNet2DConditionModel:
-        """What the loop calls; a U-Net that took the place of the model's is called as it is."""
-        own, faster = self._faster
-        return faster if self.components.unet is own else self.components.unet
-
-    def _wrapped(self, axes: str | None) -> "Pipeline":
-        """A pipeline for pictures without a seam; it shares all weights with this one."""
-        if axes is None:
-            return self
-        twin, parts = copy.copy(self), self.components
-        unet, vae = (with_circular_padding(part, axes) for part in (parts.unet, parts.vae))
-        twin.components = replace(parts, unet=unet, vae=vae)
-        twin._faster = twin._make_faster()
-        return twin
-
-    def _embed(self, run: list[ResolvedSettings]) -> list[Conditioning]:
-        """The prompts as the U-Net listens to them, batch by batch.
-
-        A batch are neighbours whose texts have as many chunks, so that what one picture shows does
-        not depend on the length of another's prompt; with `batch_invariant` it is one picture.
-        """
-        tokenizer, encoder = self.components.tokenizer, self.components.text_encoder
-        first, steps = run[0], taken(run[0], run[0].strength)
-        texts = dict.fromkeys(text for s in run for text in (s.prompt, s.negative_prompt))
-        tell_late(texts, steps, stacklevel=4)
-        if (vocabulary := self.components.vocabulary) is not None:
-            name = self.components.model.name
-            names_command = f"sdpipe names --model {shlex.quote(name)}"
-            added_tokens = tokenizer.added_tokens_encoder
-            warn_unknown_words(vocabulary, texts, name, names_command, added_tokens, stacklevel=4)
-        count = {text: chunk_count(tokenizer, text, steps) for text in texts}
-        batches = []
-        for _, group in groupby(run, lambda s: max(count[s.prompt], count[s.negative_prompt])):
-            batch = list(group)
-            with self.components.on_device(encoder):
-                text = condition(
-                    tokenizer,
-                    encoder,
-                    [s.prompt for s in batch],
-                    [s.negative_prompt for s in batch],
-                    steps=steps,
-                    clip_skip=first.clip_skip,
-                )
-            batches += text.split(1 if first.batch_invariant else self._at_once(first))
-        return batches
-
-    def _at_once(self, settings: ResolvedSettings) -> int:
-        """How many pictures a batch holds at most. A GPU tries them all, see `smaller`."""
-        width, height = settings.output_size
-        on_gpu = self.components.device.type == "cuda"
-        return MAX_IMAGES if on_gpu else max(BATCH_PIXELS // (width * height), 1)
-
-
-def smaller(texts: list[Conditioning]) -> list[Conditioning]:
-    """The batches of a run in halves, for a device whose memory was too small for them."""
-    largest = max(map(len, texts))
-    most = (largest + 1) // 2
-    warnings.warn(
-        f"out of memory for {largest} pictures at once; they are drawn {most} at a time.",
-        SdpipeWarning,
-        stacklevel=4,
-    )
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return [part for text in texts for part in text.split(most)]
+def _renumbered(step: Step, offset: int) -> Step:
+    """A step whose images have other numbers."""
+    return replace(step, images=range(step.images.start + offset, step.images.stop + offset))

@@ -1,203 +1,239 @@
-"""From noise to the finished latents of a call: where each pass begins, and the loop that it takes.
+"""From noise to the finished latents of a batch: the middle of the way through sdpipe.
 
-One pass as a rule. With hires a second one goes over what the first has drawn, enlarged.
+One pass as a rule. With `hires_scale` a second one goes over the enlarged image.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from diffusers import SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
 from torch import Tensor
 
 from sdpipe.canvas import Canvas
 from sdpipe.components import Components
-from sdpipe.denoise import Step, denoise, first_step, join, noise_levels, variance_exploding
-from sdpipe.errors import NotFiniteError, SdpipeWarning
-from sdpipe.guidance import Guidance, shown, tell_unguided
+from sdpipe.denoise import Step, denoise
+from sdpipe.errors import NotFiniteError, warn
+from sdpipe.guidance import Guidance, shown, warn_unguided
 from sdpipe.latents import (
     draw_noise,
-    enlarged,
-    latent_mask,
+    interpolate_noise,
+    latents_to_pil,
     make_generators,
-    noised,
     pil_to_latents,
-    put_back,
     vae_factor,
-    varied,
 )
 from sdpipe.prompt.encode import Conditioning
 from sdpipe.runtime.device import dtype_name
-from sdpipe.schedule import make_scheduler
+from sdpipe.schedule import Schedule, make_schedule
 from sdpipe.settings import ResolvedSettings
 
+if TYPE_CHECKING:
+    from sdpipe.batches import Batch
+
 DIVERGED = 20.0
-"""No picture's latents reach this many standard deviations; a solver that diverges does."""
+"""Standard deviations that latents of images never reach; those of a diverging solver do."""
 
 
-@dataclass(frozen=True, eq=False)
-class Passes:
-    """A call that is planned, before its noise is drawn.
+def sample(
+    parts: Components,
+    unet: UNet2DConditionModel,
+    batch: "Batch",
+    embeds: Conditioning,
+    canvas: Canvas | None = None,
+) -> Iterator[Step]:
+    """Draws a batch from noise to finished latents and yields every step.
 
     unet: what the loop calls: that of `parts`, or a faster one in its place.
-    run: the settings of every picture, alike but for prompts and seeds.
-    texts: what the U-Net listens to, batch by batch; every batch has a loop of its own, and they go
-        in step.
-    canvas: the picture that it begins with, if any.
+    canvas: the image to begin with, if any.
+
+    Raises:
+        NotFiniteError: the latents of a pass hold NaN or infinity.
     """
+    settings = batch.settings[0]
+    steps = sample_pass(parts, unet, batch, embeds, settings.strength, canvas)
+    if settings.hires_scale is not None:
+        steps = _with_second_pass(parts, unet, batch, embeds, steps)
+    for step in steps:
+        if step.is_last:
+            _check_latents(step.latents, settings, embeds, parts.dtype)
+        yield replace(step, images=batch.images)
 
-    parts: Components
-    unet: UNet2DConditionModel
-    run: list[ResolvedSettings]
-    texts: list[Conditioning]
-    canvas: Canvas | None = None
 
-    def steps(self) -> Iterator[tuple[Tensor, Step]]:
-        """Every step, and before it the latents that it begins with, (B, C, h, w).
+def sample_pass(
+    parts: Components,
+    unet: UNet2DConditionModel,
+    batch: "Batch",
+    embeds: Conditioning,
+    strength: float | None,
+    start: Canvas | Tensor | None = None,
+) -> Iterator[Step]:
+    """One pass: prepares the schedule, draws the noise, makes the first latents, denoises.
 
-        The second pass begins with noise in the first one's picture, from where the loop goes its
-        last steps once more. A step hears the text that it heard before.
-
-        Raises:
-            NotFiniteError: the first of two passes produced NaN or infinity.
-        """
-        first = self.run[0]
-        x_t, loop = self._start(first.strength)
-        if first.hires_strength is None:
-            for step in loop:
-                yield x_t, step
-                x_t = step.latents
-            return
-        scheduler = self._scheduler(first.hires_strength)
-        more = len(scheduler.timesteps[first_step(scheduler) :])
-        for step in loop:
-            yield x_t, replace(step, total=step.total + more)
-            x_t = step.latents
-        self.check(x_t)
-        done = step.total
-        with self.parts.on_device(self.parts.vae):
-            x_0 = enlarged(self.parts.vae, x_t, first.output_size)
-        again = [text.last(taken(first, first.hires_strength)) for text in self.texts]
-        second = replace(self, texts=again, canvas=None)
-        x_t, loop = second._start(first.hires_strength, x_0)
-        for step in loop:
-            yield x_t, replace(step, index=done + step.index, total=done + more, hires=True)
-            x_t = step.latents
-
-    def check(self, latents: Tensor) -> None:
-        """Looks at finished latents, once, and says what went wrong and where.
-
-        Raises:
-            NotFiniteError: there is NaN or infinity in them.
-        """
-        largest = float(latents.abs().max())  # NaN where there is one
-        settings = self.run[0]
-        below = shown(settings.g)
-        if not largest < float("inf"):
-            embedded = (z for text in self.texts for z in (*text.cond, *text.uncond))
-            fine = all(torch.isfinite(z).all() for z in embedded)
-            dtype = dtype_name(self.parts.dtype)
-            raise NotFiniteError(
-                f"the {'U-Net' if fine else 'text encoder'} produced NaN or infinity in {dtype}; "
-                f"take another dtype (float32 has the widest range), or a g below {below}."
-            )
-        if largest > DIVERGED:
-            order = settings.lms_order or 1
-            warnings.warn(
-                f"the latents grew to {largest:.0f}, beyond what those of any picture reach: the "
-                f"solver diverged and the picture is wrong. Take "
-                f"{f'lms_order 1 (it was {order}), ' if order > 1 else ''}"
-                f"a g below {below}, or more steps than {settings.steps}.",
-                SdpipeWarning,
-                stacklevel=3,
-            )
-
-    def _start(
-        self, strength: float | None, x_0: Tensor | None = None
-    ) -> tuple[Tensor, Iterator[Step]]:
-        """The latents that a pass begins with, (B, C, h, w), and the loop for them.
-
-        They are noise; or the canvas's picture with noise; or each picture has clean latents of its
-        own, `x_0` (B, C, h, w).
-        """
-        parts, first = self.parts, self.run[0]
-        factor = vae_factor(parts.vae)
-        shape = (parts.unet.config.in_channels, first.height // factor, first.width // factor)
-        if x_0 is not None:
-            shape = (shape[0], *x_0.shape[2:])
-        generators = make_generators(seeds(self.run))
-        schedulers = [self._scheduler(strength) for _ in self.texts]
-        eps = draw_noise(generators, shape)  # (B, C, h, w)
-        if first.variation_strength is not None:
-            others = [s.variation_seed for s in self.run if s.variation_seed is not None]
-            eps = varied(eps, others, first.variation_strength)
-        eps = eps.to(parts.device)
-        x_t, keep = eps * float(schedulers[0].init_noise_sigma), None
-        if self.canvas is not None:
-            x_t, keep = self._begin_with(self.canvas, x_t, eps, schedulers[0], strength == 1)
-        if x_0 is not None:
-            exploding = variance_exploding(schedulers[0])
-            x_t = noised(x_0, eps, noise_levels(schedulers[0])[0], exploding)
-
-        guidance = Guidance(first.g, first.guidance_rescale, first.guidance_interval)
-        if x_0 is None:
-            tell_unguided(guidance, noise_levels(schedulers[0])[:-1], stacklevel=5)
-        else:  # the last of the steps once more
-            guidance = guidance.last(taken(first, strength), taken(first, first.strength))
-        loops, begin = [], 0
-        for scheduler, text in zip(schedulers, self.texts, strict=True):
-            some = slice(begin, begin + len(text))
-            own = None if keep is None else partial(keep, eps=eps[some])
-            batch = (x_t[some], text.cond, text.uncond)
-            loops.append(denoise(self.unet, scheduler, *batch, guidance, generators[some], own))
-            begin = some.stop
-        if len(loops) == 1:
-            return x_t, self._working(loops[0])
-        return x_t, self._working(join(steps) for steps in zip(*loops, strict=True))
-
-    def _working(self, loop: Iterator[Step]) -> Iterator[Step]:
-        """A loop, with the U-Net on the device for as long as it takes."""
-        with self.parts.on_device(self.parts.unet):
-            yield from loop
-
-    def _begin_with(
-        self, canvas: Canvas, x_t: Tensor, eps: Tensor, scheduler: SchedulerMixin, all_steps: bool
-    ) -> tuple[Tensor, Callable[..., Tensor] | None]:
-        """A picture with the noise `eps`, and, if it has a mask, what puts back the rest of it.
-
-        A part of a picture that is drawn in all steps begins with `x_t`, nothing but noise.
-        """
-        vae = self.parts.vae
-        with self.parts.on_device(vae):
-            x_0 = pil_to_latents(vae, canvas.picture)  # (1, C, h, w)
-        exploding = variance_exploding(scheduler)
-        if canvas.mask is None or not all_steps:
-            x_t = noised(x_0, eps, noise_levels(scheduler)[0], exploding)
-        if canvas.mask is None:
-            return x_t, None
-        mask = latent_mask(canvas.mask, vae_factor(vae)).to(x_0.device)
-        return x_t, partial(put_back, x_0=x_0, mask=mask, variance_exploding=exploding)
-
-    def _scheduler(self, strength: float | None) -> SchedulerMixin:
-        settings = self.run[0]
-        return make_scheduler(
-            settings.scheduler,
-            self.parts.scheduler_config,
-            settings.steps,
-            skip=settings.steps - taken(settings, strength),
-            device=self.parts.device,
-            karras=settings.karras,
-            lms_order=settings.lms_order,
+    strength: the share of the steps that is taken, the last ones; None is all.
+    start: an image for all of the batch, or clean latents of each, (B, C, h, w); None is noise
+        alone.
+    """
+    settings = batch.settings[0]
+    schedule = _schedule(parts, settings, strength)
+    generators = make_generators([s.seed for s in batch.settings])
+    eps = draw_noise(generators, _latent_shape(parts, settings, start))  # (B, C, h, w)
+    if settings.variation_strength is not None:
+        seeds = [s.variation_seed for s in batch.settings if s.variation_seed is not None]
+        eps = interpolate_noise(eps, seeds, settings.variation_strength)
+    eps = eps.to(parts.device)
+    x_t, constraint = prepare_latents(parts, schedule, eps, start, masked_from_noise=strength == 1)
+    guidance = Guidance(settings.g, settings.guidance_rescale, settings.guidance_interval)
+    if isinstance(start, Tensor):  # the second pass repeats the last steps of the first
+        total = settings.num_steps_taken(settings.strength)
+        guidance = guidance.last(settings.num_steps_taken(strength), total)
+    elif batch.images.start == 0:
+        warn_unguided(guidance, schedule.sigmas[:-1])
+    with parts.on_device(parts.unet):
+        yield from denoise(
+            unet, schedule, x_t, embeds.cond, embeds.uncond, guidance, generators, constraint
         )
 
 
-def taken(settings: ResolvedSettings, strength: float | None) -> int:
-    """How many of the steps are taken: fewer from a picture than from noise."""
-    return settings.num_steps_taken(strength)
+def prepare_latents(
+    parts: Components,
+    schedule: Schedule,
+    eps: Tensor,
+    start: Canvas | Tensor | None,
+    *,
+    masked_from_noise: bool = False,
+) -> tuple[Tensor, Callable[[Tensor, float], Tensor] | None]:
+    """The first latents (B, C, h, w) of a pass, and the constraint that a mask sets.
+
+    eps: noise N(0, I), (B, C, h, w).
+    masked_from_noise: what a mask redraws begins as noise alone.
+    """
+    sigma = schedule.sigmas[0]
+    if start is None:
+        return eps * schedule.init_noise_sigma, None
+    if isinstance(start, Tensor):
+        return schedule.noised(start, eps, sigma), None
+    with parts.on_device(parts.vae):
+        x_0 = pil_to_latents(parts.vae, start.picture)  # (1, C, h, w)
+    if start.mask is None:
+        return schedule.noised(x_0, eps, sigma), None
+    mask = latent_mask(start.mask, vae_factor(parts.vae)).to(x_0.device)
+    constraint = partial(restore_unmasked, x_0=x_0, eps=eps, mask=mask, schedule=schedule)
+    if masked_from_noise:
+        return eps * schedule.init_noise_sigma, constraint
+    return schedule.noised(x_0, eps, sigma), constraint
 
 
-def seeds(run: list[ResolvedSettings]) -> list[int]:
-    """The seed of every picture; settings that are planned have one."""
-    return [settings.seed for settings in run]
+def restore_unmasked(
+    x_t: Tensor, sigma: float, *, x_0: Tensor, eps: Tensor, mask: Tensor, schedule: Schedule
+) -> Tensor:
+    """x_t where `mask` is 1, and the known image with noise of level sigma where it is 0.
+
+        x_t = mask * x_t + (1 - mask) * (x_0 and noise of sigma)
+
+    Lugmayr et al. (2022), equation 8. x_0: the image's latents, (1, C, h, w). eps: the noise that
+    the run began with, (B, C, h, w). mask: (1, 1, h, w).
+    """
+    return mask * x_t + (1 - mask) * schedule.noised(x_0, eps, sigma)
+
+
+def latent_mask(mask: Image.Image, factor: int) -> Tensor:
+    """A mask, L, as 1 for latents that are redrawn and 0 for those that stay, (1, 1, h, w).
+
+    A latent covers factor x factor pixels; it is redrawn if any of them is at least half white.
+    """
+    white = np.asarray(mask) >= 128  # (H, W)
+    h, w = white.shape[0] // factor, white.shape[1] // factor
+    blocks = white[: h * factor, : w * factor].reshape(h, factor, w, factor).any(axis=(1, 3))
+    return torch.from_numpy(blocks).float()[None, None]
+
+
+def upscale_latents(vae: AutoencoderKL, latents: Tensor, size: tuple[int, int]) -> Tensor:
+    """Clean latents (B, C, h, w) of the same images at `size`, width and height in pixels.
+
+    Decodes, resizes with Lanczos' filter and encodes, one image at a time. Latents that are
+    resized themselves (A1111's "Latent" upscaler) decode to a blur with a grid in it. To remove
+    that takes a strength of half or more, which invents details; from pixels a third is enough.
+    """
+    images = (latents_to_pil(vae, z)[0] for z in latents.split(1))
+    return torch.cat(
+        [pil_to_latents(vae, image.resize(size, Image.Resampling.LANCZOS)) for image in images]
+    )
+
+
+def _with_second_pass(
+    parts: Components,
+    unet: UNet2DConditionModel,
+    batch: "Batch",
+    embeds: Conditioning,
+    first: Iterator[Step],
+) -> Iterator[Step]:
+    """The steps of the first pass, then those of the second, over the enlarged images.
+
+    The second pass repeats the last steps, with the prompt embeddings that they had before.
+    """
+    settings = batch.settings[0]
+    strength = settings.hires_strength
+    more = len(_schedule(parts, settings, strength))
+    for step in first:
+        yield replace(step, total=step.total + more)
+    _check_latents(step.latents, settings, embeds, parts.dtype)
+    with parts.on_device(parts.vae):
+        x_0 = upscale_latents(parts.vae, step.latents, settings.output_size)
+    embeds = embeds.last(settings.num_steps_taken(strength))
+    done = step.total
+    for step in sample_pass(parts, unet, batch, embeds, strength, x_0):
+        yield replace(step, index=done + step.index, total=done + more, hires=True)
+
+
+def _schedule(parts: Components, settings: ResolvedSettings, strength: float | None) -> Schedule:
+    return make_schedule(
+        settings.scheduler,
+        parts.scheduler_config,
+        settings.steps,
+        skip=settings.steps - settings.num_steps_taken(strength),
+        device=parts.device,
+        karras=settings.karras,
+        lms_order=settings.lms_order,
+    )
+
+
+def _latent_shape(
+    parts: Components, settings: ResolvedSettings, start: Canvas | Tensor | None
+) -> tuple[int, int, int]:
+    """(C, h, w) of one image's latents."""
+    channels, factor = parts.unet.config.in_channels, vae_factor(parts.vae)
+    if isinstance(start, Tensor):
+        return (channels, start.shape[2], start.shape[3])
+    return (channels, settings.height // factor, settings.width // factor)
+
+
+def _check_latents(
+    latents: Tensor, settings: ResolvedSettings, embeds: Conditioning, dtype: torch.dtype
+) -> None:
+    """Refuses finished latents that are not finite, and warns of those of a diverged solver.
+
+    Raises:
+        NotFiniteError: there is NaN or infinity in them.
+    """
+    largest = float(latents.abs().max())  # NaN where there is one
+    g = shown(settings.g)
+    if not largest < float("inf"):
+        is_encoded = all(torch.isfinite(z).all() for z in (*embeds.cond, *embeds.uncond))
+        raise NotFiniteError(
+            f"the {'U-Net' if is_encoded else 'text encoder'}",
+            f"produced NaN or infinity in {dtype_name(dtype)}",
+            f"take another dtype (float32 has the widest range), or a g below {g}",
+        )
+    if largest > DIVERGED:
+        order = settings.lms_order or 1
+        warn(
+            f"the latents grew to {largest:.0f}, which no image's latents reach: the solver "
+            f"diverged and the image is wrong. Take "
+            f"{f'lms_order 1 (it was {order}), ' if order > 1 else ''}"
+            f"a g below {g}, or more steps than {settings.steps}."
+        )

@@ -1,7 +1,15 @@
-"""Schedulers by name, and the exact coefficients of the linear multistep method."""
+"""What diffusers' schedulers know, as the loop asks for it, and exact coefficients for LMS.
 
+schedule = make_schedule("lms", config, steps=50)
+for i, t in enumerate(schedule.timesteps):
+    x_in = schedule.scale_input(x_t, i)
+    x_t = schedule.step(output, i, x_t)
+"""
+
+import inspect
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,8 +30,91 @@ from torch import Tensor
 from sdpipe.settings import KARRAS_SCHEDULERS
 
 
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The timesteps and noise levels of one run, and the scheduler's rule for a step.
+
+    scheduler: diffusers' scheduler, its timesteps set. It keeps state: one run, one schedule.
+    timesteps: those that the run takes, (len(schedule),); high is noisy. LMS has floats.
+    sigmas: the noise level of each step's input and of the last step's output:
+        len(sigmas) == len(schedule) + 1.
+    variance_exploding: x_t is x_0 + sigma * eps; otherwise x_t keeps about unit variance.
+    draws_noise: a step of this scheduler takes generators, for the noise that it may add.
+    """
+
+    scheduler: SchedulerMixin
+    timesteps: Tensor
+    sigmas: Sequence[float]
+    variance_exploding: bool
+    draws_noise: bool
+
+    @classmethod
+    def of(cls, scheduler: "SchedulerMixin | Schedule") -> "Schedule":
+        """The schedule of a scheduler, from its `begin_index` on; a `Schedule` stays as it is."""
+        if isinstance(scheduler, Schedule):
+            return scheduler
+        first = getattr(scheduler, "begin_index", None) or 0
+        return cls(
+            scheduler,
+            scheduler.timesteps[first:],
+            _noise_levels(scheduler, first),
+            variance_exploding=float(scheduler.init_noise_sigma) > 1,
+            draws_noise="generator" in inspect.signature(scheduler.step).parameters,
+        )
+
+    def __len__(self) -> int:
+        """The number of U-Net calls; Heun takes two a step."""
+        return len(self.timesteps)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the U-Net is expected to predict: "epsilon", "v_prediction" or "sample"."""
+        return str(self.scheduler.config.prediction_type)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The standard deviation of the starting noise."""
+        return float(self.scheduler.init_noise_sigma)
+
+    def scale_input(self, x_t: Tensor, i: int) -> Tensor:
+        """x_t (B, C, h, w), scaled to the variance that the U-Net was trained on."""
+        return self.scheduler.scale_model_input(x_t, self.timesteps[i])
+
+    def step(
+        self, output: Tensor, i: int, x_t: Tensor, generators: Sequence[torch.Generator] = ()
+    ) -> Tensor:
+        """x_t after step i, from the U-Net's output at step i; both (B, C, h, w).
+
+        generators: one an image, for schedulers that add noise.
+        """
+        noise = {"generator": list(generators) or None} if self.draws_noise else {}
+        return self.scheduler.step(output, self.timesteps[i], x_t, **noise).prev_sample
+
+    def noised(self, x_0: Tensor, eps: Tensor, sigma: float) -> Tensor:
+        """Clean latents with noise of level sigma, in this scheduler's scale, (B, C, h, w).
+
+        x_0 + sigma * eps; unless the variance explodes divided by sqrt(1 + sigma^2), which is
+        `latents.add_noise` with alpha_bar = 1 / (1 + sigma^2).
+        """
+        x_t = x_0 + sigma * eps
+        return x_t if self.variance_exploding else x_t / (1 + sigma**2) ** 0.5
+
+
+def _noise_levels(scheduler: SchedulerMixin, first: int) -> list[float]:
+    if hasattr(scheduler, "sigmas"):
+        return [float(sigma) for sigma in scheduler.sigmas[first:]]
+    alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps.cpu()]
+    alpha_bar = torch.cat([alpha_bar, scheduler.final_alpha_cumprod.view(1)])
+    return [float(sigma) for sigma in ((1 - alpha_bar) / alpha_bar).sqrt()]
+
+
+def alpha_bars(config: Mapping[str, Any]) -> Tensor:
+    """The signal's share of the variance at each training timestep, (T,), from a model's config."""
+    return make_scheduler("ddim", config, 1).alphas_cumprod
+
+
 def lms_coefficients(sigmas: Sequence[float], order: int) -> list[list[float]]:
-    """What each of the last `order` derivatives counts in each step of LMS, exactly.
+    """Computes the exact weight of each of the last `order` derivatives in each step of LMS.
 
     Row i belongs to the step from sigmas[i] to sigmas[i + 1] and has min(i + 1, order) entries,
     the newest first:
@@ -50,9 +141,9 @@ def _lagrange(points: Sequence[float], j: int, s: float) -> float:
 
 
 class ExactLMSScheduler(LMSDiscreteScheduler):
-    """diffusers' LMSDiscreteScheduler with its coefficients from `lms_coefficients`.
+    """diffusers' LMSDiscreteScheduler with the coefficients of `lms_coefficients`.
 
-    `lms_order` is the number of derivatives that a step combines, where `step` is given none.
+    lms_order: how many derivatives a step combines, unless `step` is given an order.
     """
 
     lms_order = 4
@@ -80,9 +171,9 @@ class ExactLMSScheduler(LMSDiscreteScheduler):
     ) -> LMSDiscreteSchedulerOutput | tuple[Tensor, ...]:
         """One step, as LMSDiscreteScheduler takes it; `order` defaults to `lms_order`.
 
-        The first steps of a run have few derivatives, and so a low order, wherever it begins. Not
-        so in LMSDiscreteScheduler: it goes by the place in the schedule, and a run that begins in
-        the middle takes the first of four coefficients alone, which is 2.3 times too far.
+        The first steps of a run have few derivatives and so a low order, wherever it begins.
+        LMSDiscreteScheduler goes by the position in the schedule instead: a run that begins in
+        the middle takes the first of four coefficients alone, a step 2.3 times too long.
         """
         order = min(self.lms_order if order is None else order, len(self.derivatives) + 1)
         return super().step(model_output, timestep, sample, order, return_dict)
@@ -99,8 +190,8 @@ CLASSES: Mapping[str, type[SchedulerMixin]] = {
     "unipc": UniPCMultistepScheduler,
 }
 
-# The defaults of these two in diffusers are for pixels: clipped to [-1, 1], or a start with
-# Runge-Kutta steps. A model's own config for the class goes before.
+# diffusers' defaults for these two are meant for pixels: clipping to [-1, 1], or a start with
+# Runge-Kutta steps. A model's own config goes first.
 FOR_LATENTS: Mapping[str, Mapping[str, Any]] = {
     "ddim": {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
     "pndm": {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},
@@ -117,10 +208,10 @@ def make_scheduler(
     lms_order: int | None = None,
     skip: int = 0,
 ) -> SchedulerMixin:
-    """A scheduler for one run, its steps placed; it keeps state, so the next run makes its own.
+    """Makes diffusers' scheduler for one run, its timesteps set; it keeps state.
 
-    `name` is one of `CLASSES`, `config` the model's scheduler config, of whatever class. The run
-    leaves out the first `skip` of the steps, for it begins with a picture.
+    name: one of `CLASSES`. config: the model's scheduler config, of any class.
+    skip: how many of the first steps are left out, where a run begins with an image.
     """
     kind = CLASSES[name]
     config = {**FOR_LATENTS.get(name, {}), **config}
@@ -140,15 +231,20 @@ def make_scheduler(
 
 
 def _last_timesteps(scheduler: SchedulerMixin, skip: int) -> Tensor:
-    """The timesteps of DDIM and PNDM without those of the first steps.
+    """The timesteps of DDIM or PNDM without those of the first `skip` steps.
 
-    PNDM takes its first step twice, from the same latents: to the second timestep, where it looks
-    at the noise, and again with the mean of both. So its second timestep is there twice, also where
-    the run begins late. StableDiffusionImg2ImgPipeline cuts that off, and PNDM then takes the
-    latents for less noisy than they are.
+    PNDM takes its first step twice from the same latents: to the second timestep, where it
+    predicts again, and then with the mean of both predictions. So the second timestep is in its
+    list twice, also where the run begins late. StableDiffusionImg2ImgPipeline cuts the repetition
+    off, and PNDM then takes the latents to be less noisy than they are.
     """
     t = scheduler.timesteps
     if not isinstance(scheduler, PNDMScheduler):
         return t[skip:]
     once = torch.cat([t[:1], t[2:]])[skip:]
     return torch.cat([once[:2], once[1:]])
+
+
+def make_schedule(name: str, config: Mapping[str, Any], steps: int, **options: Any) -> Schedule:
+    """A `Schedule` of a new scheduler; the arguments are those of `make_scheduler`."""
+    return Schedule.of(make_scheduler(name, config, steps, **options))

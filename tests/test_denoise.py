@@ -6,13 +6,14 @@ import pytest
 import torch
 from support.denoise_runs import BETAS, TARGET, Oracle, run
 
-from sdpipe.denoise import Step, clean_latents, denoise, guided, join
-from sdpipe.schedule import make_scheduler
+from sdpipe.denoise import denoise, predict_x0
+from sdpipe.guidance import predict_guided
+from sdpipe.schedule import Schedule, make_scheduler
 from sdpipe.settings import SCHEDULERS
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_x0_is_the_picture_at_every_step(name):
+def test_x0_is_the_image_at_every_step(name):
     _, steps = run(name)
     for step in steps:
         # Float32 leaves sigma times its precision of the noise in x0.
@@ -25,7 +26,7 @@ def test_x0_is_the_picture_at_every_step(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_the_last_latents_are_the_picture(name):
+def test_the_last_latents_are_the_image(name):
     _, steps = run(name, steps=20)
     left = steps[-1].sigma_next  # ddim and pndm stop at the first training timestep
     assert torch.allclose(steps[-1].latents, TARGET, atol=2e-3 + 4 * left)
@@ -40,7 +41,7 @@ def test_sigma_next_is_the_sigma_of_the_next_input(name):
 
 
 @pytest.mark.parametrize("name", ["lms", "euler", "ddim", "dpm++"])
-def test_v_prediction_ends_at_the_same_picture(name):
+def test_v_prediction_ends_at_the_same_image(name):
     _, steps = run(name, config={**BETAS, "prediction_type": "v_prediction"})
     assert torch.allclose(steps[0].x0, TARGET, atol=2e-3)
     assert torch.allclose(steps[-1].x0, TARGET, atol=2e-3)
@@ -70,11 +71,12 @@ def test_uncond_comes_first_in_the_batch():
             return super().__call__(x_in, t, text)
 
     cond, uncond = torch.ones(2, 3, 5), torch.zeros(2, 3, 5)
-    guided(Recorder(scheduler), torch.zeros(2, 4, 2, 2), scheduler.timesteps[0], cond, uncond, 3.0)
+    x_in, t = torch.zeros(2, 4, 2, 2), scheduler.timesteps[0]
+    predict_guided(Recorder(scheduler), x_in, t, cond, uncond, 3.0)
     assert torch.equal(seen[0], torch.cat([uncond, cond]))
 
 
-def test_the_noise_of_a_stochastic_scheduler_is_each_pictures_own():
+def test_the_noise_of_a_stochastic_scheduler_is_each_images_own():
     _, together = run("euler_a", batch=3)
     _, alone = run("euler_a", batch=1)
     assert torch.allclose(together[3].latents[:1], alone[3].latents, atol=1e-6)
@@ -93,7 +95,7 @@ def test_stopping_is_break_and_nothing_runs_ahead():
     assert len(unet.calls) == 3
 
 
-def test_only_schedulers_that_scale_their_input_explode():
+def test_only_schedulers_that_scale_their_input_have_an_exploding_variance():
     kinds = {name: run(name)[1][0].variance_exploding for name in SCHEDULERS}
     assert [name for name, explodes in kinds.items() if explodes] == [
         "lms",
@@ -103,24 +105,57 @@ def test_only_schedulers_that_scale_their_input_explode():
     ]
 
 
-def test_clean_latents_undoes_the_forward_process():
+def test_predict_x0_undoes_the_forward_process():
     generator = torch.Generator().manual_seed(0)
     x_0, eps = (torch.randn((2, 4, 3, 3), generator=generator) for _ in range(2))
     for sigma in (0.03, 1.0, 14.6):
         alpha_bar = 1 / (1 + sigma**2)
         x_in = alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps
         v = alpha_bar**0.5 * eps - (1 - alpha_bar) ** 0.5 * x_0
-        assert torch.allclose(clean_latents(x_in, eps, sigma, "epsilon"), x_0, atol=1e-4)
-        assert torch.allclose(clean_latents(x_in, v, sigma, "v_prediction"), x_0, atol=1e-5)
-        assert clean_latents(x_in, x_0, sigma, "sample") is x_0
+        assert torch.allclose(predict_x0(x_in, eps, sigma, "epsilon"), x_0, atol=1e-4)
+        assert torch.allclose(predict_x0(x_in, v, sigma, "v_prediction"), x_0, atol=1e-5)
+        assert predict_x0(x_in, x_0, sigma, "sample") is x_0
 
 
-def test_join_puts_the_pictures_side_by_side():
-    steps = [
-        Step(1, 5, 800.0, 9.0, 7.0, torch.full((1, 4, 2, 2), i), torch.full((1, 4, 2, 2), -i), True)
-        for i in (1.0, 2.0)
-    ]
-    joined = join(steps)
-    assert joined.latents[:, 0, 0, 0].tolist() == [1.0, 2.0]
-    assert joined.x0[:, 0, 0, 0].tolist() == [-1.0, -2.0]
-    assert (joined.index, joined.sigma_next) == (1, 7.0)
+def test_a_step_of_one_image_has_its_tensors_alone():
+    _, steps = run("euler", batch=3)
+    step = steps[2].only(1)
+    assert step.images == range(1, 2)
+    for name in ("input", "latents", "x0"):
+        assert torch.equal(getattr(step, name), getattr(steps[2], name)[1:2])
+    assert (step.index, step.sigma_next) == (2, steps[2].sigma_next)
+
+
+def test_the_input_of_a_step_is_what_the_step_before_left():
+    _, steps = run("lms", batch=2)
+    for step, after in pairwise(steps):
+        assert torch.equal(after.input, step.latents)
+    assert [step.is_last for step in steps] == [False] * 7 + [True]
+
+
+def test_a_bare_scheduler_and_its_schedule_are_the_same_run():
+    scheduler = make_scheduler("euler_a", BETAS, 5)
+    _, expected = run("euler_a", steps=5)
+    unet = Oracle(scheduler)
+    generator = torch.Generator().manual_seed(0)
+    x_t = torch.randn((1, 4, 2, 2), generator=generator) * scheduler.init_noise_sigma
+    cond = torch.ones(1, 3, 5)
+    found = denoise(unet, Schedule.of(scheduler), x_t, cond, 0 * cond, 1.0, [generator])
+    for step, other in zip(found, expected, strict=True):
+        assert torch.equal(step.latents, other.latents)
+
+
+def test_a_constraint_is_applied_after_every_step_at_its_noise_level():
+    scheduler = make_scheduler("euler", BETAS, 4)
+    seen = []
+
+    def constraint(x_t, sigma):
+        seen.append(sigma)
+        return torch.full_like(x_t, sigma)
+
+    x_t = torch.randn(1, 4, 2, 2) * scheduler.init_noise_sigma
+    cond = torch.ones(1, 3, 5)
+    steps = list(denoise(Oracle(scheduler), scheduler, x_t, cond, cond, 1, constraint=constraint))
+    assert seen == [step.sigma_next for step in steps]
+    assert seen[-1] == 0
+    assert all(torch.equal(s.latents, torch.full_like(x_t, s.sigma_next)) for s in steps)

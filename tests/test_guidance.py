@@ -9,8 +9,7 @@ from support.metadata import INVOKEAI
 from support.parity import PROMPT, REFERENCE, assert_equal, diffusers_pipeline, diffusers_run
 
 from sdpipe import SdpipeWarning, UsageError
-from sdpipe.denoise import guided, rescaled
-from sdpipe.guidance import Guidance, bounds, scale, shown
+from sdpipe.guidance import Guidance, bounds, predict_guided, rescale_noise_cfg, scale, shown
 from sdpipe.io import png
 from sdpipe.latents import latents_to_pil
 from sdpipe.metadata import a1111, invokeai
@@ -83,12 +82,14 @@ def test_rescaled_outputs_have_the_spread_of_the_one_under_the_prompt():
     generator = torch.Generator().manual_seed(0)
     out_cond, output = (torch.randn((3, 4, 5, 5), generator=generator) for _ in range(2))
     output = output * torch.tensor([1.0, 4.0, 0.3]).view(3, 1, 1, 1) + 0.5
-    whole = rescaled(output, out_cond, 1.0)
+    whole = rescale_noise_cfg(output, out_cond, 1.0)
     for picture, cond, before in zip(whole, out_cond, output, strict=True):
         assert float(picture.std()) == pytest.approx(float(cond.std()), rel=1e-5)
         share = picture / before
         assert torch.allclose(share, share.flatten()[0])
-    assert torch.allclose(rescaled(output, out_cond, 0.3), 0.3 * whole + 0.7 * output, atol=1e-5)
+    assert torch.allclose(
+        rescale_noise_cfg(output, out_cond, 0.3), 0.3 * whole + 0.7 * output, atol=1e-5
+    )
 
 
 def test_a_single_prediction_is_not_rescaled():
@@ -100,7 +101,7 @@ def test_a_single_prediction_is_not_rescaled():
 
     x_in, t, text = torch.randn(1, 4, 2, 2), torch.tensor(1), torch.ones(1, 2, 2)
     for g in (0, 1):
-        plain, never = (guided(Flat(), x_in, t, text, text, g, r) for r in (0.0, 0.7))
+        plain, never = (predict_guided(Flat(), x_in, t, text, text, g, r) for r in (0.0, 0.7))
         assert torch.equal(plain, never)
 
 
@@ -174,7 +175,7 @@ def test_show_guidance_takes_a_pair_that_always_needs_both_predictions(emoji):
 def test_an_interval_without_a_noise_level_of_the_run_is_told(emoji):
     same = {"seed": 2, "steps": 3, "dim": 64}
     with pytest.warns(
-        SdpipeWarning, match=r"guidance_interval=20,30 holds none .* 14\.6 down to 0\.0292"
+        SdpipeWarning, match=r"guidance_interval=20,30 contains none .* 14\.6 down to 0\.0292"
     ):
         drawn = emoji.generate("cat", g=3, guidance_interval=(20, 30), **same)
     assert drawn.images[0].tobytes() == emoji.generate("cat", g=1, **same).images[0].tobytes()

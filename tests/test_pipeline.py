@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sdpipe import NotFiniteError, Pipeline, SdpipeWarning, Settings, Step, UsageError
-from sdpipe.plan import Asked
+from sdpipe.pipeline import Result
+from sdpipe.plan import Asked, plan
 from sdpipe.settings import ResolvedSettings
-from sdpipe.show.listen import with_unet
 
 
 def pixels(image):
@@ -33,7 +33,6 @@ def test_result_holds_pictures_seeds_and_resolved_settings(emoji):
     }
     assert unset == beginning | more  # what is not asked for
     assert result.steps == []
-    assert result.noise is None
 
 
 def test_settings_of_one_picture_draw_that_picture_again(emoji):
@@ -51,7 +50,7 @@ def test_with_save_int_every_step_is_kept(emoji):
     assert all(isinstance(step, Step) for step in result.steps)
     assert result.steps[0].latents.shape == (2, 4, 16, 16)
     expected = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(result.noise[1:] / 14.6146, expected, atol=1e-3)
+    assert torch.allclose(result.steps[0].input[1:] / 14.6146, expected, atol=1e-3)
 
 
 def test_stream_yields_the_steps_of_generate(emoji):
@@ -70,13 +69,13 @@ def test_stream_refuses_before_its_first_step(emoji):
 def test_exact_draws_the_same_bits_alone_and_at_any_place_in_a_batch(emoji, scheduler):
     same = {"steps": 4, "g": 3, "scheduler": scheduler, "batch_invariant": True, "save_int": True}
     batch = emoji.generate(["cat", "dog", "cat"], seed=20, **same)
-    assert len(batch.steps) == 4
+    assert [step.images for step in batch.steps[::4]] == [range(k, k + 1) for k in range(3)]
     for k, prompt in enumerate(["cat", "dog", "cat"]):
         alone = emoji.generate(prompt, seed=20 + k, **same)
         assert alone.images[0].tobytes() == batch.images[k].tobytes()
-        for a, b in zip(alone.steps, batch.steps, strict=True):
-            assert torch.equal(a.latents[0], b.latents[k])
-            assert torch.equal(a.x0[0], b.x0[k])
+        for a, b in zip(alone.steps, batch.steps_of(k), strict=True):
+            assert torch.equal(a.latents, b.latents)
+            assert torch.equal(a.x0, b.x0)
 
 
 def test_without_exact_a_batch_changes_no_level_by_more_than_two(emoji):
@@ -161,12 +160,12 @@ def test_out_of_memory_the_pictures_come_in_smaller_batches(emoji):
     crowded = Crowded(emoji.components.unet, 2)
     same = {"n": 5, "seed": 40, "steps": 2, "g": 3, "dim": 64}
     with pytest.warns(SdpipeWarning) as told:
-        result = with_unet(emoji, crowded).generate("cat", **same)
+        result = emoji.with_parts(unet=crowded).generate("cat", **same)
     assert [str(w.message) for w in told if w.category is SdpipeWarning] == [
-        "out of memory for 5 pictures at once; they are drawn 3 at a time.",
-        "out of memory for 3 pictures at once; they are drawn 2 at a time.",
+        "out of memory for 5 images at once; they are drawn 3 at a time.",
+        "out of memory for 3 images at once; they are drawn 2 at a time.",
     ]
-    assert result.places == [(0, 2), (1, 2), (0, 1), (0, 2), (1, 2)]
+    assert result.batch_positions == [(0, 2), (1, 2), (0, 1), (0, 2), (1, 2)]
     assert result.seeds == [40, 41, 42, 43, 44]
     expected = [emoji.generate("cat", **{**same, "n": 1, "seed": 40 + i}) for i in range(5)]
     for image, alone in zip(result.images, expected, strict=True):
@@ -175,26 +174,71 @@ def test_out_of_memory_the_pictures_come_in_smaller_batches(emoji):
 
 def test_out_of_memory_a_stream_begins_anew_in_smaller_batches(emoji):
     same = {"n": 3, "seed": 40, "steps": 3, "g": 3, "dim": 64}
-    steps = with_unet(emoji, Crowded(emoji.components.unet, 2)).stream("cat", **same)
-    with pytest.warns(
-        SdpipeWarning, match="out of memory for 3 pictures at once; they are drawn 2"
-    ):
+    steps = emoji.with_parts(unet=Crowded(emoji.components.unet, 2)).stream("cat", **same)
+    with pytest.warns(SdpipeWarning, match="out of memory for 3 images"):
         found = list(steps)
+    assert [step.images for step in found] == [range(2)] * 3 + [range(2, 3)] * 3
+    assert [step.index for step in found] == [0, 1, 2] * 2
     expected = list(emoji.stream("cat", **same))
-    assert [step.index for step in found] == [0, 1, 2]
-    for one, other in zip(found, expected, strict=True):
-        assert torch.allclose(one.latents, other.latents, atol=1e-4)
+    for k, step in enumerate(found):
+        other = expected[k % 3].latents[step.images.start : step.images.stop]
+        assert torch.allclose(step.latents, other, atol=1e-4)
 
 
 def test_one_picture_that_is_too_large_is_an_error(emoji):
-    crowded = with_unet(emoji, Crowded(emoji.components.unet, 0))
+    crowded = emoji.with_parts(unet=Crowded(emoji.components.unet, 0))
     with pytest.raises(torch.OutOfMemoryError):
         list(crowded.stream("cat", steps=2, dim=64, g=3))
     with pytest.raises(torch.OutOfMemoryError):
         crowded.generate("cat", steps=2, dim=64, g=3)
 
 
-def test_a_cpu_draws_only_so_many_at_once(emoji, monkeypatch):
-    monkeypatch.setattr("sdpipe.pipeline.BATCH_PIXELS", 2 * 64 * 64)
-    result = emoji.generate(["cat", "dog", "owl"], seed=1, steps=2, dim=64)
-    assert result.places == [(0, 2), (1, 2), (0, 1)]
+def test_a_batch_is_decoded_before_the_next_begins(emoji):
+    images = [s for seed in (1, 2) for s in plan_of(emoji, "cat", seed=seed, batch_invariant=True)]
+    seen = []
+    for result in emoji.draw(images, on_step=lambda step: seen.append(step.images)):
+        seen.append(result.seeds)
+    assert seen == [range(1), range(1), [1], range(1, 2), range(1, 2), [2]]
+
+
+def test_a_run_takes_images_of_different_settings(emoji):
+    images = [
+        *plan_of(emoji, "cat", seed=1),
+        *plan_of(emoji, "dog", seed=2, scheduler="ddim"),
+        *plan_of(emoji, "owl", seed=3, seamless="x"),
+    ]
+    drawn = Result.join(list(emoji.draw(images)))
+    assert drawn.settings == images
+    for settings, image in zip(images, drawn.images, strict=True):
+        alone = emoji.generate(**settings.to_dict())
+        assert alone.images[0].tobytes() == image.tobytes()
+
+
+def test_a_pipeline_is_made_of_loaded_components(emoji):
+    same = {"seed": 1, "steps": 2, "dim": 64}
+    pipe = Pipeline.from_components(emoji.components)
+    assert (
+        pipe.generate("cat", **same).images[0].tobytes()
+        == emoji.generate("cat", **same).images[0].tobytes()
+    )
+    with pytest.raises(UsageError):
+        Pipeline.from_components(emoji.components, speed=False, compile=True)
+
+
+def test_with_parts_shares_what_is_not_replaced(emoji):
+    other = emoji.with_parts(unet=emoji.components.unet)
+    assert other is not emoji
+    assert other.components.vae is emoji.components.vae
+    assert other.components.model == emoji.components.model
+
+
+def test_a_warning_names_the_line_that_called(emoji):
+    with pytest.warns(SdpipeWarning) as caught:
+        emoji.generate("cat", seed=0, g=30, steps=20, lms_order=4)
+    ours = [warning for warning in caught if warning.category is SdpipeWarning]
+    assert [warning.filename for warning in ours] == [__file__]
+
+
+def plan_of(pipe, prompt, **settings):
+    same = {"steps": 2, "dim": 64, **settings}
+    return plan(prompt, **pipe.components.constraints, **same)

@@ -42,6 +42,11 @@ def bar(text: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def step_bar(pictures: int) -> Iterator[Callable[["Step"], None]]:
-    """The same for the denoising steps of a batch of pictures: a consumer of `Step`."""
-    with bar("drawing" if pictures == 1 else f"drawing {pictures} pictures") as move:
-        yield lambda step: move(step.index + 1, step.total)
+    """The same for the denoising steps of so many images, batch by batch: a consumer of `Step`."""
+    with bar("drawing" if pictures == 1 else f"drawing {pictures} images") as move:
+
+        def count(step: "Step") -> None:
+            before = step.images.start * step.total
+            move(before + len(step.images) * (step.index + 1), pictures * step.total)
+
+        yield count

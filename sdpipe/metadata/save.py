@@ -43,7 +43,7 @@ def carried(pipe: "Pipeline", result: "Result", k: int) -> dict[str, Any]:
     from sdpipe.io import png
 
     parts = pipe.components
-    index, n = result.places[k]
+    index, n = result.batch_positions[k]
     return png.metadata(
         result.settings[k],
         parts.model.identity(),

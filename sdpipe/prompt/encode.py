@@ -5,7 +5,6 @@ encoder's width (768 for v1-4). `syntax.py` reads what the signs in a prompt mea
 it into tokens.
 """
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdpipe.errors import SdpipeWarning
+from sdpipe.errors import warn
 from sdpipe.prompt.chunks import Chunk, chunk_count, chunks
 from sdpipe.prompt.syntax import NOTHING, Text, parse
 
@@ -91,15 +90,13 @@ def condition(
     return Conditioning(embeddings(prompts), embeddings(negative_prompts))
 
 
-def tell_late(texts: Iterable[str], steps: int, *, stacklevel: int = 3) -> None:
+def tell_late(texts: Iterable[str], steps: int) -> None:
     """Warns, with an `SdpipeWarning`, of each change that so many steps never come to."""
     for text in texts:
         for step in parse(text).late(steps):
-            warnings.warn(
+            warn(
                 f"a prompt changes after {step} steps, and {steps} are taken, so it never does; "
                 "take a lower number, or a share of the steps, as in [cat:dog:0.5].",
-                SdpipeWarning,
-                stacklevel=stacklevel,
             )
 
 

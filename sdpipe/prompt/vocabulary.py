@@ -7,13 +7,12 @@ without a list of them, such as v1-4, may know any word. `sdpipe.loading.vocabul
 import difflib
 import re
 import unicodedata
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
-from sdpipe.errors import SdpipeWarning
+from sdpipe.errors import warn
 
 _CANDIDATES = 5  # similar words, of which names decide
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
@@ -98,8 +97,6 @@ def warn_unknown_words(
     model: str,
     names_command: str,
     added_tokens: Iterable[str] = (),
-    *,
-    stacklevel: int = 3,
 ) -> None:
     """Warns, with an `SdpipeWarning` for each prompt, of words that the model was not trained on.
 
@@ -119,9 +116,7 @@ def warn_unknown_words(
             remedy = " and draws the rest of the prompt."
         *words, last = (f'"{word}"' for word in unknown)
         listed = f"{', '.join(words)} or {last}" if words else last
-        warnings.warn(
-            f"{model} has never read {listed}{remedy}", SdpipeWarning, stacklevel=stacklevel
-        )
+        warn(f"{model} has never read {listed}{remedy}")
 
 
 def _similar(word: str, known: list[str]) -> list[str]:

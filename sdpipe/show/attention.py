@@ -19,7 +19,6 @@ from sdpipe.prompt.syntax import parse
 from sdpipe.runtime.modules import copy_sharing_weights
 from sdpipe.show import style
 from sdpipe.show.checks import check_attention
-from sdpipe.show.listen import with_unet
 from sdpipe.show.stages import sampling, settle
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
 from sdpipe.show.words import Word, split
@@ -204,7 +203,7 @@ def attention_data(
     own = settle(pipe, prompt, **settings)
     check_attention(prompt, own.g)
     maps, parts = Maps(), pipe.components
-    listening = with_unet(pipe, recording(parts.unet, maps))
+    listening = pipe.with_parts(unet=recording(parts.unet, maps))
     result = listening.generate(prompt, on_step=on_step, **{**settings, "seed": own.seed})
     picture, factor = result.images[0], vae_factor(parts.vae)
     mean = maps.mean(picture.height // factor, picture.width // factor)  # (L, h, w)

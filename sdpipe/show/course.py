@@ -27,8 +27,7 @@ class Course:
     def numbers(self) -> dict[str, Any]:
         """What can be said in JSON: sigma and x_t have one entry more than there are steps."""
         steps = self.result.steps
-        assert self.result.noise is not None
-        x_t = [self.result.noise, *(step.latents for step in steps)]
+        x_t = [steps[0].input, *(step.latents for step in steps)]
         return {
             "settings": self.result.settings[0].to_dict(),
             "timestep": [step.timestep for step in steps],

@@ -8,13 +8,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdpipe.denoise import Step, clean_latents, predict
+from sdpipe.denoise import Step, predict_x0
 from sdpipe.errors import NotFiniteError
+from sdpipe.guidance import predict
 from sdpipe.latents import add_noise, draw_noise, latents_to_pil, make_generators, pil_to_latents
 from sdpipe.prompt.encode import condition
+from sdpipe.schedule import alpha_bars
 from sdpipe.show import style
 from sdpipe.show.checks import LAST_TIMESTEP, check_times
-from sdpipe.show.stages import alpha_bars, brought_to_size, settle
+from sdpipe.show.stages import brought_to_size, settle
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
 
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ def denoise_data(
     generators = make_generators([own.seed])
     channels, h, w = x_0.shape[1:]
     _, eps = (draw_noise(generators, (channels, h, w)).to(x_0.device) for _ in range(2))
-    alpha_bar = alpha_bars(pipe)[t].to(x_0.device)
+    alpha_bar = alpha_bars(pipe.components.scheduler_config)[t].to(x_0.device)
     x_t = add_noise(x_0, eps, alpha_bar[None])
 
     clip = (parts.tokenizer, parts.text_encoder)
@@ -122,7 +124,7 @@ def denoise_data(
         raise NotFiniteError("the U-Net produced NaN or infinity; take dtype float32.")
     kind = parts.scheduler_config.get("prediction_type", "epsilon")
     sigma = float(((1 - alpha_bar) / alpha_bar).sqrt())
-    x0 = clean_latents(x_t, output, sigma, kind)
+    x0 = predict_x0(x_t, output, sigma, kind)
     decoded = [latents_to_pil(parts.vae, z)[0] for z in (x_0, x_t, x0)]
     return Denoised(
         prompt=prompt,
@@ -140,7 +142,7 @@ def denoise_data(
 
 
 def noise_in(x_t: Tensor, output: Tensor, sigma: float, prediction_type: str) -> Tensor:
-    """The noise that an output of the U-Net amounts to; beside `denoise.clean_latents`.
+    """The noise that an output of the U-Net amounts to; beside `denoise.predict_x0`.
 
     v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans and Ho 2022, appendix D) and the
     forward process give eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t.

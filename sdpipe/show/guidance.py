@@ -16,7 +16,7 @@ from sdpipe.latents import angle_between, latents_to_pil
 from sdpipe.show import style
 from sdpipe.show.checks import check_at, check_guidance
 from sdpipe.show.filmstrip import format_sigma, spread_states
-from sdpipe.show.listen import Listener, with_unet
+from sdpipe.show.listen import Listener
 from sdpipe.show.stages import sampling, settle
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
 
@@ -108,7 +108,7 @@ def guidance_data(
     check_at(at, own.steps, own.scheduler)
     listener = Listener(pipe.components.unet)
     settings = {**settings, "seed": own.seed, "save_int": True, "on_step": on_step}
-    steps = with_unet(pipe, listener).generate(prompt, **settings).steps
+    steps = pipe.with_parts(unet=listener).generate(prompt, **settings).steps
     at = list(at) or spread_states(len(steps) - 1, COLUMNS)
     kind = pipe.components.scheduler_config.get("prediction_type", "epsilon")
     contrasts, pictures = [], []
@@ -127,7 +127,7 @@ def clean_each(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The clean latents that the outputs [uncond, cond] and the guided one amount to, (1, C, h, w).
 
-    `denoise.clean_latents` is x0 = a x_in + b output, and `step.x0` is that of the guided output;
+    `denoise.predict_x0` is x0 = a x_in + b output, and `step.x0` is that of the guided output;
     the others differ from it by b times the difference of the outputs.
     """
     uncond, cond = both.chunk(2)

@@ -1,23 +1,8 @@
 """Hearing what the U-Net says during a run, without touching the one that all runs share."""
 
-import copy
-import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from sdpipe.pipeline import Pipeline
-
-
-def with_unet(pipe: "Pipeline", unet: Any) -> "Pipeline":
-    """A pipeline of the same loaded parts that calls another U-Net; `pipe` does not change.
-
-    It is called as it is: what a GPU replays or a compiler made of it would say nothing.
-    """
-    twin = copy.copy(pipe)
-    twin.components = dataclasses.replace(pipe.components, unet=unet)
-    return twin
 
 
 class Listener:

@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from sdpipe.latents import add_noise, draw_noise, latents_to_pil, make_generators, pil_to_latents
+from sdpipe.schedule import alpha_bars
 from sdpipe.show import style
 from sdpipe.show.checks import check_times
-from sdpipe.show.stages import alpha_bars, brought_to_size, settle
+from sdpipe.show.stages import brought_to_size, settle
 from sdpipe.show.style import MARGIN, Sheet
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def noise_data(
     x_0 = pil_to_latents(parts.vae, brought_to_size(picture, settings)).cpu()  # (1, C, h, w)
     channels, h, w = x_0.shape[1:]
     eps = draw_noise(make_generators([settings.seed]), (channels, h, w))
-    alpha_bar = alpha_bars(pipe)[list(times)]  # (n,)
+    alpha_bar = alpha_bars(pipe.components.scheduler_config)[list(times)]  # (n,)
     x_t = torch.cat([add_noise(x_0, eps, a[None]) for a in alpha_bar])  # (n, C, h, w)
     return Noised(
         times=list(times),

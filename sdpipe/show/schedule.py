@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.denoise import noise_levels
-from sdpipe.schedule import make_scheduler
+from sdpipe.schedule import make_schedule
 from sdpipe.settings import FALLBACKS, KARRAS_SCHEDULERS, SCHEDULERS
 from sdpipe.show import style
 from sdpipe.show.checks import check_schedule
@@ -84,15 +83,15 @@ def schedule_data(
     names = names or (KARRAS_SCHEDULERS if karras else SCHEDULERS)
     steps = FALLBACKS["steps"] if steps is None else steps
     check_schedule(names, steps, karras)
-    made = {name: make_scheduler(name, config, steps, karras=karras) for name in names}
-    alpha_bar = next(iter(made.values())).alphas_cumprod.double()  # (T,)
+    made = {name: make_schedule(name, config, steps, karras=karras) for name in names}
+    alpha_bar = next(iter(made.values())).scheduler.alphas_cumprod.double()  # (T,)
     return Schedule(
         alpha_bar=tuple(alpha_bar.tolist()),
         sigma=tuple(((1 - alpha_bar) / alpha_bar).sqrt().tolist()),
         steps=steps,
         karras=karras,
         places={
-            name: Places(tuple(float(t) for t in s.timesteps), tuple(noise_levels(s)))
+            name: Places(tuple(float(t) for t in s.timesteps), tuple(s.sigmas))
             for name, s in made.items()
         },
     )

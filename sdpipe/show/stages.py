@@ -1,13 +1,11 @@
-"""What several drawings ask of a pipeline: one picture's settings, its size, the noise schedule."""
+"""What several drawings ask of a pipeline: one image's settings and its size."""
 
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from sdpipe.guidance import shown
 from sdpipe.plan import plan
-from sdpipe.schedule import make_scheduler
 
 if TYPE_CHECKING:
     from sdpipe.pipeline import Pipeline
@@ -36,9 +34,3 @@ def brought_to_size(picture: Image.Image, settings: "Settings") -> Image.Image:
     assert settings.height is not None
     size = (settings.width, settings.height)
     return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-
-
-def alpha_bars(pipe: "Pipeline") -> Tensor:
-    """The share of the signal's variance at each timestep that a model was trained on, (T,)."""
-    alpha_bar: Tensor = make_scheduler("ddim", pipe.components.scheduler_config, 1).alphas_cumprod
-    return alpha_bar

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,9 +56,9 @@ def save_steps(
         UsageError: the result was drawn without `save_int`.
         SdpipeError: the folder is there already, or it cannot be written.
     """
-    folder, passes = Path(folder), _passes(result)
+    folder, passes = Path(folder), _passes(result, index)
     vae = _for(vae, result)
-    decoded, total = count(1), sum(2 * len(steps) + 1 for _, steps in passes)
+    decoded, total = count(1), sum(2 * len(steps) + 1 for steps in passes)
 
     def tell() -> None:
         if on_decoded is not None:
@@ -68,11 +68,11 @@ def save_steps(
         if folder.exists():
             raise FileExistsError(17, "it exists already", str(folder))
         with temporary_path(folder.parent) as temporary:
-            for into, (noise, steps) in zip((temporary, temporary / "hires"), passes, strict=False):
+            for into, steps in zip((temporary, temporary / "hires"), passes, strict=False):
                 into.mkdir()
                 settings = result.settings[index] if describe else None
-                _save_latents(into / "latents.safetensors", noise[index], steps, index, settings)
-                states = _trajectory(noise, steps, index)
+                _save_latents(into / "latents.safetensors", steps, settings)
+                states = _trajectory(steps)
                 kept = _save_pictures(vae, *states, into, tell)
                 strip = filmstrip(kept, *(() if settings is None else title_lines(settings)))
                 strip.save(into / "filmstrip.png")
@@ -92,7 +92,7 @@ def columns(
     Raises:
         UsageError: the result was drawn without `save_int`.
     """
-    x_t, x0, sigmas = _trajectory(*_passes(result)[0], index)
+    x_t, x0, sigmas = _trajectory(_passes(result, index)[0])
     vae = _for(vae, result)
     states = spread_states(len(x0), most)
     above = list(_decoded(vae, x_t[states]))
@@ -109,33 +109,29 @@ def _for(vae: "AutoencoderKL", result: "Result") -> "AutoencoderKL":
     return vae if axes is None else with_circular_padding(vae, axes)
 
 
-def _passes(result: "Result") -> list[tuple[Tensor, list[Step]]]:
-    """What each pass began with, (B, C, h, w), and its steps: one pass, with hires two."""
-    if result.noise is None or not result.steps:
-        raise UsageError("this result has no steps; draw it with save_int=True.")
-    passes = [(result.noise, [step for step in result.steps if not step.hires])]
-    if result.hires_noise is not None:
-        passes.append((result.hires_noise, [step for step in result.steps if step.hires]))
-    return passes
+def _passes(result: "Result", index: int) -> list[list[Step]]:
+    """The steps of each pass over an image: one pass, with `hires_scale` two."""
+    steps = result.steps_of(index)
+    if not steps:
+        raise UsageError("this result", "has no steps", "draw it with save_int=True")
+    return [list(group) for _, group in groupby(steps, lambda step: step.hires)]
 
 
-def _trajectory(noise: Tensor, steps: list[Step], index: int) -> tuple[Tensor, Tensor, list[float]]:
+def _trajectory(steps: list[Step]) -> tuple[Tensor, Tensor, list[float]]:
     """x_t (S + 1, C, h, w) in the range of latents, x0 (S, C, h, w), sigma of each x_t."""
     sigmas = [steps[0].sigma, *(step.sigma_next for step in steps)]
-    x_t = torch.stack([noise[index], *(step.latents[index] for step in steps)]).cpu()
+    x_t = torch.cat([steps[0].input, *(step.latents for step in steps)]).cpu()
     if steps[0].variance_exploding:
         # x_t = x_0 + sigma eps grows with sigma; the VAE knows latents of about unit variance.
         x_t = torch.stack([x / math.sqrt(1 + s * s) for x, s in zip(x_t, sigmas, strict=True)])
-    x0 = torch.stack([step.x0[index] for step in steps]).cpu()
+    x0 = torch.cat([step.x0 for step in steps]).cpu()
     return x_t, x0, sigmas
 
 
-def _save_latents(
-    path: Path, noise: Tensor, steps: list[Step], index: int, settings: Settings | None
-) -> None:
+def _save_latents(path: Path, steps: list[Step], settings: Settings | None) -> None:
     tensors = {
-        "x_t": torch.stack([noise.cpu(), *(s.latents[index].cpu() for s in steps)]),
-        "x0": torch.stack([s.x0[index].cpu() for s in steps]),
+        "x_t": torch.cat([steps[0].input, *(step.latents for step in steps)]).cpu(),
+        "x0": torch.cat([step.x0 for step in steps]).cpu(),
         "sigma": torch.tensor([steps[0].sigma, *(s.sigma_next for s in steps)]),
         "timestep": torch.tensor([s.timestep for s in steps]),
     }

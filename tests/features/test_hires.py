@@ -77,8 +77,8 @@ def test_the_steps_of_both_passes_are_counted_through(tiny):
     assert [tuple(step.latents.shape[2:]) for step in seen] == [(8, 8)] * 4 + [(16, 16)] * 3
     assert [step.timestep for step in seen[4:]] == [step.timestep for step in seen[1:4]]
     assert drawn.steps == seen
-    assert drawn.noise.shape[2:] == (8, 8)
-    assert drawn.hires_noise.shape[2:] == (16, 16)
+    assert drawn.steps[0].input.shape[2:] == (8, 8)
+    assert next(s for s in drawn.steps if s.hires).input.shape[2:] == (16, 16)
     streamed = list(tiny.stream("a cat", **settings))
     assert all(torch.equal(a.latents, b.latents) for a, b in zip(streamed, seen, strict=True))
 

@@ -28,12 +28,12 @@ from support.parity import BETAS, assert_equal
 from sdpipe import Pipeline, SdpipeWarning, UsageError, pil_to_latents
 from sdpipe.canvas import lay, take
 from sdpipe.cli.app import main
-from sdpipe.denoise import denoise, noise_levels, variance_exploding
+from sdpipe.denoise import denoise
 from sdpipe.init import PictureId, size_for
 from sdpipe.io.png import read
-from sdpipe.latents import add_noise, noised
+from sdpipe.latents import add_noise
 from sdpipe.metadata.record import Record, RecordError
-from sdpipe.schedule import make_scheduler
+from sdpipe.schedule import Schedule, make_schedule, make_scheduler
 from sdpipe.settings import SCHEDULERS, Settings
 
 # The weights of the tiny model are random, and what it predicts is no picture's noise.
@@ -100,9 +100,9 @@ def test_a_unet_that_knows_the_picture_brings_it_back_from_any_step(name, skip):
             sigma = float(np.interp(float(t), np.arange(1000), levels))
             return SimpleNamespace(sample=(x_in * (1 + sigma**2) ** 0.5 - x_0) / sigma)
 
-    exploding = variance_exploding(scheduler)
+    schedule = Schedule.of(scheduler)
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(3))
-    x_t = noised(x_0, eps, noise_levels(scheduler)[0], exploding)
+    x_t = schedule.noised(x_0, eps, schedule.sigmas[0])
     text = torch.zeros(1, 3, 5)
     generators = [torch.Generator().manual_seed(4)]
     *_, last = denoise(Knows(), scheduler, x_t, text, text, 1.0, generators)
@@ -111,15 +111,16 @@ def test_a_unet_that_knows_the_picture_brings_it_back_from_any_step(name, skip):
     if name == "euler_a":
         assert torch.allclose(last.latents, x_0, atol=1e-4)
     else:
-        assert torch.allclose(last.latents, noised(x_0, eps, left, exploding), atol=2e-3)
+        assert torch.allclose(last.latents, schedule.noised(x_0, eps, left), atol=2e-3)
 
 
 def test_noised_is_the_forward_process():
     x_0, eps = torch.randn(2, 1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    ddim, lms = (make_schedule(name, BETAS, 5) for name in ("ddim", "lms"))
     for sigma in (0.0, 0.03, 1.0, 14.6):
         unit = add_noise(x_0, eps, torch.tensor([1 / (1 + sigma**2)]))
-        assert torch.allclose(noised(x_0, eps, sigma, False), unit, atol=1e-6)
-        assert torch.allclose(noised(x_0, eps, sigma, True), x_0 + sigma * eps)
+        assert torch.allclose(ddim.noised(x_0, eps, sigma), unit, atol=1e-6)
+        assert torch.allclose(lms.noised(x_0, eps, sigma), x_0 + sigma * eps)
 
 
 def test_a_picture_alone_in_a_batch_and_exact(tiny):

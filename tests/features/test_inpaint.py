@@ -11,7 +11,7 @@ from support.images import ID, PROMPTS, LatePipeline, diffusers_run, picture, re
 
 from sdpipe import UsageError, pil_to_latents
 from sdpipe.canvas import SEAM, Canvas, lay, take
-from sdpipe.latents import latent_mask
+from sdpipe.sampling import latent_mask
 from sdpipe.settings import SCHEDULERS, Settings
 
 __all__ = ["tiny"]  # a fixture

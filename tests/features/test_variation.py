@@ -43,7 +43,9 @@ def test_the_loop_begins_on_the_arc_between_the_two_seeds_picture_by_picture(tin
     same = {"scheduler": "ddim", "steps": 2, "save_int": True}
     drawn = tiny.generate("a cat", seed=5, n=2, variation_strength=0.2, variation_seed=9, **same)
     for i, seed in enumerate((9, 10)):
-        assert torch.allclose(drawn.noise[i], arc(noise(5), noise(seed), 0.2)[0], atol=1e-5)
+        assert torch.allclose(
+            drawn.steps[0].input[i], arc(noise(5), noise(seed), 0.2)[0], atol=1e-5
+        )
     assert [(s.seed, s.variation_seed) for s in drawn.settings] == [(5, 9), (5, 10)]
 
 
@@ -57,7 +59,7 @@ def test_none_of_it_is_the_seeds_own_picture_and_all_of_it_the_others(tiny):
         assert drawn.images[0].tobytes() == expected.images[0].tobytes()
     # The noise of a seed on its way to itself is that noise.
     drawn = tiny.generate("a cat", seed=5, variation_strength=0.3, variation_seed=5, **same)
-    assert torch.equal(drawn.noise, own.noise)
+    assert torch.equal(drawn.steps[0].input, own.steps[0].input)
 
 
 def test_later_noise_is_the_seeds_own_as_diffusers_draws_it(tiny):

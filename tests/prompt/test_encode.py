@@ -362,10 +362,13 @@ def test_a_batch_are_neighbours_of_one_length(emoji):
     prompts = ["cat", "dog", "cat " * 80, "owl", "[cat:dog:0.5]", "crab"]
     same = {"steps": 2, "g": 1, "dim": 32, "seed": 1}
     result = emoji.generate(prompts, **same)
-    assert result.places == [(0, 2), (1, 2), (0, 1), (0, 3), (1, 3), (2, 3)]
+    assert result.batch_positions == [(0, 2), (1, 2), (0, 1), (0, 3), (1, 3), (2, 3)]
     again = emoji.generate("crab", **{**same, "n": 3, "seed": 4})
     assert again.images[2].tobytes() == result.images[5].tobytes()
-    assert emoji.generate(prompts[:2], **same, batch_invariant=True).places == [(0, 1), (0, 1)]
+    assert emoji.generate(prompts[:2], **same, batch_invariant=True).batch_positions == [
+        (0, 1),
+        (0, 1),
+    ]
 
 
 def test_a_change_that_never_comes_is_told(pipe):

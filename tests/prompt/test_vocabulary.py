@@ -126,7 +126,7 @@ def warning(prompt, vocabulary=GARDEN, added_tokens=()):
     """The one warning for a prompt, None if there is none."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_unknown_words(vocabulary, [prompt], "m", "list-names", added_tokens, stacklevel=2)
+        warn_unknown_words(vocabulary, [prompt], "m", "list-names", added_tokens)
     assert all((w.category, w.filename) == (SdpipeWarning, __file__) for w in caught)
     messages = [str(w.message) for w in caught]
     return messages[0] if messages else None

@@ -91,7 +91,7 @@ def texts_mistaken(unet, x_in, t, cond, uncond, g, rescale):
     return right(unet, x_in, t, uncond, cond, g, rescale)
 
 
-right = sdpipe.denoise.guided
+right = sdpipe.denoise.predict_guided
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ right = sdpipe.denoise.guided
     [(wrong_guidance, 0), (late_guidance, 3), (whole_timesteps, 1), (texts_mistaken, 0)],
 )
 def test_a_fault_in_the_loop_is_seen_at_the_step_where_it_begins(pipe, monkeypatch, fault, first):
-    monkeypatch.setattr(sdpipe.denoise, "guided", fault)
+    monkeypatch.setattr(sdpipe.denoise, "predict_guided", fault)
     # 1000, 800, 599, 400, 200, 0: all but the ends are fractions.
     found = compare(pipe, PROMPT, scheduler="lms", g=3, steps=6, seed=2, tolerance=2e-6)
     apart = [gap.index for gap in found.steps if gap.relative > 2e-6]

@@ -6,12 +6,11 @@ import torch
 from PIL import Image
 from support.drawn import assert_legible
 
-from sdpipe.denoise import clean_latents
+from sdpipe.denoise import predict_x0
 from sdpipe.errors import NotFiniteError, UsageError
 from sdpipe.latents import pil_to_latents
 from sdpipe.prompt.encode import condition
 from sdpipe.show.denoise import denoise_data, denoise_figure, noise_in
-from sdpipe.show.listen import with_unet
 
 # Few steps save time; whether a model draws well in them is not looked at here.
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
@@ -42,7 +41,7 @@ class Oracle:
 def test_a_unet_that_knows_the_noise_leaves_the_picture(emoji, picture, kind):
     first = denoise_data(emoji, "red apple", 600, picture=picture, seed=3)
     oracle = Oracle(kind, first.alpha_bar, first.x_0[None], first.eps[None])
-    twin = with_unet(emoji, oracle)
+    twin = emoji.with_parts(unet=oracle)
     config = {**emoji.components.scheduler_config, "prediction_type": kind}
     twin.components = replace(twin.components, scheduler_config=config)
     data = denoise_data(twin, "red apple", 600, picture=picture, seed=3)
@@ -98,12 +97,12 @@ def test_the_picture_is_that_of_the_prompt(emoji):
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_noise_and_clean_latents_are_one_equation(kind):
+def test_noise_and_predict_x0_are_one_equation(kind):
     g = torch.Generator().manual_seed(0)
     x_t, output = (torch.randn((1, 4, 3, 3), generator=g) for _ in range(2))
     for sigma in (0.05, 1.0, 14.0):
         a = 1 / (1 + sigma**2)
-        eps, x_0 = noise_in(x_t, output, sigma, kind), clean_latents(x_t, output, sigma, kind)
+        eps, x_0 = noise_in(x_t, output, sigma, kind), predict_x0(x_t, output, sigma, kind)
         assert torch.allclose(a**0.5 * x_0 + (1 - a) ** 0.5 * eps, x_t, atol=1e-4)
 
 
@@ -112,7 +111,7 @@ def test_what_is_not_there_is_told(emoji, picture):
         denoise_data(emoji, "x", 1000)
     broken = Oracle("epsilon", 0.5, torch.zeros(1), torch.full((1, 4, 8, 8), torch.nan))
     with pytest.raises(NotFiniteError, match="NaN"):
-        denoise_data(with_unet(emoji, broken), "x", 9, picture=picture, seed=0, dim=64)
+        denoise_data(emoji.with_parts(unet=broken), "x", 9, picture=picture, seed=0, dim=64)
 
 
 @pytest.mark.parametrize("prompt", ["", "long " * 80, "a $5 café with 🐶"])

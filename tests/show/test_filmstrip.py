@@ -33,21 +33,23 @@ def result(steps=3, *, exploding=True, batch=2):
     def latents():
         return torch.randn((batch, 4, 4, 4), generator=g)
 
+    states = [latents() * (1 + steps - i) for i in range(steps + 1)]
     kept = [
         Step(
+            images=range(batch),
             index=i,
             total=steps,
             timestep=900.5 - i,
             sigma=float(steps - i),
             sigma_next=float(steps - i - 1),
-            latents=latents() * (1 + steps - i),
+            input=states[i],
+            latents=states[i + 1],
             x0=latents(),
             variance_exploding=exploding,
         )
         for i in range(steps)
     ]
-    noise = latents() * steps
-    return Result([], [3, 4], [SETTINGS] * batch, [], kept, noise)
+    return Result([], [SETTINGS] * batch, [], kept)
 
 
 def plain(*size):
@@ -121,7 +123,7 @@ def test_a_folder_holds_every_step(vae, tmp_path):
         return Image.open(folder / name).tobytes()
 
     # sigma of x_t after steps 0, 1, 2, 3 is 3, 2, 1, 0.
-    assert saved("xt-00.png") == shown(drawn.noise / 10**0.5)
+    assert saved("xt-00.png") == shown(drawn.steps[0].input / 10**0.5)
     assert saved("xt-02.png") == shown(drawn.steps[1].latents / 2**0.5)
     assert saved("xt-03.png") == shown(drawn.steps[2].latents)
     assert saved("x0-01.png") == shown(drawn.steps[0].x0)
@@ -145,7 +147,7 @@ def test_the_latents_are_those_of_the_loop(vae, tmp_path, describe):
         assert file.get_tensor("sigma").tolist() == [3, 2, 1, 0]
         assert file.get_tensor("timestep").tolist() == [900.5, 899.5, 898.5]
         notes = file.metadata()
-    assert torch.equal(x_t[0], drawn.noise[1])
+    assert torch.equal(x_t[0], drawn.steps[0].input[1])
     assert torch.equal(x_t[3], drawn.steps[2].latents[1])
     assert torch.equal(x0[1], drawn.steps[1].x0[1])
     assert json.loads(notes["variance_exploding"]) is True
@@ -190,9 +192,9 @@ def test_latents_that_cannot_be_decoded_leave_no_folder(vae, tmp_path):
 
 def test_what_cannot_be_saved_is_told(vae, tmp_path):
     with pytest.raises(UsageError, match="save_int=True"):
-        save_steps(vae, Result([], [], [SETTINGS], []), 0, tmp_path / "x.steps")
+        save_steps(vae, Result([], [SETTINGS], []), 0, tmp_path / "x.steps")
     with pytest.raises(UsageError, match="save_int=True"):
-        columns(vae, Result([], [], [SETTINGS], []), 0)
+        columns(vae, Result([], [SETTINGS], []), 0)
     (tmp_path / "x.steps").mkdir()
     with pytest.raises(SdpipeError, match=r"x\.steps cannot be written: it exists already"):
         save_steps(vae, result(), 0, tmp_path / "x.steps")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.drawn import assert_legible
 
-from sdpipe.denoise import clean_latents
+from sdpipe.denoise import predict_x0
 from sdpipe.errors import UsageError
 from sdpipe.latents import latents_to_pil
 from sdpipe.prompt.encode import condition
@@ -28,11 +28,10 @@ def test_every_number_is_that_of_two_calls_of_the_unet_by_hand(emoji, guided):
     scheduler = make_scheduler("lms", parts.scheduler_config, 4)
     text = condition(parts.tokenizer, parts.text_encoder, ["red apple"], [""])
     (empty,), (prompt,) = text.uncond, text.cond
-    inputs = [result.noise, *(step.latents for step in result.steps)]
     kind = parts.scheduler_config.get("prediction_type", "epsilon")
     kept = []
-    for step, x_t in zip(result.steps, inputs, strict=False):
-        x_in = x_t / (step.sigma**2 + 1) ** 0.5
+    for step in result.steps:
+        x_in = step.input / (step.sigma**2 + 1) ** 0.5
         t = scheduler.timesteps[step.index]
         with torch.no_grad():
             without, with_it = (parts.unet(x_in, t, e).sample for e in (empty, prompt))
@@ -44,7 +43,7 @@ def test_every_number_is_that_of_two_calls_of_the_unet_by_hand(emoji, guided):
         cosine = torch.cosine_similarity(without.flatten(), with_it.flatten(), dim=0)
         assert told.angle == pytest.approx(float(cosine.clamp(max=1).arccos().rad2deg()), abs=0.05)
         if step.index in (0, 2):
-            kept.append([clean_latents(x_in, e, step.sigma, kind) for e in (without, with_it)])
+            kept.append([predict_x0(x_in, e, step.sigma, kind) for e in (without, with_it)])
             kept[-1].append(step.x0)
     assert guided.at == [0, 2]
     for pictures, latents in zip(guided.pictures, kept, strict=True):
@@ -63,13 +62,13 @@ def test_the_picture_of_the_last_guided_step_is_that_of_the_run(emoji, guided):
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.filterwarnings("ignore:emoji has never read")
-def test_clean_latents_of_each_follow_from_those_of_the_guided(kind, guided, emoji):
+def test_predict_x0_of_each_follow_from_those_of_the_guided(kind, guided, emoji):
     step = emoji.generate("x", save_int=True, seed=0, steps=2, dim=64).steps[0]
     g = torch.Generator().manual_seed(0)
     x_in, both = torch.randn((1, 4, 8, 8), generator=g), torch.randn((2, 4, 8, 8), generator=g)
     for sigma in (0.3, 9.0):
         outputs = [*both.chunk(2), both[:1] + 5 * (both[1:] - both[:1])]
-        wanted = [clean_latents(x_in, output, sigma, kind) for output in outputs]
+        wanted = [predict_x0(x_in, output, sigma, kind) for output in outputs]
         each = clean_each(replace(step, sigma=sigma, x0=wanted[2]), both, 5, kind)
         for found, other in zip(each, wanted, strict=True):
             assert torch.allclose(found, other, atol=1e-3)

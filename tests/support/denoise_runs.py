@@ -1,7 +1,7 @@
 import torch
 
-from sdpipe.denoise import denoise, noise_levels
-from sdpipe.schedule import make_scheduler
+from sdpipe.denoise import denoise
+from sdpipe.schedule import Schedule, make_scheduler
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -15,17 +15,16 @@ class Output:
 
 
 class Oracle:
-    """A U-Net that knows the picture: it names the noise between x_in and `TARGET` exactly.
+    """A U-Net that knows the image: it predicts the noise between x_in and `TARGET` exactly.
 
-    Where the text is zero it knows another picture, three times as bright.
+    Where the text is zero it knows another image, three times as bright.
     """
 
     dtype = torch.float32
 
     def __init__(self, scheduler, prediction_type="epsilon"):
-        self.levels = dict(
-            zip(map(float, scheduler.timesteps), noise_levels(scheduler), strict=False)
-        )
+        sigmas = Schedule.of(scheduler).sigmas
+        self.levels = dict(zip(map(float, scheduler.timesteps), sigmas, strict=False))
         self.prediction_type = prediction_type
         self.calls = []
 

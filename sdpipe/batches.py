@@ -1,0 +1,130 @@
+"""Which images go through the networks together."""
+
+import shlex
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+
+from sdpipe.components import Components
+from sdpipe.errors import warn
+from sdpipe.prompt.chunks import chunk_count
+from sdpipe.prompt.encode import Conditioning, condition, tell_late
+from sdpipe.prompt.vocabulary import warn_unknown_words
+
+if TYPE_CHECKING:
+    from sdpipe.denoise import Step
+    from sdpipe.settings import ResolvedSettings
+
+BATCH_PIXELS = 2**22
+"""A CPU draws no faster with more at once: 16 images of 512 x 512, or 256 of 128 x 128."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images that the U-Net draws together: alike in all settings but prompts and seeds.
+
+    images: their numbers in the run, from 0: B of them.
+    settings: of each of them.
+    """
+
+    images: range
+    settings: tuple["ResolvedSettings", ...]
+
+    def __len__(self) -> int:
+        return len(self.settings)
+
+    def split(self, most: int) -> "list[Batch]":
+        """The same images, at most `most` at a time."""
+        parts = [slice(i, i + most) for i in range(0, len(self), most)]
+        return [Batch(self.images[part], self.settings[part]) for part in parts]
+
+
+def split_into_batches(
+    parts: Components, images: Sequence["ResolvedSettings"], *, pixels: int = BATCH_PIXELS
+) -> list[Batch]:
+    """Groups neighbours that can be drawn together, each batch as large as is fast.
+
+    The prompts of a batch have equally many chunks, so an image does not depend on the length of
+    another's prompt. With `batch_invariant` a batch is one image.
+
+    Warns of changes in prompts that come after the last step, and of unknown words.
+    """
+    count: dict[tuple[str, int], int] = {}
+    for steps, group in groupby(images, _steps_from_start):
+        texts = dict.fromkeys(text for s in group for text in (s.prompt, s.negative_prompt))
+        tell_late(texts, steps)
+        count |= {(text, steps): chunk_count(parts.tokenizer, text, steps) for text in texts}
+    if parts.vocabulary is not None:
+        texts = dict.fromkeys(text for text, _ in count)
+        command = f"sdpipe names --model {shlex.quote(parts.model.name)}"
+        added_tokens = parts.tokenizer.added_tokens_encoder
+        warn_unknown_words(parts.vocabulary, texts, parts.model.name, command, added_tokens)
+
+    def alike(settings: "ResolvedSettings") -> tuple["ResolvedSettings", int]:
+        steps = _steps_from_start(settings)
+        chunks = max(count[text, steps] for text in (settings.prompt, settings.negative_prompt))
+        seed = None if settings.variation_seed is None else 0
+        same = replace(
+            settings, dim=None, prompt="", negative_prompt="", seed=0, variation_seed=seed
+        )
+        return same, chunks
+
+    batches, first = [], 0
+    for (settings, _), group in groupby(images, alike):
+        members = tuple(group)
+        batch = Batch(range(first, first + len(members)), members)
+        width, height = settings.output_size
+        most = max(pixels // (width * height), 1)
+        if parts.device.type == "cuda":  # a GPU tries them all, see `in_memory`
+            most = len(members)
+        batches += batch.split(1 if settings.batch_invariant else most)
+        first += len(members)
+    return batches
+
+
+def encode(parts: Components, batch: Batch) -> Conditioning:
+    """The prompt embeddings of a batch, for the steps that it takes from its start."""
+    with parts.on_device(parts.text_encoder):
+        return condition(
+            parts.tokenizer,
+            parts.text_encoder,
+            [settings.prompt for settings in batch.settings],
+            [settings.negative_prompt for settings in batch.settings],
+            steps=_steps_from_start(batch.settings[0]),
+            clip_skip=batch.settings[0].clip_skip,
+        )
+
+
+def in_memory(
+    batches: Iterable[Batch], draw: Callable[[Batch], Iterator["Step"]]
+) -> Iterator["Step"]:
+    """Draws batch after batch; where memory runs out, it begins again in halves and warns.
+
+    A batch that does not fit begins anew at its first step, in two parts, and so do the later
+    ones.
+
+    Raises:
+        torch.OutOfMemoryError: a single image is too large for the device.
+    """
+    waiting = deque(batches)
+    while waiting:
+        batch = waiting.popleft()
+        try:
+            yield from draw(batch)
+            continue
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        most = (len(batch) + 1) // 2
+        warn(f"out of memory for {len(batch)} images at once; they are drawn {most} at a time.")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        waiting = deque(part for each in (batch, *waiting) for part in each.split(most))
+
+
+def _steps_from_start(settings: "ResolvedSettings") -> int:
+    return settings.num_steps_taken(settings.strength)
