@@ -8,7 +8,7 @@ from judge import Judge, Range, Tally
 from PIL import Image
 
 from sdpipe import Pipeline
-from sdpipe.settings import FALLBACKS
+from sdpipe.settings import DEFAULTS
 from sdpipe.training.emoji.scenes import COLOURS, PLACES, RELATIONS, SIZES, Scene, caption
 from sdpipe.training.recipe import load_recipe
 
@@ -29,7 +29,7 @@ class Bench:
         self.model, self.batch, self.count = model, batch, count
         self.all_names = count == NAMES
         self.pipe = Pipeline(model)
-        self.own = {**FALLBACKS, **self.pipe.components.defaults}
+        self.own = {**DEFAULTS, **self.pipe.components.defaults}
         self.judge = Judge()
         self.names = random.Random(0).sample(self.judge.names, NAMES)[:count]
         scenes = load_recipe().scenes

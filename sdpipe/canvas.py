@@ -1,12 +1,12 @@
-"""What a run draws on: a picture taken from a person, brought to size, grown, and its mask.
+"""The image that a run begins with: read, fitted to the run's size, extended, and masked.
 
-    from sdpipe.canvas import lay, take
+    from sdpipe.canvas import load_images, prepare
 
-    init, mask = take("cat.png", "mask.png")
-    canvas = lay(settings, init, mask)
-    picture = canvas.keep(drawn)
+    init, mask = load_images("cat.png", "mask.png")
+    canvas = prepare(settings, init, mask)
+    image = canvas.composite(drawn)
 
-A mask's white is redrawn and its black stays. Needs no torch.
+Where a mask is white the image is redrawn, where it is black it stays. Needs no torch.
 """
 
 import os
@@ -15,160 +15,163 @@ from dataclasses import dataclass, field
 from PIL import Image, ImageChops, ImageOps
 
 from sdpipe.errors import UsageError
-from sdpipe.init import PictureId
 from sdpipe.io.pixels import pixels_sha256, read_image, to_upright_rgb
-from sdpipe.settings import Settings
+from sdpipe.settings import ImageRef, ResolvedSettings
 
-REDRAWN = 128  # what a mask has to have at least, of 255, for the U-Net to draw there
-SEAM = 16  # pixels of the picture, beside what it grew by, that are redrawn too
+MASK_THRESHOLD = 128  # of 255; a mask has to be at least this bright somewhere
+SEAM = 16  # pixels beside an extended edge that are redrawn too
 
 
 @dataclass(frozen=True)
-class Picture(PictureId):
-    """A picture with its pixels: RGB, or L if it is a mask."""
+class LoadedImage(ImageRef):
+    """An image with its pixels: RGB, or L if it is a mask."""
 
     image: Image.Image = field(compare=False, repr=False)
 
 
-Source = str | os.PathLike[str] | Image.Image | Picture
+Source = str | os.PathLike[str] | Image.Image | LoadedImage
 
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """A picture at the size of a run, RGB, and where it is redrawn, L; None is everywhere."""
+    """An image at the size of a run, RGB, and the mask of what is redrawn, L; None is all of it."""
 
-    picture: Image.Image
+    image: Image.Image
     mask: Image.Image | None = None
 
-    def keep(self, drawn: Image.Image) -> Image.Image:
-        """What was drawn, with the picture's own pixels wherever the mask is black.
-
-        A mask's greys blend the two.
-        """
-        return drawn if self.mask is None else Image.composite(drawn, self.picture, self.mask)
+    def composite(self, drawn: Image.Image) -> Image.Image:
+        """What was drawn, with this image's own pixels where the mask is black; greys blend."""
+        return drawn if self.mask is None else Image.composite(drawn, self.image, self.mask)
 
 
-def take(init: Source | None, mask: Source | None = None) -> tuple[Picture | None, Picture | None]:
-    """The pictures of a run, read and held against each other; one that was taken is let through.
+def load_images(
+    init: Source | None, mask: Source | None = None
+) -> tuple[LoadedImage | None, LoadedImage | None]:
+    """Reads init and mask and checks that they fit each other; loaded images are passed on.
 
-    What is transparent lies on white, in a mask on black. A ~ before a path is your home.
+    Transparent pixels become white, in a mask black. A leading ~ in a path is the home folder.
 
     Raises:
-        UsageError: one can't be read, there is a mask alone, it has another size, or no white.
+        UsageError: one cannot be read, the mask has no image, another size, or nothing white.
     """
     if init is None:
         if mask is not None:
-            raise UsageError("mask is the part of a picture to redraw; give the picture: init.")
+            raise UsageError("mask_image", "needs an image to mask", "give init_image")
         return None, None
-    taken = _taken("init_image", init)
+    loaded = _load("init_image", init)
     if mask is None:
-        return taken, None
-    part = _taken("mask_image", mask)
-    if part.image.size != taken.image.size:
+        return loaded, None
+    loaded_mask = _load("mask_image", mask)
+    if loaded_mask.image.size != loaded.image.size:
         raise UsageError(
-            f"the mask has {_size(part.image)} pixels and the picture {_size(taken.image)}; a mask "
-            "has the size of its picture."
+            f"the mask of {_size(loaded_mask.image)} pixels",
+            f"does not fit the image of {_size(loaded.image)}",
+            "give a mask of the same size",
         )
-    if not _has_white(part.image):
+    if not _has_white(loaded_mask.image):
+        brightest = loaded_mask.image.getextrema()[1]
         raise UsageError(
-            f"the mask has no white (the brightest of it is {part.image.getextrema()[1]} of 255), "
-            "and what is white is redrawn; paint white what is to change."
+            f"the mask, at most {brightest} of 255 bright,",
+            "has no white, which marks what is redrawn",
+            "paint white what is to change",
         )
-    return taken, part
+    return loaded, loaded_mask
 
 
-def lay(settings: Settings, init: Picture | None, mask: Picture | None = None) -> Canvas | None:
-    """Brings the pictures to the size of settings that are resolved; None where there are none.
+def prepare(
+    settings: ResolvedSettings, init: LoadedImage | None, mask: LoadedImage | None = None
+) -> Canvas | None:
+    """Fits init and mask to the size of the run and extends them by outpaint; None without init.
 
-    A mask that is all white is as good as none.
+    A mask that is white everywhere is left out.
 
     Raises:
-        UsageError: the mask's white is outside of what is left of the picture.
+        UsageError: fitting leaves nothing white of the mask.
     """
     if init is None:
         return None
-    assert settings.width is not None
-    assert settings.height is not None
     left, top, right, bottom = settings.outpaint or (0, 0, 0, 0)
     size = (settings.width - left - right, settings.height - top - bottom)
-    how = settings.fit or "crop"
-    picture = _fitted(init.image, size, how, "white")
-    part = None if mask is None else _fitted(mask.image, size, how, "black")
+    fit = settings.fit or "crop"
+    image = _fit(init.image, size, fit, "white")
+    fitted_mask = None if mask is None else _fit(mask.image, size, fit, "black")
     if settings.outpaint is not None:
-        picture = _grown(picture, settings.outpaint)
-        part = _grown_mask(part or Image.new("L", size), settings.outpaint)
-    if part is not None and not _has_white(part):
+        image = _pad_edges(image, settings.outpaint)
+        fitted_mask = _pad_mask(fitted_mask or Image.new("L", size), settings.outpaint)
+    if fitted_mask is not None and not _has_white(fitted_mask):
         raise UsageError(
-            f"nothing white of the mask is left at {_size(part)} pixels with fit={how}; take "
-            "another fit or size."
+            f"fit={fit} to {_size(fitted_mask)} pixels",
+            "leaves nothing white of the mask",
+            "use another fit or size",
         )
-    if part is not None and part.getextrema() == (255, 255):
-        part = None
-    return Canvas(picture, part)
+    if fitted_mask is not None and fitted_mask.getextrema() == (255, 255):
+        fitted_mask = None
+    return Canvas(image, fitted_mask)
 
 
-def _taken(what: str, source: Source) -> Picture:
-    if isinstance(source, Picture):
+def _load(name: str, source: Source) -> LoadedImage:
+    if isinstance(source, LoadedImage):
         return source
-    name = ""
-    paper = "black" if what == "mask_image" else "white"
+    file = ""
+    is_mask = name == "mask_image"
+    background = "black" if is_mask else "white"
     if isinstance(source, Image.Image):
-        image = to_upright_rgb(source, paper)
+        image = to_upright_rgb(source, background)
     elif isinstance(source, str | os.PathLike) and os.fspath(source):
         source = os.path.expanduser(source)
-        name = os.path.basename(os.fsencode(source)).decode("utf-8", "replace")
-        image = read_image(source, paper)
+        file = os.path.basename(os.fsencode(source)).decode("utf-8", "replace")
+        image = read_image(source, background)
     else:
         raise UsageError(
-            f"{what}={source!r} is no picture; give a file's path or, in Python, a PIL image."
+            f"{name}={source!r}", "is not an image", "give a file, or in Python a PIL image"
         )
-    image = image.convert("L") if what == "mask_image" else image
-    return Picture(name, pixels_sha256(image), image)
+    image = image.convert("L") if is_mask else image
+    return LoadedImage(file, pixels_sha256(image), image)
 
 
-def _fitted(image: Image.Image, size: tuple[int, int], how: str, paper: str) -> Image.Image:
-    """A picture brought to a size; one that has it already is the same bits."""
+def _fit(image: Image.Image, size: tuple[int, int], fit: str, background: str) -> Image.Image:
+    """Resizes an image; one of that size already stays as it is, bit for bit."""
     if image.size == size:
         return image
     method = Image.Resampling.LANCZOS if image.mode == "RGB" else Image.Resampling.BILINEAR
-    if how == "stretch":
+    if fit == "stretch":
         return image.resize(size, method)
-    if how == "pad":
-        return ImageOps.pad(image, size, method, color=paper)
+    if fit == "pad":
+        return ImageOps.pad(image, size, method, color=background)
     return ImageOps.fit(image, size, method)
 
 
-def _grown(picture: Image.Image, by: tuple[int, int, int, int]) -> Image.Image:
-    """A picture whose outermost pixels go on to all sides."""
-    import numpy as np  # as long to import as all else that a refusal needs
+def _pad_edges(image: Image.Image, outpaint: tuple[int, int, int, int]) -> Image.Image:
+    """Extends an image by repeating its outermost pixels."""
+    import numpy as np  # as slow to import as everything else that a refusal needs
 
-    left, top, right, bottom = by
-    around = ((top, bottom), (left, right), (0, 0))
-    return Image.fromarray(np.pad(np.asarray(picture), around, mode="edge"))
+    left, top, right, bottom = outpaint
+    widths = ((top, bottom), (left, right), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(image), widths, mode="edge"))
 
 
-def _grown_mask(mask: Image.Image, by: tuple[int, int, int, int]) -> Image.Image:
-    """White all around, and fading out from there over `SEAM` pixels of the picture."""
-    left, top, right, bottom = by
+def _pad_mask(mask: Image.Image, outpaint: tuple[int, int, int, int]) -> Image.Image:
+    """Extends a mask with white, which fades out over `SEAM` pixels inside of the old edge."""
+    left, top, right, bottom = outpaint
     width, height = mask.size
-    across = Image.frombytes("L", (width, 1), _fading(width, left, right))
-    down = Image.frombytes("L", (1, height), _fading(height, top, bottom))
+    across = Image.frombytes("L", (width, 1), _fade(width, left, right))
+    down = Image.frombytes("L", (1, height), _fade(height, top, bottom))
     seam = ImageChops.lighter(across.resize(mask.size), down.resize(mask.size))
-    grown = Image.new("L", (left + width + right, top + height + bottom), "white")
-    grown.paste(ImageChops.lighter(mask, seam), (left, top))
-    return grown
+    padded = Image.new("L", (left + width + right, top + height + bottom), "white")
+    padded.paste(ImageChops.lighter(mask, seam), (left, top))
+    return padded
 
 
-def _fading(length: int, before: int, after: int) -> bytes:
-    """From white to black beside each of the two ends that grew: `length` levels."""
+def _fade(length: int, before: int, after: int) -> bytes:
+    """`length` levels, from white to black beside each of the two ends that are extended."""
     seam = min(SEAM, length // 2)
     fall = bytes(round(k / (seam + 1) * 255) for k in range(seam, 0, -1))
-    rest = bytes(length - 2 * seam)
-    return (fall if before else bytes(seam)) + rest + (fall[::-1] if after else bytes(seam))
+    middle = bytes(length - 2 * seam)
+    return (fall if before else bytes(seam)) + middle + (fall[::-1] if after else bytes(seam))
 
 
 def _has_white(mask: Image.Image) -> bool:
-    return float(mask.getextrema()[1]) >= REDRAWN  # type: ignore[arg-type]
+    return float(mask.getextrema()[1]) >= MASK_THRESHOLD  # type: ignore[arg-type]
 
 
 def _size(image: Image.Image) -> str:

@@ -125,7 +125,7 @@ class Components:
             "defaults": self.defaults,
             "factor": vae_factor(self.vae),
             "layers": self.text_encoder.config.num_hidden_layers,
-            "stands_in": self.model.fallback,
+            "is_fallback": self.model.fallback,
         }
 
     def on_device(self, network: "torch.nn.Module") -> AbstractContextManager[None]:

@@ -4,21 +4,16 @@ Ho and Salimans (2022). A scale of 7.5 holds at every step; 12:4 goes from 12 at
 at the last, linearly.
 """
 
-import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from sdpipe.errors import UsageError, warn
-from sdpipe.values import leave_out
+from sdpipe.errors import warn
+from sdpipe.values import Scale
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
     from torch import Tensor
-
-Scale = float | tuple[float, float]
-"""g: one number for all steps, or that of the first step and that of the last."""
 
 
 @dataclass(frozen=True)
@@ -112,89 +107,3 @@ def warn_unguided(guidance: Guidance, sigmas: Sequence[float]) -> None:
             f"guidance_interval={low:g},{high:g} contains none of the run's noise levels, which "
             f"go from {sigmas[0]:.3g} down to {sigmas[-1]:.3g}: no step is guided, as with g 1."
         )
-
-
-def scale(text: str) -> Scale | str:
-    """What g may be, out of "7.5" or "12:4"; the text itself where it is neither."""
-    try:
-        if ":" not in text:
-            return float(text)
-        first, last = text.split(":")
-        return float(first), float(last)
-    except ValueError:
-        return text
-
-
-def bounds(text: str) -> tuple[float, ...] | str:
-    """The value of guidance_interval that "0.3,5" stands for; other texts stay as they are."""
-    try:
-        return tuple(float(sigma) for sigma in text.split(","))
-    except ValueError:
-        return text
-
-
-def shown(g: Scale, digits: str = "g") -> str:
-    """A scale as a person types it: 7.5, 12:4. `digits` is a number's format, "" all of them."""
-    ends = g if isinstance(g, tuple) else (g,)
-    return ":".join(f"{end:{digits}}".removesuffix(".0") for end in ends)
-
-
-def check_scale(value: object) -> Scale:
-    """A guidance scale, or that of the first step and that of the last.
-
-    Raises:
-        UsageError: it is no finite number, nor two of them.
-    """
-    several = isinstance(value, Sequence) and not isinstance(value, str)
-    ends: Sequence[Any] = value if several else (value,)  # type: ignore[assignment]
-    fine = _are_numbers(ends) and len(ends) == (2 if several else 1)
-    told = shown((ends[0], ends[1])) if fine and several else repr(value)[:80]
-    remedy = leave_out(7.5)
-    if not fine:
-        raise UsageError(
-            f"g={told} is not a number, nor a first and a last one, which are 12:4 on the command "
-            f"line and (12, 4) in Python; {remedy}."
-        )
-    if not all(math.isfinite(end) for end in ends):
-        raise UsageError(f"g={told} is not a finite number; {remedy}.")
-    first, last = float(ends[0]), float(ends[-1])
-    return first if first == last else (first, last)
-
-
-def check_rescale(value: object) -> float:
-    """How much of the guided output's spread goes back to that under the prompt alone.
-
-    Raises:
-        UsageError: it is no number from 0 to 1.
-    """
-    if not _are_numbers([value]):
-        raise UsageError(f"guidance_rescale={value!r} is not a number; it is from 0, off, to 1.")
-    if not 0 <= float(value) <= 1:  # type: ignore[arg-type]
-        raise UsageError(
-            f"guidance_rescale={value} is out of range: 0, which leaves the guided output as it "
-            "is, to 1; 0.7 is a good one."
-        )
-    return float(value)  # type: ignore[arg-type]
-
-
-def check_interval(value: object) -> tuple[float, float] | None:
-    """The noise levels between which there is guidance: sigmas, the lower first.
-
-    Raises:
-        UsageError: they are not two finite numbers from 0, the second larger.
-    """
-    if value is None:
-        return None
-    told = repr(value)[:80]
-    if isinstance(value, Sequence) and not isinstance(value, str) and _are_numbers(value):
-        told = ",".join(f"{sigma:g}" for sigma in value)[:80]
-        if len(value) == 2 and 0 <= value[0] < value[1] < math.inf:
-            return float(value[0]), float(value[1])
-    raise UsageError(
-        f"guidance_interval={told} is not two noise levels, the lower one first and none "
-        "below 0; give two sigmas such as 0.3,5: v1-4 goes from 14.6, noise, down to 0.03."
-    )
-
-
-def _are_numbers(values: Sequence[object]) -> bool:
-    return all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in values)

@@ -15,17 +15,17 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdpipe.batches import Batch, encode, in_memory, split_into_batches
-from sdpipe.canvas import Canvas, lay, take
+from sdpipe.canvas import Canvas, load_images, prepare
 from sdpipe.components import Components, load
 from sdpipe.denoise import Step
 from sdpipe.errors import UsageError
 from sdpipe.latents import latents_to_pil, vae_factor
-from sdpipe.plan import Asked, check_names, check_seamless, plan
+from sdpipe.plan import check_seamless, plan
 from sdpipe.runtime.device import pick_speed
 from sdpipe.runtime.seamless import with_circular_padding
 from sdpipe.runtime.speed import accelerate
 from sdpipe.sampling import sample
-from sdpipe.settings import ResolvedSettings
+from sdpipe.settings import GenerateKwargs, ResolvedSettings, check_kwargs
 
 if TYPE_CHECKING:
     from sdpipe.loading.safety_checker import SafetyChecker, SafetyResult
@@ -177,7 +177,7 @@ class Pipeline:
         prompt: str | Sequence[str],
         *,
         on_step: Callable[[Step], object] | None = None,
-        **settings: Unpack[Asked],
+        **settings: Unpack[GenerateKwargs],
     ) -> Result:
         """Draws `n` images of a prompt, or of each prompt of a list.
 
@@ -200,7 +200,9 @@ class Pipeline:
         images, canvas = self._plan(prompt, settings)
         return Result.join(list(self.draw(images, canvas, on_step=on_step)))
 
-    def stream(self, prompt: str | Sequence[str], **settings: Unpack[Asked]) -> Iterator[Step]:
+    def stream(
+        self, prompt: str | Sequence[str], **settings: Unpack[GenerateKwargs]
+    ) -> Iterator[Step]:
         """Draws like `generate`, with the same arguments, and yields every `Step` as it is done.
 
         Stopping is `break`. A batch's last step has the finished latents, for `latents_to_pil`;
@@ -278,7 +280,7 @@ class Pipeline:
         vae = self._with_seamless(seamless).components.vae
         with self.components.on_device(vae):
             images = [latents_to_pil(vae, z)[0] for z in step.latents.split(1)]
-        return images if canvas is None else [canvas.keep(image) for image in images]
+        return images if canvas is None else [canvas.composite(image) for image in images]
 
     def _with_seamless(self, axes: str | None) -> Self:
         """The pipeline for images without a seam along some axes; it shares all weights."""
@@ -296,15 +298,15 @@ class Pipeline:
         return self.components.load_safety_checker()
 
     def _plan(
-        self, prompt: str | Sequence[str], asked: Asked
+        self, prompt: str | Sequence[str], asked: GenerateKwargs
     ) -> tuple[list[ResolvedSettings], Canvas | None]:
         """The settings of every image of a call, and the image that it begins with, if any."""
         parts = self.components
-        settings: dict[str, Any] = check_names(asked)
-        init, mask = take(settings.pop("init_image", None), settings.pop("mask_image", None))
+        settings: dict[str, Any] = check_kwargs(asked)
+        init, mask = load_images(settings.pop("init_image", None), settings.pop("mask_image", None))
         run = plan(prompt, **parts.constraints, init_image=init, mask_image=mask, **settings)
         check_seamless(run[0], vae_factor(parts.vae), len(parts.unet.config.block_out_channels))
-        return run, lay(run[0], init, mask)
+        return run, prepare(run[0], init, mask)
 
 
 def _renumbered(step: Step, offset: int) -> Step:

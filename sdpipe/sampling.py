@@ -18,7 +18,7 @@ from sdpipe.canvas import Canvas
 from sdpipe.components import Components
 from sdpipe.denoise import Step, denoise
 from sdpipe.errors import NotFiniteError, warn
-from sdpipe.guidance import Guidance, shown, warn_unguided
+from sdpipe.guidance import Guidance, warn_unguided
 from sdpipe.latents import (
     draw_noise,
     interpolate_noise,
@@ -31,6 +31,7 @@ from sdpipe.prompt.encode import Conditioning
 from sdpipe.runtime.device import dtype_name
 from sdpipe.schedule import Schedule, make_schedule
 from sdpipe.settings import ResolvedSettings
+from sdpipe.values import format_scale
 
 if TYPE_CHECKING:
     from sdpipe.batches import Batch
@@ -118,7 +119,7 @@ def prepare_latents(
     if isinstance(start, Tensor):
         return schedule.noised(start, eps, sigma), None
     with parts.on_device(parts.vae):
-        x_0 = pil_to_latents(parts.vae, start.picture)  # (1, C, h, w)
+        x_0 = pil_to_latents(parts.vae, start.image)  # (1, C, h, w)
     if start.mask is None:
         return schedule.noised(x_0, eps, sigma), None
     mask = latent_mask(start.mask, vae_factor(parts.vae)).to(x_0.device)
@@ -221,7 +222,7 @@ def _check_latents(
         NotFiniteError: there is NaN or infinity in them.
     """
     largest = float(latents.abs().max())  # NaN where there is one
-    g = shown(settings.g)
+    g = format_scale(settings.g, "g")
     if not largest < float("inf"):
         is_encoded = all(torch.isfinite(z).all() for z in (*embeds.cond, *embeds.uncond))
         raise NotFiniteError(

@@ -1,211 +1,507 @@
-"""`Settings`: every input of one picture, checked as soon as it is written down.
+"""`Settings`: every input of one run, checked when it is made, and the field table behind it.
 
-The same dataclass is the configuration, what the command line mirrors and what a picture's
-metadata holds. It knows nothing of torch, models or files.
+Each field carries a `Rule`: its check, its parser, its help, its names. The command line, sweeps,
+labels, metadata and the table in the README follow from these rules, so that a new setting is
+added here, in the stage that uses it, and in one test. That is why this file has more than
+300 lines: the table, the rules between fields and the types made from them belong together.
+
+Needs no torch, no model and no files.
 """
 
 import dataclasses
+import difflib
 import json
+import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
-from typing import Any, Self
+from functools import partial
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from sdpipe.errors import UsageError
-from sdpipe.guidance import Scale, check_interval, check_rescale, check_scale
-from sdpipe.init import (
-    ABOUT_IT,
-    FITS,
-    STRENGTH,
-    STRENGTH_OF_A_PART,
-    PictureId,
-    check_outpaint,
-    check_strength,
-    picture_id,
-    steps_taken,
-)
 from sdpipe.prompt.syntax import parse
-from sdpipe.values import MAX_SIDE, check_hires, check_side, check_variation, check_whole, leave_out
+from sdpipe.values import (
+    MAX_SIDE,
+    Scale,
+    check_bool,
+    check_choice,
+    check_int,
+    check_interval,
+    check_number,
+    check_outpaint,
+    check_scale,
+    check_side,
+    check_text,
+    default_hint,
+    format_scale,
+    format_value,
+    num_steps_taken,
+    parse_bool,
+    parse_int,
+    parse_interval,
+    parse_number,
+    parse_outpaint,
+    parse_scale,
+)
+
+if TYPE_CHECKING:
+    from sdpipe.canvas import Source
 
 SCHEDULERS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun", "dpm++", "unipc")
-SAFETY = ("off", "flag")
 KARRAS_SCHEDULERS = ("lms", "euler", "heun", "dpm++", "unipc")
-# Their points run from the last training timestep to the first, or count up from the first: a
-# single one is the first, where there is hardly any noise.
+# With one step these would start at their last timestep, where there is hardly any noise.
 NEED_TWO_STEPS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun")
-
+SAFETY = ("off", "flag")
 SEAMLESS = ("xy", "x", "y")
+FITS = ("crop", "pad", "stretch")
 
-MAX_STEPS = 999  # between the 1000 timesteps that models are trained on; with 1000 some go over
+MAX_STEPS = 999  # between the 1000 timesteps of training; with 1000 some schedulers overshoot
 MAX_SEED = 2**64 - 1  # the largest that torch.Generator.manual_seed takes
 MAX_IMAGES = 100_000
-HIRES_STRENGTH = 0.5  # of a second pass, where nobody says one
-VARIATION = 0.1  # where a variation is asked for and nobody says how much of one
-MAX_CLIP_SKIP = 100  # layers of a text encoder; how many a model's has is checked once it is there
+MAX_CLIP_SKIP = 100  # of any text encoder; the layers of a model's are checked when it is known
 
-FALLBACKS: Mapping[str, Any] = {"g": 7.5, "steps": 50, "scheduler": "lms", "lms_order": 4}
-"""What holds where neither the person nor the model says anything; the size is the model's own."""
+STRENGTH = 0.8  # the default of diffusers' StableDiffusionImg2ImgPipeline
+INPAINT_STRENGTH = 1.0  # and of its StableDiffusionInpaintPipeline
+HIRES_STRENGTH = 0.5
+VARIATION_STRENGTH = 0.1
+
+DEFAULTS: Mapping[str, Any] = {"g": 7.5, "steps": 50, "scheduler": "lms", "lms_order": 4}
+"""What counts where neither the person nor the model says anything; the size is the model's own."""
 
 MODEL_DEFAULTS = ("g", "steps", "width", "height", "scheduler", "lms_order")
-"""The settings for which a model may carry a default of its own, in its `sdpipe.json`."""
+"""The settings of which a model may have a default of its own, in its `sdpipe.json`."""
+
+NEEDS_INIT = ("mask_image", "strength", "fit", "outpaint")
+"""The settings that mean nothing without `init_image`."""
+
+IMAGE, SAMPLING, OUTPUT = "Image", "Sampling", "Output"
+LARGER, FROM_IMAGE = "Larger image", "From an image"
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Which image it is; its pixels travel beside the settings.
+
+    name: of its file, for people to read; nothing is opened by this name.
+    sha256: of its pixels before they were resized, see `io.pixels.pixels_sha256`.
+    """
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Everything that the program asks about a setting.
+
+    help: what it does; `names` in backquotes are settings.
+    unset: what counts where it is left out; "" needs no word.
+    check: from name and value to the value in its type; raises UsageError.
+    parse: from what a person typed to the value, or to the text where it is not one.
+    format: the other way.
+    panel, metavar, options: its group, placeholder and further names on the command line.
+    label: a value in a grid or a summary, such as "{} steps".
+    sweepable: a sweep takes several values of it; `separator` stands between them.
+    ranges: what ranges of it are made of, for a sweep: int, float or nothing.
+    a1111, a1111_axis: its name in A1111's parameters, and as an axis of A1111's X/Y/Z plot.
+    """
+
+    help: str
+    unset: str = ""
+    check: Callable[[str, Any], Any]
+    parse: Callable[[str], Any] = str
+    format: Callable[[Any], str] = format_value
+    panel: str = IMAGE
+    metavar: str = ""
+    options: tuple[str, ...] = ()
+    label: str = ""
+    sweepable: bool = False
+    separator: str = ","
+    ranges: type[int] | type[float] | None = None
+    a1111: str = ""
+    a1111_axis: str = ""
+
+
+def setting(default: Any = dataclasses.MISSING, *kinds: Mapping[str, Any], **rule: Any) -> Any:
+    """A field of `Settings`: its default, and its rule, of which `kinds` are parts."""
+    parts = {name: value for kind in (*kinds, rule) for name, value in kind.items()}
+    return dataclasses.field(default=default, metadata={"rule": Rule(**parts)})
+
+
+def integer(low: int, high: int, remedy: str = "") -> dict[str, Any]:
+    """The parts of a rule for whole numbers."""
+    check = partial(check_int, low=low, high=high, remedy=remedy)
+    return {"check": check, "parse": parse_int, "metavar": "N", "ranges": int}
+
+
+def number(low: float, high: float, remedy: str = "", *, above: bool = False) -> dict[str, Any]:
+    """The parts of a rule for numbers."""
+    check = partial(check_number, low=low, high=high, remedy=remedy, above=above)
+    return {"check": check, "parse": parse_number, "metavar": "NUMBER", "ranges": float}
+
+
+def choice(*choices: str) -> dict[str, Any]:
+    """The parts of a rule for one of some words."""
+    return {"check": partial(check_choice, choices=choices), "metavar": "NAME"}
+
+
+def check_prompt(name: str, value: object) -> str:
+    """A prompt whose brackets can be read; raises UsageError otherwise."""
+    text = check_text(name, value)
+    parse(text, name)
+    return text
+
+
+def check_image_ref(name: str, value: object) -> ImageRef:
+    """Which image it is, from an `ImageRef` or a mapping of its fields.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    if isinstance(value, ImageRef):
+        value = {"name": value.name, "sha256": value.sha256}
+    if isinstance(value, Mapping) and set(value) == {"name", "sha256"}:
+        file, sha256 = value["name"], value["sha256"]
+        if isinstance(file, str) and re.fullmatch("[0-9a-f]{64}", str(sha256)):
+            return ImageRef(file, sha256)
+    raise UsageError(
+        f"{name}={str(value)[:80]!r}",
+        "is not the name and the SHA-256 of an image, which is all that settings hold of one",
+        "give the image itself to Pipeline.generate",
+    )
+
+
+TEXT = {"check": check_prompt, "metavar": "TEXT"}
+SIDE = {"check": check_side, "parse": parse_int, "metavar": "N", "ranges": int, "sweepable": True}
+FLAG = {"check": check_bool, "parse": parse_bool}
+FILE = {"check": check_image_ref, "format": attrgetter("name"), "metavar": "FILE"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Every input of one run. None means unset: the model's own value is taken, see `resolved`.
+    """Every input of one run, by the rules in the fields' metadata, see `RULES`.
 
-    prompt: what the picture shows; weights and other signs are those of `sdpipe.prompt.syntax`.
-    negative_prompt: what it should not show; takes the place of the empty prompt in the guidance.
-    g: guidance scale: 1 is the conditional prediction, 0 the unconditional one. A pair goes from
-        the one at the first step to the other at the last, in equal parts.
-    guidance_rescale: how much of its spread the guided output gets back, as Lin et al. (2023) do
-        it: 0, nothing, to 1.
-    guidance_interval: (low, high), sigmas: outside of them the prompt alone is listened to, as with
-        g 1 (Kynkäänniemi et al. 2024). None is all noise levels.
-    steps: denoising steps, 1 to 999.
-    seed: starts the noise, 0 to 2**64 - 1; image i of a run has seed + i. None draws one.
-    variation_strength: how far the starting noise goes over to that of variation_seed, 0 to 1, see
-        `latents.slerp`. All images of the run then have the seed, and image i variation_seed + i.
-        None is 0.1 with variation_seed, and else no variation at all.
-    variation_seed: the noise that image 0 goes over to. None is seed + 1.
-    width, height: pixels, multiples of 8; `dim` sets both.
-    n: how many pictures.
-    scheduler: one of `SCHEDULERS`; None is the model's own, "lms" where it names none.
-    lms_order: 1 to 4 past predictions that a step of LMS combines; 4 where the model names none.
-    karras: space the noise levels as Karras et al. (2022), equation 5.
-    hires_scale: draw in two passes: the picture is scaled up by this factor, above 1 to 4, noised
-        and denoised again. `output_size` is its size then.
-    hires_strength: how much of the way back to noise the second pass goes, as strength does for
-        init_image. None is 0.5.
-    seamless: "xy", "x" or "y": left and right, top and bottom, or both go on into each other, so
-        that the picture repeats without a seam.
-    clip_skip: the text encoder's layer that is listened to, counted from the last, which is 1.
-    batch_invariant: draw each image by itself, so that it is the same bits in any batch.
-    save_int: keep what happens at every step.
-    safety: "flag" has the model's own safety checker look at the finished picture, and mark it
-        where it finds something; "off" does not.
-    init_image: the picture to begin with, in place of noise alone; its pixels travel beside these.
-    mask_image: a picture of the same size whose white is redrawn, while its black stays.
-    strength: how much of the way back to noise init_image goes, above 0 to 1: of the steps, that
-        many are taken. None is 0.8, and 1 with mask_image or outpaint.
-    fit: how init_image comes to width x height: "crop", "pad" or "stretch". None is crop.
-    outpaint: pixels that init_image grows by, (left, top, right, bottom), multiples of 8;
-        width and height include them; what is new is redrawn.
+    None means unset: the model's own value, see `resolved`. The README has a table of all settings.
 
     Raises:
-        UsageError: a value breaks its rule; the message has the value, the rule and the remedy.
+        UsageError: a value breaks its rule, or two of them do not go together.
     """
 
-    prompt: str
-    negative_prompt: str = ""
-    g: Scale | None = None
-    steps: int | None = None
-    seed: int | None = None
-    variation_strength: float | None = None
-    variation_seed: int | None = None
-    width: int | None = None
-    height: int | None = None
-    n: int = 1
-    scheduler: str | None = None
-    lms_order: int | None = None
-    karras: bool = False
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[float, float] | None = None
-    hires_scale: float | None = None
-    hires_strength: float | None = None
-    seamless: str | None = None
-    clip_skip: int = 1
-    batch_invariant: bool = False
-    save_int: bool = False
-    safety: str = "off"
-    init_image: PictureId | None = None
-    mask_image: PictureId | None = None
-    strength: float | None = None
-    fit: str | None = None
-    outpaint: tuple[int, int, int, int] | None = None
-    dim: InitVar[int | None] = None
+    prompt: str = setting(**TEXT, help="what to draw, with weights and changes", label="{}")
+    negative_prompt: str = setting(
+        "", TEXT, help="what the image should not show", unset='""', label="not: {}"
+    )
+    seed: int | None = setting(
+        None,
+        integer(0, MAX_SEED, "leave it out to draw one at random"),
+        help="starts the noise; image i has `seed` + i",
+        unset="drawn, and reported",
+        sweepable=True,
+        a1111="Seed",
+    )
+    n: int = setting(
+        1, integer(1, MAX_IMAGES), help="how many images of each prompt", options=("-n",)
+    )
+    dim: InitVar[int | None] = setting(
+        None,
+        SIDE,
+        help="`width` and `height` in pixels, a multiple of 8",
+        unset="the model's own size, 512 for v1-4",
+        label="{0} x {0}",
+    )
+    width: int | None = setting(None, SIDE, help="the width alone", label="{} wide")
+    height: int | None = setting(None, SIDE, help="the height alone", label="{} high")
+    seamless: str | None = setting(
+        None,
+        choice(*SEAMLESS),
+        help="repeat without a seam along xy, x or y",
+        metavar="AXES",
+    )
+    variation_strength: float | None = setting(
+        None,
+        number(0, 1, "0 is the seed's own image, 1 that of the variation seed"),
+        help="how far the noise moves towards that of `variation_seed`, 0 to 1; all images then "
+        "have `seed`",
+        unset=f"{VARIATION_STRENGTH} with `variation_seed`",
+        sweepable=True,
+        label="variation {}",
+        a1111="Variation seed strength",
+        a1111_axis="Var. strength",
+    )
+    variation_seed: int | None = setting(
+        None,
+        integer(0, MAX_SEED),
+        help="the other seed; image i moves towards `variation_seed` + i",
+        unset="`seed` + 1",
+        sweepable=True,
+        label="towards seed {}",
+        a1111="Variation seed",
+        a1111_axis="Var. seed",
+    )
+    g: Scale | None = setting(
+        None,
+        help="guidance scale: `uncond + g * (cond - uncond)`, 1 is the prompt alone; 12:4, in "
+        "Python (12, 4), goes from 12 to 4",
+        unset="the model's own, 7.5 for v1-4",
+        check=check_scale,
+        parse=parse_scale,
+        format=format_scale,
+        panel=SAMPLING,
+        metavar="SCALE",
+        options=("--guidance-scale",),
+        sweepable=True,
+        ranges=float,
+        a1111="CFG scale",
+        a1111_axis="CFG Scale",
+    )
+    guidance_rescale: float = setting(
+        0.0,
+        number(0, 1, "0 leaves the guided output as it is, 0.7 is a good value"),
+        help="how much of its spread the guided output gets back, 0 to 1, against burnt colours",
+        unset="0",
+        panel=SAMPLING,
+        sweepable=True,
+        label="rescale {}",
+    )
+    guidance_interval: tuple[float, float] | None = setting(
+        None,
+        help="guide only between these noise levels, as in 0.3,5; elsewhere `g` is 1",
+        unset="all of them",
+        check=check_interval,
+        parse=parse_interval,
+        panel=SAMPLING,
+        metavar="LOW,HIGH",
+        sweepable=True,
+        separator=";",
+        label="interval {}",
+    )
+    steps: int | None = setting(
+        None,
+        integer(1, MAX_STEPS, default_hint(50)),
+        help=f"denoising steps, 1 to {MAX_STEPS}",
+        unset="the model's own, 50 for v1-4",
+        panel=SAMPLING,
+        sweepable=True,
+        label="{} steps",
+        a1111="Steps",
+    )
+    scheduler: str | None = setting(
+        None,
+        choice(*SCHEDULERS),
+        help=f"the sampler: {', '.join(SCHEDULERS)}",
+        unset="the model's own, lms for v1-4",
+        panel=SAMPLING,
+        options=("--sampler",),
+        sweepable=True,
+        label="{}",
+        a1111_axis="Sampler",
+    )
+    lms_order: int | None = setting(
+        None,
+        integer(1, 4),
+        help="predictions that a step of lms combines, 1 to 4",
+        unset="the model's own, 4 for v1-4",
+        panel=SAMPLING,
+        sweepable=True,
+        label="order {}",
+    )
+    karras: bool = setting(
+        False,
+        FLAG,
+        help="space the noise levels as Karras et al. (2022) do",
+        panel=SAMPLING,
+        sweepable=True,
+    )
+    clip_skip: int = setting(
+        1,
+        integer(1, MAX_CLIP_SKIP, "1 is the text encoder's last layer, 2 the one before"),
+        help="the layer of the text encoder that is used, counted from the last",
+        unset="1",
+        panel=SAMPLING,
+        sweepable=True,
+        label="clip skip {}",
+        a1111="Clip skip",
+    )
+    batch_invariant: bool = setting(
+        False,
+        FLAG,
+        help="draw each image alone, so that it has the same bits in any batch; slower",
+        panel=SAMPLING,
+    )
+    hires_scale: float | None = setting(
+        None,
+        number(1, 4, "2 doubles width and height", above=True),
+        help="draw in two passes: enlarge the image by this, above 1 to 4, and redraw it",
+        unset="one pass",
+        panel=LARGER,
+        sweepable=True,
+        label="hires {}",
+        a1111="Hires upscale",
+        a1111_axis="Hires upscale",
+    )
+    hires_strength: float | None = setting(
+        None,
+        number(0, 1, above=True),
+        help="how far back to noise the second pass goes, above 0 to 1",
+        unset=f"{HIRES_STRENGTH} with `hires_scale`",
+        panel=LARGER,
+        sweepable=True,
+        label="hires strength {}",
+    )
+    init_image: ImageRef | None = setting(
+        None,
+        FILE,
+        help="begin with this image, a file or in Python a PIL image, in place of pure noise",
+        panel=FROM_IMAGE,
+        label="from {}",
+    )
+    mask_image: ImageRef | None = setting(
+        None,
+        FILE,
+        help="redraw only where this image, of the same size, is white",
+        panel=FROM_IMAGE,
+        label="where {} is white",
+    )
+    strength: float | None = setting(
+        None,
+        number(0, 1, "near 0 the image stays as it is, at 1 hardly anything of it", above=True),
+        help="how far back to noise `init_image` goes, above 0 to 1",
+        unset=f"{STRENGTH}, with `mask_image` or `outpaint` {INPAINT_STRENGTH:g}",
+        panel=FROM_IMAGE,
+        sweepable=True,
+        a1111_axis="Denoising",
+    )
+    fit: str | None = setting(
+        None,
+        choice(*FITS),
+        help="how to fit `init_image` to `width` and `height`: crop, pad or stretch",
+        unset="crop",
+        panel=FROM_IMAGE,
+    )
+    outpaint: tuple[int, int, int, int] | None = setting(
+        None,
+        help="pixels to grow by, multiples of 8; `width` and `height` include them",
+        check=check_outpaint,
+        parse=parse_outpaint,
+        panel=FROM_IMAGE,
+        metavar="LEFT,TOP,RIGHT,BOTTOM",
+        separator=";",
+    )
+    save_int: bool = setting(
+        False, FLAG, help="keep every step, and a filmstrip, in NAME.steps", panel=OUTPUT
+    )
+    safety: str = setting(
+        "off",
+        choice(*SAFETY),
+        help="flag: the model's own safety checker marks what it finds, and changes nothing",
+        unset="off",
+        panel=OUTPUT,
+    )
 
     def __post_init__(self, dim: int | None) -> None:
         def keep(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        for name in ("prompt", "negative_prompt"):
-            if not isinstance(getattr(self, name), str):
-                raise UsageError(f"{name}={getattr(self, name)!r} is not text; give a string.")
-            parse(getattr(self, name), name)
-        for name in ("karras", "batch_invariant", "save_int"):
-            if not isinstance(getattr(self, name), bool):
-                raise UsageError(f"{name}={getattr(self, name)!r} is not true or false.")
         if dim is not None:
             if self.width is not None or self.height is not None:
-                raise UsageError("dim sets both width and height; give either dim or those two.")
+                raise UsageError(
+                    f"dim={dim}", "sets width and height", "give either dim or the other two"
+                )
             keep("width", check_side("dim", dim))
             keep("height", self.width)
-        for name in ("width", "height"):
-            if (side := getattr(self, name)) is not None:
-                keep(name, check_side(name, side))
-        if self.g is not None:
-            keep("g", check_scale(self.g))
-        keep("guidance_rescale", check_rescale(self.guidance_rescale))
-        keep("guidance_interval", check_interval(self.guidance_interval))
-        if self.steps is not None:
-            remedy = leave_out(FALLBACKS["steps"])
-            keep("steps", check_whole("steps", self.steps, 1, MAX_STEPS, remedy))
-        keep("n", check_whole("n", self.n, 1, MAX_IMAGES))
-        if self.seed is not None:
-            remedy = "leave it out to have one drawn"
-            last = MAX_SEED if self.is_variation else MAX_SEED - self.n + 1
-            keep("seed", check_whole("seed", self.seed, 0, last, remedy))
-        self._check_variation(keep)
-        if self.lms_order is not None:
-            keep("lms_order", check_whole("lms_order", self.lms_order, 1, 4))
-        remedy = "1 is the text encoder's last layer, 2 the one before"
-        keep("clip_skip", check_whole("clip_skip", self.clip_skip, 1, MAX_CLIP_SKIP, remedy))
-        for name in ("init_image", "mask_image"):
-            keep(name, picture_id(name, getattr(self, name)))
-        keep("strength", check_strength(self.strength, self.steps))
-        keep("outpaint", check_outpaint(self.outpaint))
-        keep("hires_strength", check_strength(self.hires_strength, self.steps, "hires_strength"))
-        self._check_hires(keep)
-        if self.seamless is not None and self.seamless not in SEAMLESS:
-            raise UsageError(
-                f"seamless={self.seamless!r} is not known; the known are {', '.join(SEAMLESS)}."
-            )
-        if self.safety not in SAFETY:
-            raise UsageError(
-                f"safety={self.safety!r} is not known; the known are {', '.join(SAFETY)}."
-            )
-        self._check_init()
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None or DEFAULT_OF[field.name] is not None:
+                keep(field.name, RULES[field.name].check(field.name, value))
+        self._check_seeds()
         self._check_scheduler()
+        self._check_init_image()
+        self._check_hires()
+        for name in ("strength", "hires_strength"):
+            self._check_strength(name, getattr(self, name))
 
-    def _check_variation(self, keep: Callable[[str, object], None]) -> None:
-        if self.variation_strength is not None:
-            keep("variation_strength", check_variation(self.variation_strength))
-        if self.variation_seed is not None:
-            last = MAX_SEED - self.n + 1
-            keep("variation_seed", check_whole("variation_seed", self.variation_seed, 0, last))
+    def _check_seeds(self) -> None:
+        """The last seed of a run must be one, too."""
+        name = "variation_seed" if self.is_variation else "seed"
+        if getattr(self, name) is not None:
+            check_int(name, getattr(self, name), 0, MAX_SEED - self.n + 1)
 
-    def _check_hires(self, keep: Callable[[str, object], None]) -> None:
+    def _check_scheduler(self) -> None:
+        name = DEFAULTS["scheduler"] if self.scheduler is None else self.scheduler
+        if self.karras and name not in KARRAS_SCHEDULERS:
+            raise UsageError(
+                f"scheduler={name!r}",
+                "has no Karras noise levels",
+                f"leave karras out, or use {', '.join(KARRAS_SCHEDULERS)}",
+            )
+        if self.lms_order is not None and name != "lms":
+            raise UsageError(
+                f"lms_order={self.lms_order}",
+                f"is for the scheduler lms, not for {name}",
+                "leave one of the two out",
+            )
+        if self.steps == 1 and name in NEED_TWO_STEPS:
+            able = ", ".join(s for s in SCHEDULERS if s not in NEED_TWO_STEPS)
+            raise UsageError(
+                f"steps=1 with the scheduler {name}",
+                "would start below sigma 0.05, from an image and not from noise",
+                f"use 2 steps or more, or a scheduler that can do it in one: {able}",
+            )
+
+    def _check_init_image(self) -> None:
+        given = [name for name in NEEDS_INIT if getattr(self, name) is not None]
+        if self.init_image is None and given:
+            raise UsageError(
+                given[0],
+                "needs an image to begin with",
+                f"give init_image, or leave {given[0]} out",
+            )
+        if self.outpaint is None:
+            return
+        left, top, right, bottom = self.outpaint
+        for name, grown in (("width", left + right), ("height", top + bottom)):
+            side = getattr(self, name)
+            if side is not None and side < grown + 8:
+                raise UsageError(
+                    f"{name}={side}",
+                    f"is that of the finished image, of which outpaint adds {grown}",
+                    f"use {grown + 8} or more",
+                )
+
+    def _check_hires(self) -> None:
         if self.hires_scale is None:
             if self.hires_strength is not None:
                 raise UsageError(
-                    f"hires_strength={self.hires_strength:g} is of a second pass, and there is "
-                    "none; give hires_scale, or leave hires_strength out."
+                    f"hires_strength={self.hires_strength:g}",
+                    "needs a second pass",
+                    "give hires_scale, or leave hires_strength out",
                 )
             return
-        keep("hires_scale", check_hires(self.hires_scale))
         if self.init_image is not None:
             raise UsageError(
-                f"hires_scale={self.hires_scale:g} draws a picture and goes over it a second "
-                "time, and init_image is a picture already; leave hires_scale out and give a "
-                "larger width or height: init_image is brought to that."
+                f"hires_scale={self.hires_scale:g}",
+                "does not go together with init_image",
+                "give a larger width or height, to which init_image is resized",
             )
         for name, side in zip(("width", "height"), self.output_size, strict=True):
             if side > MAX_SIDE:
                 raise UsageError(
-                    f"{name}={getattr(self, name)} with hires_scale={self.hires_scale:g} makes "
-                    f"{side} pixels, and a side has up to {MAX_SIDE}; take less of one of the two."
+                    f"{name}={getattr(self, name)} with hires_scale={self.hires_scale:g}",
+                    f"makes {side} pixels, and a side has up to {MAX_SIDE}",
+                    "use a smaller one of the two",
                 )
+
+    def _check_strength(self, name: str, strength: float | None) -> None:
+        """At least one step must be left to take."""
+        if strength is None or self.steps is None or num_steps_taken(self.steps, strength):
+            return
+        least = -(-1000 // self.steps) / 1000
+        raise UsageError(
+            f"{name}={strength:g}",
+            f"leaves no step of {self.steps} to take",
+            f"use {least:g} or more, or more steps",
+        )
 
     @property
     def output_size(self) -> tuple[int, int]:
@@ -215,84 +511,40 @@ class Settings:
             return width, height
         return round(width * self.hires_scale / 8) * 8, round(height * self.hires_scale / 8) * 8
 
-    def _check_scheduler(self) -> None:
-        name = FALLBACKS["scheduler"] if self.scheduler is None else self.scheduler
-        if name not in SCHEDULERS:
-            raise UsageError(
-                f"scheduler={name!r} is not known; the known ones are {', '.join(SCHEDULERS)}."
-            )
-        if self.karras and name not in KARRAS_SCHEDULERS:
-            raise UsageError(
-                f"scheduler={name!r} has no Karras noise levels; leave karras out, or take one of "
-                f"{', '.join(KARRAS_SCHEDULERS)}."
-            )
-        if self.lms_order is not None and name != "lms":
-            raise UsageError(
-                f"lms_order={self.lms_order} belongs to the scheduler lms, not to {name}; leave "
-                "one of the two out."
-            )
-        if self.steps == 1 and name in NEED_TWO_STEPS:
-            raise UsageError(
-                f"steps=1 with the scheduler {name} would start below sigma 0.05, from a picture "
-                "and not from noise; take 2 steps or more, or a scheduler that can do it in one: "
-                f"{', '.join(s for s in SCHEDULERS if s not in NEED_TWO_STEPS)}."
-            )
-
-    def _check_init(self) -> None:
-        about = [name for name in ABOUT_IT if getattr(self, name) is not None]
-        if self.init_image is None and about:
-            raise UsageError(
-                f"{about[0]} is about a picture to begin with, and there is none; give init_image, "
-                f"or leave {about[0]} out."
-            )
-        if self.fit is not None and self.fit not in FITS:
-            raise UsageError(f"fit={self.fit!r} is not known; the known are {', '.join(FITS)}.")
-        if self.outpaint is None:
-            return
-        left, top, right, bottom = self.outpaint
-        for name, grown in (("width", left + right), ("height", top + bottom)):
-            side = getattr(self, name)
-            if side is not None and side < grown + 8:
-                raise UsageError(
-                    f"{name}={side} is the finished picture's, and {grown} of it are new by "
-                    f"outpaint; take {grown + 8} or more."
-                )
-
     @property
     def is_variation(self) -> bool:
         """Whether all images have one seed, and a variation seed of their own."""
         return self.variation_strength is not None or self.variation_seed is not None
 
     def resolved(self, defaults: Mapping[str, Any]) -> "ResolvedSettings":
-        """Fills every None: from `defaults`, a model's own values, else from `FALLBACKS`.
+        """Fills what is unset: from `defaults`, a model's own values, else from `DEFAULTS`.
 
-        `defaults` has to hold width and height. Only lms keeps an lms_order; seed None is drawn.
+        `defaults` must hold width and height. Only lms has an lms_order. A seed is drawn.
 
         Raises:
-            UsageError: the values that met do not go together.
+            UsageError: the person's values and the model's do not go together.
         """
-        known = {**FALLBACKS, **defaults}
-        own = {name: getattr(self, name) for name in MODEL_DEFAULTS}
-        filled = {name: known[name] if value is None else value for name, value in own.items()}
-        if filled["scheduler"] != "lms":
-            filled["lms_order"] = self.lms_order
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
+
+        def fill(name: str, value: Any) -> None:
+            values[name] = value if values[name] is None else values[name]
+
+        known = {**DEFAULTS, **defaults}
+        for name in MODEL_DEFAULTS:
+            if name != "lms_order" or values["scheduler"] == "lms":
+                fill(name, known.get(name))
+        fill("seed", secrets.randbelow(2**32))
         if self.init_image is not None:
             whole = self.mask_image is None and self.outpaint is None
-            strength = STRENGTH if whole else STRENGTH_OF_A_PART
-            filled["strength"] = strength if self.strength is None else self.strength
-            filled["fit"] = self.fit or "crop"
-        if self.hires_scale is not None and self.hires_strength is None:
-            filled["hires_strength"] = HIRES_STRENGTH
-        if self.seed is None:
-            filled["seed"] = secrets.randbelow(2**32)
+            fill("strength", STRENGTH if whole else INPAINT_STRENGTH)
+            fill("fit", "crop")
+        if self.hires_scale is not None:
+            fill("hires_strength", HIRES_STRENGTH)
         if self.is_variation:
-            if self.variation_strength is None:
-                filled["variation_strength"] = VARIATION
-            if self.variation_seed is None:
-                seed = filled.get("seed", self.seed or 0) + 1
-                filled["variation_seed"] = seed if seed + self.n - 1 <= MAX_SEED else 0
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
-        return ResolvedSettings(**{**values, **filled})
+            fill("variation_strength", VARIATION_STRENGTH)
+            other = values["seed"] + 1
+            fill("variation_seed", other if other + self.n - 1 <= MAX_SEED else 0)
+        return ResolvedSettings(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON types, in the order of the fields."""
@@ -307,12 +559,11 @@ class Settings:
             UsageError: an unknown key, no prompt, or a value that breaks its rule.
         """
         if not isinstance(values, Mapping):
-            raise UsageError(f"settings are an object of names and values, not {values!r}.")
-        known = [*(f.name for f in dataclasses.fields(cls)), "dim"]
-        if unknown := sorted(str(key) for key in values if key not in known):
-            raise UsageError(f"unknown setting {unknown[0]!r}; the known are {', '.join(known)}.")
+            raise UsageError(f"{str(values)[:80]!r}", "is not an object of names and values")
+        for name in sorted(map(str, values)):
+            check_name(name)
         if "prompt" not in values:
-            raise UsageError("settings without a prompt: say what the picture shows.")
+            raise UsageError("settings", "have no prompt", "say what the image shows")
         return cls(**values)
 
     def to_json(self) -> str:
@@ -325,16 +576,20 @@ class Settings:
         try:
             values = json.loads(text)
         except ValueError as error:
-            raise UsageError(f"settings are not readable as JSON: {error}.") from error
+            raise UsageError("settings", f"are not readable as JSON: {error}") from error
         return cls.from_dict(values)
+
+
+_FIELDS = Settings.__dataclass_fields__  # dim among them, which `fields` leaves out
+RULES: Mapping[str, Rule] = {name: field.metadata["rule"] for name, field in _FIELDS.items()}
+DEFAULT_OF: Mapping[str, Any] = {name: field.default for name, field in _FIELDS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedSettings(Settings):
-    """Settings with every value there that a run needs, as `Settings.resolved` makes them.
+    """Settings with every value that a run needs, as `Settings.resolved` makes them.
 
-    Only what a run can do without is None: lms_order with another scheduler than lms, what belongs
-    to a variation, a second pass or an initial image that was not asked for.
+    What was not asked for is still None: a variation, a second pass, an initial image.
     """
 
     g: Scale
@@ -352,7 +607,7 @@ class ResolvedSettings(Settings):
 
     def num_steps_taken(self, strength: float | None = None) -> int:
         """How many of the steps a pass takes, the last ones; None is a pass from pure noise."""
-        return self.steps if strength is None else steps_taken(self.steps, strength)
+        return self.steps if strength is None else num_steps_taken(self.steps, strength)
 
     def per_image(self) -> list["ResolvedSettings"]:
         """The settings of every image of the run, each with n 1.
@@ -362,3 +617,86 @@ class ResolvedSettings(Settings):
         if (first := self.variation_seed) is not None:
             return [dataclasses.replace(self, variation_seed=first + i, n=1) for i in range(self.n)]
         return [dataclasses.replace(self, seed=self.seed + i, n=1) for i in range(self.n)]
+
+
+class GenerateKwargs(TypedDict, total=False):
+    """What `Pipeline.generate` takes beside the prompt: the fields of `Settings`, none required.
+
+    `init_image` and `mask_image` are the images themselves, or their files.
+    """
+
+    negative_prompt: str
+    seed: int | None
+    n: int
+    dim: int | None
+    width: int | None
+    height: int | None
+    seamless: str | None
+    variation_strength: float | None
+    variation_seed: int | None
+    g: Scale | None
+    guidance_rescale: float
+    guidance_interval: tuple[float, float] | None
+    steps: int | None
+    scheduler: str | None
+    lms_order: int | None
+    karras: bool
+    clip_skip: int
+    batch_invariant: bool
+    hires_scale: float | None
+    hires_strength: float | None
+    init_image: "Source | None"
+    mask_image: "Source | None"
+    strength: float | None
+    fit: str | None
+    outpaint: Sequence[int] | None
+    save_int: bool
+    safety: str
+
+
+DIFFUSERS_NAMES = {
+    "guidance_scale": "g",
+    "num_inference_steps": "steps",
+    "generator": "seed",
+    "image": "init_image",
+    "num_images_per_prompt": "n",
+    "callback_on_step_end": "on_step",
+}
+
+
+def check_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments as a new dict.
+
+    Raises:
+        TypeError: no setting has such a name; diffusers' names are answered with ours.
+    """
+    for name in given:
+        if name == "prompt" or name not in RULES:
+            raise TypeError(f"there is no setting {name!r}; {_meant(name)}")
+    return dict(given)
+
+
+def check_name(name: str) -> str:
+    """The name of a setting. Raises UsageError otherwise."""
+    if name not in RULES:
+        raise UsageError(f"setting {name!r}", "is not known", _meant(name))
+    return name
+
+
+def _meant(name: str) -> str:
+    if ours := DIFFUSERS_NAMES.get(name):
+        return f"here it is called {ours}"
+    near = difflib.get_close_matches(name, RULES, 1)
+    return f"did you mean {near[0]}?" if near else f"the settings are {', '.join(RULES)}"
+
+
+def label(name: str, value: Any) -> str:
+    """A value of a setting in words that need no heading: "20 steps", "g 7.5", "no karras"."""
+    rule = RULES[name]
+    words = name.replace("_", " ")
+    if isinstance(value, bool):
+        return words if value else f"no {words}"
+    text = rule.format(value)
+    if not text:
+        return f"(no {words})"
+    return rule.label.format(text) if rule.label else f"{words} {text}"

@@ -9,7 +9,7 @@ from support.metadata import INVOKEAI
 from support.parity import PROMPT, REFERENCE, assert_equal, diffusers_pipeline, diffusers_run
 
 from sdpipe import SdpipeWarning, UsageError
-from sdpipe.guidance import Guidance, bounds, predict_guided, rescale_noise_cfg, scale, shown
+from sdpipe.guidance import Guidance, predict_guided, rescale_noise_cfg
 from sdpipe.io import png
 from sdpipe.latents import latents_to_pil
 from sdpipe.metadata import a1111, invokeai
@@ -17,6 +17,7 @@ from sdpipe.settings import Settings
 from sdpipe.show.compare import compare
 from sdpipe.show.guidance import guidance_data
 from sdpipe.sweep.sweep import Sweep
+from sdpipe.values import format_scale, parse_interval, parse_scale
 
 # Few steps save time; whether a model draws well in them is not looked at here.
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
@@ -196,8 +197,8 @@ def test_a_number_stays_a_number_and_a_pair_of_the_same_is_one():
 
 @pytest.mark.parametrize("g", [7.5, 0.1, -3.0, (12.0, 4.0), (1 / 3, -1e-7)])
 def test_what_is_shown_is_what_is_typed(g):
-    assert scale(shown(g, "")) == g
-    assert bounds("0.3, 5") == (0.3, 5)
+    assert parse_scale(format_scale(g)) == g
+    assert parse_interval("0.3, 5") == (0.3, 5)
 
 
 def test_invokeai_calls_it_cfg_rescale_multiplier():
@@ -277,7 +278,7 @@ def test_it_is_drawn_told_and_drawn_again(run):
     assert "guidance_rescale" not in out
     status, _, err = run("replay", "x.png", "--set", "g=5:")
     assert status == 2
-    assert "g='5:' is not a number" in err
+    assert "g='5:' is neither a number" in err
 
 
 def test_a_sweep_over_pairs_is_known_again(run):

@@ -19,12 +19,16 @@ from sdpipe.cli import replay as cli_repeat
 from sdpipe.cli import sweep as cli_sweep
 from sdpipe.cli import train as cli_train
 from sdpipe.cli.command import Command
-from sdpipe.cli.groups import Place, Speed, Weights, grouped
+from sdpipe.cli.groups import (
+    DeviceOptions,
+    ModelOptions,
+    SettingsOptions,
+    SpeedOptions,
+    grouped,
+)
 from sdpipe.cli.interrupt import interruptible
 from sdpipe.cli.show import show_app
 from sdpipe.errors import UsageError
-from sdpipe.guidance import bounds
-from sdpipe.init import sides
 from sdpipe.io import files
 from sdpipe.metadata.save import saved, saved_steps
 from sdpipe.settings import Settings
@@ -68,37 +72,11 @@ def _top(
 def generate(
     prompt: options.Prompt,
     *,
-    negative_prompt: options.Negative = "",
-    seed: options.Seed = None,
-    n: options.N = 1,
-    variation_strength: options.Variation = None,
-    variation_seed: options.VariationSeed = None,
-    dim: options.Dim = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    g: options.Guidance = None,
-    guidance_rescale: options.Rescale = 0.0,
-    guidance_interval: options.Interval = None,
-    steps: options.Steps = None,
-    scheduler: options.Scheduler = None,
-    lms_order: options.LmsOrder = None,
-    karras: options.Karras = False,
-    seamless: options.Seamless = None,
-    hires_scale: options.Hires = None,
-    hires_strength: options.HiresStrength = None,
-    clip_skip: options.ClipSkip = 1,
-    batch_invariant: options.Exact = False,
-    init_image: options.Init = None,
-    mask_image: options.Mask = None,
-    strength: options.Strength = None,
-    fit: options.Fit = None,
-    outpaint: options.Outpaint = None,
-    safety: options.Safety = "off",
-    weights: Weights,
-    place: Place,
-    speed: Speed,
+    settings: SettingsOptions,
+    model: ModelOptions,
+    device: DeviceOptions,
+    speed: SpeedOptions,
     out: options.Out = "outputs",
-    save_int: options.SaveInt = False,
     as_json: options.Json = False,
     no_metadata: options.NoMetadata = False,
     debug: options.Debug = False,
@@ -107,48 +85,23 @@ def generate(
     from sdpipe.cli.preflight import check_early
 
     prompts = _prompts(prompt)
-    pictures = n * len(prompts)
-    inputs: dict[str, Any] = {
-        "negative_prompt": options.text("--negative-prompt", negative_prompt),
-        "g": g,
-        "guidance_rescale": guidance_rescale,
-        "guidance_interval": None if guidance_interval is None else bounds(guidance_interval),
-        "seed": seed,
-        "variation_strength": variation_strength,
-        "variation_seed": variation_seed,
-        "steps": steps,
-        "dim": dim,
-        "width": width,
-        "height": height,
-        "scheduler": scheduler,
-        "lms_order": lms_order,
-        "karras": karras,
-        "seamless": seamless,
-        "hires_scale": hires_scale,
-        "hires_strength": hires_strength,
-        "clip_skip": clip_skip,
-        "batch_invariant": batch_invariant,
-        "save_int": save_int,
-        "safety": safety,
-        "strength": strength,
-        "fit": fit,
-        "outpaint": None if outpaint is None else sides(outpaint),
-        **options.pictures(init_image, mask_image),
-    }
-    for each in prompts:
-        Settings(prompt=each, n=n, **inputs)
-    Settings(prompt=prompts[0], n=n * len(prompts), **inputs)  # the last one's seed is a seed too
-    machine = {**place.checked(), **speed.checked()}
-    destination = files.Destination(out, pictures)
-    loaded = weights.checked()
-    check_early(loaded, place.dtype, [(prompts, {**inputs, "n": n})])
+    inputs = settings.to_kwargs()
+    n = inputs.pop("n")
+    for text in prompts:
+        Settings(prompt=text, n=n, **inputs)
+    Settings(prompt=prompts[0], n=n * len(prompts), **inputs)  # the last seed is a seed too
+    images = n * len(prompts)
+    machine = {**device.to_kwargs(), **speed.to_kwargs()}
+    destination = files.Destination(out, images)
+    loaded = model.to_kwargs()
+    check_early(loaded, device.dtype, [(prompts, {**inputs, "n": n})])
 
     with progress.status("loading the model ..."):
         from sdpipe import Pipeline
 
         pipe = Pipeline(**loaded, **machine)
     started = time.monotonic()
-    with progress.step_bar(pictures) as on_step:
+    with progress.step_bar(images) as on_step:
         result = pipe.generate(prompts, n=n, on_step=on_step, **inputs)
     seconds = time.monotonic() - started
 
@@ -159,7 +112,7 @@ def generate(
             if not as_json:
                 messages.print_result(entry["path"])
             messages.say_flagged(entry["path"], entry.get("safety"))
-        if save_int:
+        if inputs["save_int"]:
             for k, entry in enumerate(written):
                 entry["steps"] = saved_steps(pipe, result, k, entry["path"], not no_metadata)
     finally:

@@ -1,16 +1,16 @@
 """`sdpipe compare`: does the loop draw what diffusers draws."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sdpipe.cli import console as messages
 from sdpipe.cli import options, progress
-from sdpipe.cli.groups import Place, Weights, grouped
+from sdpipe.cli.groups import DeviceOptions, ModelOptions, SettingsOptions, grouped
 from sdpipe.errors import UsageError
 from sdpipe.io import files
-from sdpipe.settings import Settings
+from sdpipe.settings import OUTPUT, Settings
 from sdpipe.show import style
 from sdpipe.show.output import DRAWINGS
 from sdpipe.show.output import as_json as in_one_line
@@ -36,7 +36,7 @@ Tolerance = Annotated[
 Out = Annotated[
     str | None,
     options.option(
-        options.OUTPUT,
+        OUTPUT,
         "Draw the curve into a .png, .svg or .pdf file. Existing files are never overwritten.",
         "--out",
         "-o",
@@ -45,22 +45,21 @@ Out = Annotated[
 ]
 
 
+class CompareOptions(SettingsOptions):
+    """The settings that diffusers' pipeline has, too."""
+
+    names = (
+        *("negative_prompt", "seed", "dim", "width", "height", "g", "guidance_rescale", "steps"),
+        *("scheduler", "lms_order", "karras"),
+    )
+
+
 @grouped
 def compare(
     prompt: Prompt,
     *,
-    negative_prompt: options.Negative = "",
-    seed: options.Seed = None,
-    dim: options.Dim = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    g: options.Guidance = None,
-    guidance_rescale: options.Rescale = 0.0,
-    steps: options.Steps = None,
-    scheduler: options.Scheduler = None,
-    lms_order: options.LmsOrder = None,
-    karras: options.Karras = False,
-    weights: Weights,
+    settings: CompareOptions,
+    model: ModelOptions,
     device: options.Device = "auto",
     dtype: Dtype = "float32",
     tolerance: Tolerance = None,
@@ -77,27 +76,15 @@ def compare(
     from sdpipe.show.compare import compare as compare_with_diffusers
     from sdpipe.show.reference import check_guidance, plain_text
 
-    inputs: dict[str, Any] = {
-        "negative_prompt": options.text("--negative-prompt", negative_prompt),
-        "g": g,
-        "guidance_rescale": guidance_rescale,
-        "seed": seed,
-        "steps": steps,
-        "dim": dim,
-        "width": width,
-        "height": height,
-        "scheduler": scheduler,
-        "lms_order": lms_order,
-        "karras": karras,
-    }
-    Settings(prompt=options.text("the prompt", prompt), **inputs)
-    for text in (prompt, negative_prompt):
+    inputs = settings.to_kwargs()
+    Settings(prompt=prompt, **inputs)
+    for text in (prompt, inputs["negative_prompt"]):
         plain_text(text)
-    check_guidance(g, guidance_rescale)
+    check_guidance(inputs["g"], inputs["guidance_rescale"])
     check_tolerance(tolerance)
-    machine = Place(device, dtype).checked()
+    machine = DeviceOptions(device, dtype).to_kwargs()
     figure_path = None if out is None else _figure_path(out)
-    loaded = weights.checked()
+    loaded = model.to_kwargs()
 
     with progress.status("loading the model ..."):
         from sdpipe import Pipeline

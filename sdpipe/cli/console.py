@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from sdpipe.errors import SdpipeError, SdpipeWarning, UsageError
-from sdpipe.guidance import shown
-from sdpipe.init import steps_taken
 from sdpipe.settings import Settings
+from sdpipe.values import format_scale, num_steps_taken
 
 FAILED, WRONG_USAGE = 1, 2
 
@@ -104,7 +103,7 @@ def marked(safety: Mapping[str, Any]) -> str:
 
 
 def _guidance(settings: Settings) -> Iterator[str]:
-    yield f"g {shown(settings.g or 0.0)}"
+    yield f"g {format_scale(settings.g or 0.0, 'g')}"
     if settings.guidance_rescale:
         yield f"rescale {settings.guidance_rescale:g}"
     if settings.guidance_interval is not None:
@@ -112,11 +111,11 @@ def _guidance(settings: Settings) -> Iterator[str]:
 
 
 def _steps(settings: Settings) -> str:
-    taken = steps_taken(settings.steps or 0, settings.strength or 1)
+    taken = num_steps_taken(settings.steps or 0, settings.strength or 1)
     whole = "" if taken == settings.steps else f"{taken} of "
     more = ""
     if settings.hires_strength is not None:
-        more = f" and {steps_taken(settings.steps or 0, settings.hires_strength)}"
+        more = f" and {num_steps_taken(settings.steps or 0, settings.hires_strength)}"
     return f"{whole}{settings.steps}{more} steps"
 
 

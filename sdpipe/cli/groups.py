@@ -1,10 +1,10 @@
 """Options that commands have in common, in groups: which model, on what, how fast, how drawn.
 
     @grouped
-    def draw(prompt: Prompt, *, seed: options.Seed = None, weights: Weights) -> None: ...
+    def draw(prompt: Prompt, *, settings: SettingsOptions, model: ModelOptions) -> None: ...
 
-is for typer a command with the options --seed, --model, --vae ... The names of a group's fields are
-those of its options, and a command takes a name once.
+is for typer a command with the options --seed, --steps, ..., --model, --vae, ... A group makes its
+options, `parameters`, and takes their values by the same names.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from sdpipe.cli import options
 from sdpipe.errors import UsageError
@@ -22,27 +22,27 @@ from sdpipe.loading.lora import Lora
 from sdpipe.loading.single_file import check_prediction_type
 from sdpipe.loading.textual_inversion import Embedding
 from sdpipe.runtime.device import check_device, check_dtype, pick_speed
-from sdpipe.settings import Settings
+from sdpipe.settings import DEFAULT_OF, RULES, Settings
 
 R = TypeVar("R")
 
 
 def grouped(command: Callable[..., R]) -> Callable[..., R]:
-    """A command whose groups, the parameters that are dataclasses, have become their fields."""
-    groups: dict[str, type] = {}
+    """A command whose groups, the parameters that are `OptionGroup`s, have become their options."""
+    groups: dict[str, type[OptionGroup]] = {}
     flat: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         kind = parameter.annotation
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and issubclass(kind, OptionGroup):
             groups[name] = kind
-            flat += inspect.signature(kind).parameters.values()
+            flat += kind.parameters()
         else:
             flat.append(parameter)
 
     @functools.wraps(command)
     def run(**given: Any) -> R:
         for name, group in groups.items():
-            given[name] = group(**{f.name: given.pop(f.name) for f in dataclasses.fields(group)})
+            given[name] = group(**{p.name: given.pop(p.name) for p in group.parameters()})
         return command(**given)
 
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -52,9 +52,80 @@ def grouped(command: Callable[..., R]) -> Callable[..., R]:
     return run
 
 
+class OptionGroup:
+    """Options that belong together: a dataclass whose fields are the options."""
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """The options, as typer reads them off a function."""
+        return list(inspect.signature(cls).parameters.values())
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """The checked values, as `Pipeline` or `Pipeline.generate` takes them."""
+        raise NotImplementedError
+
+
+class SettingsOptions(OptionGroup):
+    """An option for each setting but the prompt, from the field table.
+
+    values: by the names of `Settings`; as typed, where `several` values of a setting are possible.
+    """
+
+    names: ClassVar[Sequence[str]] = tuple(name for name in RULES if name != "prompt")
+    several: ClassVar[Sequence[str]] = ()
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """The options; what is left out has the default of `Settings`, and in a sweep None."""
+        return [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None if name in cls.several else DEFAULT_OF[name],
+                annotation=cls._annotation(name),
+            )
+            for name in cls.names
+        ]
+
+    @classmethod
+    def _annotation(cls, name: str) -> Any:
+        several = name in cls.several
+        kind = bool if not RULES[name].metavar and not several else Any
+        return Annotated[kind, options.setting(name, several=several)]
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """The settings; the files of init_image and mask_image are read.
+
+        Raises:
+            UsageError: as `canvas.load_images`.
+        """
+        values = dict(self.values)
+        init, mask = values.pop("init_image", None), values.pop("mask_image", None)
+        if init is None and mask is None:
+            return values
+        from sdpipe.canvas import load_images
+
+        init, mask = load_images(init, mask)
+        return {**values, "init_image": init, "mask_image": mask}
+
+
+class SamplingOptions(SettingsOptions):
+    """The settings of the commands that show how one image is drawn."""
+
+    names: ClassVar[Sequence[str]] = ("seed", "dim", "g", "steps", "scheduler", "lms_order")
+
+    def check(self, prompt: str) -> dict[str, Any]:
+        """The settings, checked together with a prompt. Raises UsageError where one is wrong."""
+        Settings(prompt=prompt, **self.values)
+        return self.to_kwargs()
+
+
 @dataclass(frozen=True)
-class Weights:
-    """What is loaded."""
+class ModelOptions(OptionGroup):
+    """Which model is loaded, and what is added to it."""
 
     model: options.Model = None
     vae: options.Vae = None
@@ -62,13 +133,13 @@ class Weights:
     lora: options.LoraFiles = None
     embedding: options.EmbeddingFiles = None
 
-    def checked(self) -> dict[str, Any]:
-        """The same for `Pipeline`, looked at.
+    def to_kwargs(self) -> dict[str, Any]:
+        """The checked values for `Pipeline`.
 
         Raises:
             ModelError: there is no such model or file, or it is something else.
-            UsageError: an unknown prediction, a LoRA's weight is no number, or an embedding's word
-                is none.
+            UsageError: an unknown prediction type, a LoRA's weight is not a number, or an
+                embedding's word cannot be used.
         """
         if self.prediction_type is not None:
             check_prediction_type(self.prediction_type)
@@ -87,29 +158,29 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where it runs, and in what numbers."""
+class DeviceOptions(OptionGroup):
+    """Where it runs, and in which number type."""
 
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
 
-    def checked(self) -> dict[str, Any]:
-        """The same for `Pipeline`. Raises UsageError where there is no such device or type."""
+    def to_kwargs(self) -> dict[str, Any]:
+        """The checked values for `Pipeline`; raises UsageError for an unknown device or type."""
         check_device(self.device)
         check_dtype(self.dtype)
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
-class Speed:
+class SpeedOptions(OptionGroup):
     """How fast it runs."""
 
     no_optimize: options.NoOptimize = False
     compile: options.Compile = False
     low_memory: options.LowMemory = False
 
-    def checked(self) -> dict[str, Any]:
-        """The same for `Pipeline`. Raises UsageError where they exclude each other."""
+    def to_kwargs(self) -> dict[str, Any]:
+        """The checked values for `Pipeline`; raises UsageError where they exclude each other."""
         pick_speed(not self.no_optimize, self.compile, self.low_memory)
         return {
             "speed": not self.no_optimize,
@@ -118,29 +189,8 @@ class Speed:
         }
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How one picture is drawn."""
-
-    dim: options.Dim = None
-    g: options.Guidance = None
-    steps: options.Steps = None
-    scheduler: options.Scheduler = None
-    lms_order: options.LmsOrder = None
-
-    def checked(self, prompt: str, seed: int | None = None) -> dict[str, Any]:
-        """The settings of a picture beside its prompt, by name.
-
-        Raises:
-            UsageError: one of them, or the prompt, breaks its rule.
-        """
-        settings = {"seed": seed, **dataclasses.asdict(self)}
-        Settings(prompt=options.text("the prompt", prompt), **settings)
-        return settings
-
-
 def embeddings(given: Sequence[str] | None) -> tuple[str | tuple[str, str], ...]:
-    """The textual inversions of a command line, looked at. Raises as `Weights.checked`."""
+    """The textual inversions of a command line, looked at. Raises as `ModelOptions.to_kwargs`."""
     pairs = [_file_and_more(options.text("--embedding", each)) for each in given or ()]
     found = tuple(file if word is None else (file, word) for file, word in pairs)
     for one in found:
@@ -155,8 +205,9 @@ def _with_weight(text: str) -> tuple[str, float]:
         return file, 1.0 if weight is None else float(weight)
     except ValueError:
         raise UsageError(
-            f"--lora {text!r} ends in {weight!r}, which is no number; give FILE, or FILE:WEIGHT as "
-            f"in {file}:0.8."
+            f"--lora {text!r}",
+            f"ends in {weight!r}, which is not a number",
+            f"give FILE, or FILE:WEIGHT as in {file}:0.8",
         ) from None
 
 

@@ -1,6 +1,5 @@
 """The commands that begin with a picture: what it tells, and the same picture again."""
 
-import dataclasses
 import json
 import time
 from collections.abc import Iterable
@@ -12,11 +11,9 @@ import typer
 from sdpipe.cli import console as messages
 from sdpipe.cli import options, progress
 from sdpipe.errors import SdpipeError, UsageError
-from sdpipe.guidance import bounds, scale
-from sdpipe.init import sides
 from sdpipe.io import files
 from sdpipe.metadata import save as saving
-from sdpipe.settings import Settings
+from sdpipe.settings import DEFAULT_OF, FROM_IMAGE, IMAGE, OUTPUT, RULES, check_name
 
 if TYPE_CHECKING:
     from sdpipe.metadata.replay import Job
@@ -28,13 +25,13 @@ Picture = Annotated[str, typer.Argument(metavar="PICTURE", help="PNG, JPEG or We
 Verify = Annotated[
     bool,
     options.flag(
-        options.OUTPUT, "Write nothing; say whether it is the same, or by how much not.", "--verify"
+        OUTPUT, "Write nothing; say whether it is the same, or by how much not.", "--verify"
     ),
 ]
 Set = Annotated[
     list[str] | None,
     options.option(
-        options.PICTURE,
+        IMAGE,
         "Change a setting, as in --set steps=80; can be given many times.",
         "--set",
         metavar="NAME=VALUE",
@@ -43,12 +40,12 @@ Set = Annotated[
 Init = Annotated[
     str | None,
     options.option(
-        options.BEGINNING,
+        FROM_IMAGE,
         "The picture that it was drawn from; it tells only which that was.",
         metavar="FILE",
     ),
 ]
-Mask = Annotated[str | None, options.option(options.BEGINNING, "And its mask.", metavar="FILE")]
+Mask = Annotated[str | None, options.option(FROM_IMAGE, "And its mask.", metavar="FILE")]
 Model = Annotated[
     str | None,
     options.option(
@@ -92,7 +89,7 @@ Dtype = Annotated[
 Out = Annotated[
     str | None,
     options.option(
-        options.OUTPUT,
+        OUTPUT,
         "A folder, or a .png, .jpg or .webp file. Left out: outputs, or nowhere with --verify.",
         "--out",
         "-o",
@@ -240,40 +237,19 @@ def parse_changes(pairs: Iterable[str]) -> dict[str, Any]:
     Raises:
         UsageError: a pair without "=", an unknown name, or something that is no text.
     """
-    known = [*(f.name for f in dataclasses.fields(Settings)), "dim"]
     changes: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
-            raise UsageError(f"--set {pair!r} has no value; give NAME=VALUE, as in steps=80.")
-        if name not in known:
-            raise UsageError(f"unknown setting {name!r}; the known are {', '.join(known)}.")
+            raise UsageError(f"--set {pair!r}", "has no value", "give NAME=VALUE, as in steps=80")
+        check_name(name)
         if name in ("init_image", "mask_image"):
+            option = f"--{name.replace('_', '-')}"
             raise UsageError(
-                f"--set {name} cannot make another picture of it; give the one that it was drawn "
-                f"from as --{name}, or begin with your own: sdpipe generate --{name} FILE."
+                f"--set {name}",
+                "cannot change the image that this one was drawn from",
+                f"give that image as {option}, or begin with another in sdpipe generate",
             )
-        changes[name] = _converted(name, text)
+        is_unset = not text and DEFAULT_OF[name] is None
+        changes[name] = None if is_unset else RULES[name].parse(text)
     return changes
-
-
-def _converted(name: str, text: str) -> Any:
-    options.text(name, text)
-    if name in ("prompt", "negative_prompt"):
-        return text
-    if name in ("karras", "batch_invariant", "save_int"):
-        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
-            text.lower(), text
-        )
-    if name in ("g", "guidance_interval", "outpaint") and text:
-        return {"g": scale, "guidance_interval": bounds, "outpaint": sides}[name](text)
-    if name == "safety":
-        return text
-    if name in ("scheduler", "fit", "seamless") or not text:
-        return text or None
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            pass
-    return text

@@ -1,11 +1,12 @@
 """What the commands that draw what happens inside have in common."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdpipe.cli import options, progress
-from sdpipe.cli.groups import Place, Weights
+from sdpipe.cli.groups import DeviceOptions, ModelOptions
+from sdpipe.settings import OUTPUT
 
 if TYPE_CHECKING:
     from sdpipe.pipeline import Pipeline
@@ -53,7 +54,7 @@ Picture = Annotated[
 Out = Annotated[
     str | None,
     options.option(
-        options.OUTPUT,
+        OUTPUT,
         "A folder, or a .png, .svg or .pdf file. What exists is never overwritten. Left out: "
         "outputs, or nowhere with --json, --gif or --mp4.",
         "--out",
@@ -61,22 +62,16 @@ Out = Annotated[
         metavar="PATH",
     ),
 ]
-Json = Annotated[
-    bool, options.flag(options.OUTPUT, "Print the numbers behind it, as JSON.", "--json")
-]
-Gif = Annotated[
-    str | None, options.option(options.OUTPUT, "A film of it.", "--gif", metavar="FILE")
-]
-Mp4 = Annotated[
-    str | None, options.option(options.OUTPUT, "The film as MP4.", "--mp4", metavar="FILE")
-]
-Seed = Annotated[int | None, options.whole(options.PICTURE, "Starts the noise. Drawn if left out.")]
+Json = Annotated[bool, options.flag(OUTPUT, "Print the numbers behind it, as JSON.", "--json")]
+Gif = Annotated[str | None, options.option(OUTPUT, "A film of it.", "--gif", metavar="FILE")]
+Mp4 = Annotated[str | None, options.option(OUTPUT, "The film as MP4.", "--mp4", metavar="FILE")]
+Seed = Annotated[Any, options.setting("seed")]
 
 
-def load(weights: Weights, place: Place) -> "Pipeline":
+def load(model: ModelOptions, device: DeviceOptions) -> "Pipeline":
     """Checks both, and loads the model."""
-    machine = place.checked()
-    loaded = weights.checked()
+    machine = device.to_kwargs()
+    loaded = model.to_kwargs()
     with progress.status("loading the model ..."):
         from sdpipe import Pipeline
 

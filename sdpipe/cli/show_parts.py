@@ -1,11 +1,11 @@
 """The commands that draw a part of the way by itself, without drawing a picture for it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from sdpipe.cli import console as messages
 from sdpipe.cli import options
-from sdpipe.cli.groups import Place, Weights, embeddings, grouped
+from sdpipe.cli.groups import DeviceOptions, ModelOptions, embeddings, grouped
 from sdpipe.cli.show_options import (
     SHOW,
     Json,
@@ -20,7 +20,7 @@ from sdpipe.cli.show_options import (
     numbers,
 )
 from sdpipe.loading.textual_inversion import Embedding
-from sdpipe.settings import SCHEDULERS, Settings
+from sdpipe.settings import SAMPLING, SCHEDULERS, Settings
 from sdpipe.show import checks
 from sdpipe.show.output import Output
 
@@ -48,14 +48,14 @@ def schedule(
     scheduler: Annotated[
         Names | None,
         options.option(
-            options.SAMPLING,
+            SAMPLING,
             f"One or more, as in lms,ddim. Left out: {', '.join(SCHEDULERS)}.",
             metavar="NAMES",
             parser=names,
         ),
     ] = None,
-    steps: options.Steps = None,
-    karras: options.Karras = False,
+    steps: Annotated[Any, options.setting("steps")] = None,
+    karras: Annotated[bool, options.setting("karras")] = False,
     model: options.Model = None,
     out: Out = None,
     as_json: Json = False,
@@ -88,9 +88,9 @@ def noise(
         ),
     ] = None,
     seed: Seed = None,
-    dim: options.Dim = None,
-    weights: Weights,
-    place: Place,
+    dim: Annotated[Any, options.setting("dim")] = None,
+    model: ModelOptions,
+    device: DeviceOptions,
     out: Out = None,
     as_json: Json = False,
     debug: options.Debug = False,
@@ -103,7 +103,7 @@ def noise(
     Settings(prompt="", seed=seed, dim=dim)
     image = read_image(picture)
     output = Output("noise", Path(picture).stem, out=out, as_json=as_json)
-    pipe = load(weights, place)
+    pipe = load(model, device)
     from sdpipe.show.noise import noise_data, noise_figure
 
     data = noise_data(pipe, image, times, seed=seed, dim=dim)
@@ -114,9 +114,9 @@ def noise(
 def latents(
     picture: Picture,
     *,
-    dim: options.Dim = None,
-    weights: Weights,
-    place: Place,
+    dim: Annotated[Any, options.setting("dim")] = None,
+    model: ModelOptions,
+    device: DeviceOptions,
     out: Out = None,
     as_json: Json = False,
     debug: options.Debug = False,
@@ -127,7 +127,7 @@ def latents(
     Settings(prompt="", dim=dim)
     image = read_image(picture)
     output = Output("latents", Path(picture).stem, out=out, as_json=as_json)
-    pipe = load(weights, place)
+    pipe = load(model, device)
     from sdpipe.show.latents import latents_data, latents_figure
 
     data = latents_data(pipe, image, dim=dim)

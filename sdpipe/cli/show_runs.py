@@ -6,7 +6,7 @@ import typer
 
 from sdpipe.cli import console as messages
 from sdpipe.cli import options, progress
-from sdpipe.cli.groups import Place, Sampling, Weights, grouped
+from sdpipe.cli.groups import DeviceOptions, ModelOptions, SamplingOptions, grouped
 from sdpipe.cli.show_options import (
     SHOW,
     Gif,
@@ -15,12 +15,12 @@ from sdpipe.cli.show_options import (
     Numbers,
     Out,
     Prompt,
-    Seed,
     load,
     numbers,
     one_of_two,
 )
 from sdpipe.errors import UsageError
+from sdpipe.settings import IMAGE, OUTPUT
 from sdpipe.show import checks
 from sdpipe.show.output import PIXELS, Output
 
@@ -34,10 +34,9 @@ def denoise(
         str | None,
         options.option(SHOW, "In place of one drawn from the prompt.", metavar="FILE"),
     ] = None,
-    seed: Seed = None,
-    sampling: Sampling,
-    weights: Weights,
-    place: Place,
+    sampling: SamplingOptions,
+    model: ModelOptions,
+    device: DeviceOptions,
     out: Out = None,
     as_json: Json = False,
     debug: options.Debug = False,
@@ -46,10 +45,10 @@ def denoise(
     from sdpipe.io.pixels import read_image
 
     checks.check_times([t])
-    inputs = sampling.checked(prompt, seed)
+    inputs = sampling.check(prompt)
     image = None if picture is None else read_image(picture)
     output = Output("denoise", prompt, out=out, as_json=as_json)
-    pipe = load(weights, place)
+    pipe = load(model, device)
     from sdpipe.show.denoise import denoise_data, denoise_figure
 
     with progress.step_bar(1) as on_step:
@@ -61,14 +60,13 @@ def denoise(
 def steps(
     prompt: Prompt,
     *,
-    seed: Seed = None,
-    sampling: Sampling,
-    weights: Weights,
-    place: Place,
+    sampling: SamplingOptions,
+    model: ModelOptions,
+    device: DeviceOptions,
     out: Annotated[
         str | None,
         options.option(
-            options.OUTPUT,
+            OUTPUT,
             "A folder, or a .png file. What exists is never overwritten. Left out: outputs, or "
             "nowhere with --json, --gif or --mp4.",
             metavar="PATH",
@@ -80,9 +78,9 @@ def steps(
     debug: options.Debug = False,
 ) -> None:
     """Draws a filmstrip of x_t and of the picture that is predicted from it, or a film of all."""
-    inputs = sampling.checked(prompt, seed)
+    inputs = sampling.check(prompt)
     output = Output("steps", prompt, out=out, as_json=as_json, gif=gif, mp4=mp4, formats=PIXELS)
-    pipe = load(weights, place)
+    pipe = load(model, device)
     from sdpipe.show.course import steps_data
     from sdpipe.show.films import MOST, steps_film
 
@@ -106,10 +104,9 @@ def guidance(
             parser=numbers,
         ),
     ] = None,
-    seed: Seed = None,
-    sampling: Sampling,
-    weights: Weights,
-    place: Place,
+    sampling: SamplingOptions,
+    model: ModelOptions,
+    device: DeviceOptions,
     out: Out = None,
     as_json: Json = False,
     debug: options.Debug = False,
@@ -117,13 +114,13 @@ def guidance(
     """Draws the two predictions of classifier-free guidance and the guided one, step by step."""
     from sdpipe.loading.parts import read_defaults
 
-    inputs = sampling.checked(prompt, seed)
+    inputs = sampling.check(prompt)
     chosen = at or Numbers()
-    known = {**read_defaults(weights.model), **{k: v for k, v in inputs.items() if v is not None}}
+    known = {**read_defaults(model.model), **{k: v for k, v in inputs.items() if v is not None}}
     checks.check_guidance(known.get("g"), known.get("steps"), known.get("scheduler"))
     checks.check_at(chosen, known.get("steps"), known.get("scheduler"))
     output = Output("guidance", prompt, out=out, as_json=as_json)
-    pipe = load(weights, place)
+    pipe = load(model, device)
     from sdpipe.show.guidance import guidance_data, guidance_figure
 
     with progress.step_bar(1) as on_step:
@@ -135,24 +132,29 @@ def guidance(
 def attention(
     prompt: Prompt,
     *,
-    seed: Seed = None,
-    sampling: Sampling,
-    weights: Weights,
-    place: Place,
+    sampling: SamplingOptions,
+    model: ModelOptions,
+    device: DeviceOptions,
     out: Out = None,
     as_json: Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Draws a picture, and over it for each word how much attention it got in every place."""
-    inputs = sampling.checked(prompt, seed)
-    checks.check_attention(prompt, sampling.g)
+    inputs = sampling.check(prompt)
+    checks.check_attention(prompt, sampling.values["g"])
     output = Output("attention", prompt, out=out, as_json=as_json)
-    pipe = load(weights, place)
+    pipe = load(model, device)
     from sdpipe.show.attention import attention_data, attention_figure
 
     with progress.step_bar(1) as on_step:
         data = attention_data(pipe, prompt, on_step=on_step, **inputs)
     messages.print_result(output.finish(data.numbers(), lambda: attention_figure(data)))
+
+
+class EndsOptions(SamplingOptions):
+    """The settings that both ends of an interpolation have in common."""
+
+    names = SamplingOptions.names[1:]
 
 
 @grouped
@@ -164,16 +166,16 @@ def interpolate(
     seeds: Annotated[
         tuple[int, int] | None,
         options.option(
-            options.PICTURE,
+            IMAGE,
             "Of both ends; twice the same keeps the noise. Left out: one is drawn, for both.",
             metavar="N N",
             parser=one_of_two,
         ),
     ] = None,
-    frames: Annotated[int, options.whole(SHOW, "Pictures, both ends included.")] = 9,
-    sampling: Sampling,
-    weights: Weights,
-    place: Place,
+    frames: Annotated[int, options.whole(SHOW, "Images, both ends included.")] = 9,
+    sampling: EndsOptions,
+    model: ModelOptions,
+    device: DeviceOptions,
     out: Out = None,
     gif: Gif = None,
     mp4: Mp4 = None,
@@ -187,15 +189,14 @@ def interpolate(
             "marks, and --seeds takes two numbers."
         )
     chosen = seeds or ()
-    inputs = sampling.checked(first)
+    inputs = sampling.check(first)
     options.text("the prompt", last)
-    checks.check_way(frames, chosen, sampling.scheduler)
+    checks.check_way(frames, chosen, sampling.values["scheduler"])
     output = Output("interpolate", f"{first} {last}", out=out, as_json=as_json, gif=gif, mp4=mp4)
-    pipe = load(weights, place)
+    pipe = load(model, device)
     from sdpipe.show.films import way_film
     from sdpipe.show.interpolate import interpolate_data, interpolate_figure
 
-    del inputs["seed"]
     with progress.bar("drawing") as on_frame:
         data = interpolate_data(
             pipe, first, last, seeds=chosen, frames=frames, on_frame=on_frame, **inputs

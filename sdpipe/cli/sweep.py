@@ -10,23 +10,28 @@ import typer
 
 from sdpipe.cli import console as messages
 from sdpipe.cli import options, progress
-from sdpipe.cli.groups import Place, Speed, Weights, grouped
+from sdpipe.cli.groups import (
+    DeviceOptions,
+    ModelOptions,
+    SettingsOptions,
+    SpeedOptions,
+    grouped,
+)
 from sdpipe.errors import SdpipeWarning, UsageError
-from sdpipe.init import sides
 from sdpipe.io import files
-from sdpipe.settings import SCHEDULERS
+from sdpipe.settings import DEFAULT_OF, OUTPUT, RULES
 from sdpipe.sweep import axes as ranges
-from sdpipe.sweep.sweep import BATCH, SWEPT, Sweep
+from sdpipe.sweep.sweep import SINGLE, SWEPT, Sweep
 
 if TYPE_CHECKING:
     from sdpipe.sweep.folder import SweepFolder
 
-YES_NO = {"yes": True, "true": True, "no": False, "false": False}
 
+class SweepOptions(SettingsOptions):
+    """The settings of a sweep, several values of a setting among them."""
 
-def several(panel: str, help: str, *names: str) -> Any:
-    """An option that takes one value or more."""
-    return options.option(panel, help, *names, metavar="VALUES")
+    names = (*(name for name in RULES if name in (*SWEPT, *SINGLE)),)
+    several = (*SWEPT,)
 
 
 Prompt = Annotated[
@@ -34,71 +39,6 @@ Prompt = Annotated[
     typer.Argument(
         metavar="PROMPT", help="What to draw; a part {cat|dog} is drawn with each alternative."
     ),
-]
-Negative = Annotated[
-    str | None,
-    options.option(
-        options.PICTURE,
-        "What the pictures should not show; may have parts {a|b} too.",
-        "--negative-prompt",
-        metavar="TEXT",
-    ),
-]
-Seed = Annotated[
-    str | None,
-    several(options.PICTURE, "As in 1-4; a single one is for all pictures. Drawn if left out."),
-]
-Variation = Annotated[
-    str | None, several(options.PICTURE, "How far to go over to another seed's noise, 0 to 1.")
-]
-VariationSeed = Annotated[str | None, several(options.PICTURE, "That other seed, as in 1-4.")]
-Dim = Annotated[str | None, several(options.PICTURE, "Width and height, multiples of 8.")]
-Width = Annotated[str | None, several(options.PICTURE, "Width alone, in place of --dim.")]
-Height = Annotated[str | None, several(options.PICTURE, "Height alone.")]
-Guidance = Annotated[
-    str | None,
-    several(
-        options.SAMPLING,
-        "How strictly to follow the prompt, as in 1,3,7.5,12:4.",
-        "--g",
-        "--guidance-scale",
-    ),
-]
-Rescale = Annotated[
-    str | None,
-    several(
-        options.SAMPLING, "How much of its spread the guided output gets back, as in 0,0.4,0.7."
-    ),
-]
-Interval = Annotated[
-    str | None,
-    several(
-        options.SAMPLING,
-        "Noise levels to guide between, as in '0,15; 0.3,5': pairs, with semicolons.",
-    ),
-]
-Steps = Annotated[str | None, several(options.SAMPLING, "Denoising steps, as in '10-50 [5]'.")]
-Scheduler = Annotated[
-    str | None, several(options.SAMPLING, f"{', '.join(SCHEDULERS)}.", "--scheduler", "--sampler")
-]
-LmsOrder = Annotated[
-    str | None, several(options.SAMPLING, "Predictions that a step of lms combines, as in 1-4.")
-]
-Karras = Annotated[
-    str | None, several(options.SAMPLING, "Noise levels as Karras et al. space them: yes, no.")
-]
-ClipSkip = Annotated[
-    str | None,
-    several(options.SAMPLING, "Layer of the text encoder to listen to, from the last, 1."),
-]
-Hires = Annotated[
-    str | None, several(options.HIRES, "Factors of a second pass that draws over, as in 1.5,2.")
-]
-HiresStrength = Annotated[
-    str | None, several(options.HIRES, "How far back to noise for that, as in 0.3,0.5.")
-]
-Strength = Annotated[
-    str | None, several(options.BEGINNING, "How far back to noise, as in '0.3-0.9 (+0.2)'.")
 ]
 Batch = Annotated[
     int,
@@ -109,16 +49,14 @@ Batch = Annotated[
 Out = Annotated[
     str | None,
     options.option(
-        options.OUTPUT,
+        OUTPUT,
         "A folder. Left out: one in outputs, named after the prompt and what varies.",
         "--out",
         "-o",
         metavar="FOLDER",
     ),
 ]
-Json = Annotated[
-    bool, options.flag(options.OUTPUT, "Print the grid and every picture, as JSON.", "--json")
-]
+Json = Annotated[bool, options.flag(OUTPUT, "Print the grid and every picture, as JSON.", "--json")]
 
 
 @grouped
@@ -126,35 +64,11 @@ def sweep(
     context: typer.Context,
     prompt: Prompt,
     *,
-    negative_prompt: Negative = None,
-    seed: Seed = None,
-    variation_strength: Variation = None,
-    variation_seed: VariationSeed = None,
-    dim: Dim = None,
-    width: Width = None,
-    height: Height = None,
-    g: Guidance = None,
-    guidance_rescale: Rescale = None,
-    guidance_interval: Interval = None,
-    steps: Steps = None,
-    scheduler: Scheduler = None,
-    lms_order: LmsOrder = None,
-    karras: Karras = None,
-    seamless: options.Seamless = None,
-    hires_scale: Hires = None,
-    hires_strength: HiresStrength = None,
-    clip_skip: ClipSkip = None,
-    batch_invariant: options.Exact = False,
-    safety: options.Safety = "off",
-    init_image: options.Init = None,
-    mask_image: options.Mask = None,
-    strength: Strength = None,
-    fit: options.Fit = None,
-    outpaint: options.Outpaint = None,
-    weights: Weights,
-    place: Place,
-    speed: Speed,
-    batch: Batch = BATCH,
+    settings: SweepOptions,
+    model: ModelOptions,
+    device: DeviceOptions,
+    speed: SpeedOptions,
+    batch: Batch = 8,
     out: Out = None,
     as_json: Json = False,
     debug: options.Debug = False,
@@ -167,14 +81,14 @@ def sweep(
     """
     from sdpipe.cli.preflight import cells, check_early
 
-    loaded = weights.checked()
-    plan = _planned(context.params)
-    machine = {**place.checked(), **speed.checked()}
+    loaded = model.to_kwargs()
+    plan = _plan(prompt, settings, list(context.params))
+    machine = {**device.to_kwargs(), **speed.to_kwargs()}
     if batch < 1:
         raise UsageError(f"batch={batch} is out of range: 1 or more pictures are drawn at once.")
     folder = _folder(out, plan)
-    check_early(loaded, place.dtype, cells(plan))
-    for remark in plan.remarks:
+    check_early(loaded, device.dtype, cells(plan))
+    for remark in plan.notes:
         messages.say(remark)
 
     with warnings.catch_warnings():
@@ -189,50 +103,22 @@ def sweep(
         return _drawn(work, batch, as_json)
 
 
-def _planned(given: dict[str, Any]) -> Sweep:
-    """The sweep that was typed; typer keeps the order in which options were."""
-    if given["prompt"] == "-":
+def _plan(prompt: str, settings: SweepOptions, typed: list[str]) -> Sweep:
+    """The sweep that was typed; its axes are in the order of `typed`, the names of the options."""
+    if prompt == "-":
         raise UsageError(
-            "a sweep reads no prompts from standard input; write them into one: {red apple|violin}."
+            "a sweep",
+            "reads no prompts from standard input",
+            "write them into one: {red apple|violin}",
         )
+    given = settings.to_kwargs()
     values: dict[str, Any] = {}
-    for name, text in given.items():
-        if name in SWEPT and text is not None:
-            values[name] = _values(name, options.text(f"--{name}", text))
-    if given["negative_prompt"] is not None:
-        values["negative_prompt"] = options.text("--negative-prompt", given["negative_prompt"])
-    values |= options.pictures(given["init_image"], given["mask_image"])
-    values["seamless"] = given["seamless"]
-    values["fit"] = given["fit"]
-    values["outpaint"] = None if given["outpaint"] is None else sides(given["outpaint"])
-    values["safety"] = None if given["safety"] == "off" else given["safety"]
-    if given["batch_invariant"]:
-        values["batch_invariant"] = True
-    return Sweep(options.text("the prompt", given["prompt"]), **values)
-
-
-def _values(name: str, text: str) -> list[Any]:
-    if name == "g":
-        return ranges.scales(name, text)
-    if name == "guidance_interval":
-        return [part.strip() for part in text.split(";")]
-    if name in (
-        "guidance_rescale",
-        "variation_strength",
-        "strength",
-        "hires_scale",
-        "hires_strength",
-    ):
-        return ranges.numbers(name, text)
-    if name == "scheduler":
-        return ranges.words(name, text)
-    if name != "karras":
-        return ranges.whole_numbers(name, text)
-    found = ranges.words(name, text)
-    for word in found:
-        if word.lower() not in YES_NO:
-            raise UsageError(f"karras={word!r} is neither yes nor no; give yes, no, or both.")
-    return [YES_NO[word.lower()] for word in found]
+    for name in sorted(given, key=typed.index):
+        if name in SWEPT and given[name] is not None:
+            values[name] = ranges.parse_values(name, given[name])
+        elif given[name] != DEFAULT_OF[name]:
+            values[name] = given[name]
+    return Sweep(prompt, **values)
 
 
 def _folder(out: str | None, plan: Sweep) -> Path:
@@ -255,7 +141,7 @@ def _folder(out: str | None, plan: Sweep) -> Path:
 
 def _drawn(work: "SweepFolder", batch: int, as_json: bool) -> int:
     """Draws what is missing, then the grid; prints where they are. The exit status."""
-    for remark in work.remarks:
+    for remark in work.notes:
         messages.say(remark)
     cells, there = len(work.settings), set(work.paths)
     if 0 < len(there) < cells:
@@ -293,7 +179,7 @@ def _json(work: "SweepFolder", there: set[int], grid: str | None) -> str:
         path = work.paths.get(i)
         cells.append(
             {
-                "place": list(cell.place),
+                "index": list(cell.index),
                 "path": None if path is None else str(path),
                 "drawn": path is not None and i not in there,
                 "settings": settings.to_dict(),

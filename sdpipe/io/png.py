@@ -21,11 +21,10 @@ from PIL.PngImagePlugin import PngInfo
 
 import sdpipe
 from sdpipe.errors import SdpipeError, SdpipeWarning
-from sdpipe.guidance import shown
-from sdpipe.init import steps_taken
 from sdpipe.io.files import FORMATS, write
 from sdpipe.io.pixels import open_image, pixels_sha256
-from sdpipe.settings import Settings
+from sdpipe.settings import DEFAULT_OF, RULES, Settings
+from sdpipe.values import num_steps_taken
 
 SAVE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "PNG": {},
@@ -107,12 +106,9 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
         "Steps": settings.steps,
         "Sampler": SAMPLERS[settings.scheduler or "lms"],
         "Schedule type": "Karras" if settings.karras else None,
-        "CFG scale": None if settings.g is None else shown(settings.g, ""),
-        "Seed": settings.seed,
-        "Variation seed": settings.variation_seed,
-        "Variation seed strength": settings.variation_strength,
+        **dict.fromkeys(("CFG scale", "Seed", "Variation seed")),  # their usual order
         "Denoising strength": settings.strength or settings.hires_strength,
-        "Hires upscale": None if settings.hires_scale is None else f"{settings.hires_scale:g}",
+        **_named_by_a1111(settings),
         "Hires steps": _hires_steps(settings),
         "Hires upscaler": None if settings.hires_scale is None else HIRES_UPSCALER,
         "Size": f"{settings.width}x{settings.height}",
@@ -121,7 +117,6 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
         "Model": str(identity["name"]).rpartition("/")[2].removesuffix(".safetensors"),
         "Lora": ", ".join(f"{f['name']}: {f['weight']:g}" for f in identity.get("loras", ()))
         or None,
-        "Clip skip": settings.clip_skip if settings.clip_skip > 1 else None,
         "RNG": "CPU",
         "Tiling": "True" if settings.seamless == "xy" else None,
         "Version": f"sdpipe {sdpipe.__version__}",
@@ -252,11 +247,21 @@ def _json_object(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
+def _named_by_a1111(settings: Settings) -> dict[str, str]:
+    """The settings that A1111 has too, by its names, where they are not at their default."""
+    found = {}
+    for name, rule in RULES.items():
+        value = getattr(settings, name)
+        if rule.a1111 and value not in (None, DEFAULT_OF[name]):
+            found[rule.a1111] = rule.format(value)
+    return found
+
+
 def _hires_steps(settings: Settings) -> int | None:
     """The number of steps that the second pass takes, which is what A1111 counts."""
     if settings.steps is None or settings.hires_strength is None:
         return None
-    return steps_taken(settings.steps, settings.hires_strength)
+    return num_steps_taken(settings.steps, settings.hires_strength)
 
 
 def _without_home(name: str) -> str:

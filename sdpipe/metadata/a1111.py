@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from sdpipe.guidance import scale
-from sdpipe.init import steps_taken
 from sdpipe.io.png import HIRES_UPSCALER, SAMPLERS
 from sdpipe.metadata.foreign import GPU_NOISE, as_ours, left_out, number, without_none
 from sdpipe.metadata.record import MAX_PROMPT, Record, RecordError, Value
+from sdpipe.settings import RULES
+from sdpipe.values import num_steps_taken
 
 # "name: value" or 'name: "JSON text"'. The bound on the name keeps a search linear in the text.
 _PAIR = re.compile(r'(\w[\w /-]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -38,21 +38,16 @@ def read(text: str) -> Record:
     values: dict[str, Any] = {
         "prompt": prompt,
         "negative_prompt": negative,
-        "steps": number(pairs.pop("Steps", None), int),
-        "g": _scale(pairs.pop("CFG scale", None)),
-        "seed": number(pairs.pop("Seed", None), int),
-        "variation_strength": number(pairs.pop("Variation seed strength", None), float),
-        "variation_seed": number(pairs.pop("Variation seed", None), int),
-        "clip_skip": number(pairs.pop("Clip skip", None), int),
+        **_named_by_a1111(pairs),
         "seamless": "xy" if pairs.get("Tiling") == "True" else None,
         **_size(pairs.pop("Size", None)),
         **scheduler,
     }
-    values |= _hires(pairs, values["steps"], remarks)
+    values |= _hires(pairs, values.get("steps"), remarks)
     model = {"name": pairs.pop("Model", ""), "hash": pairs.pop("Model hash", "")}
     if pairs.get("RNG", "GPU") != "CPU":
         remarks.append(GPU_NOISE)
-    if values["variation_strength"] is not None:
+    if values.get("variation_strength") is not None:
         remarks.append("its variation was mixed there column by column; here the noise as a whole.")
     if re.search(r"<\w+:|\bAND\b", f"{prompt} {negative}"):
         remarks.append("<lora:...> and AND, which mean something there, are read as text here.")
@@ -113,7 +108,7 @@ def _hires(pairs: dict[str, str], steps: Value, remarks: list[str]) -> dict[str,
             f"it was scaled up by {upscaler[:60]!r} there, and here by {HIRES_UPSCALER}."
         )
     if isinstance(strength, float) and isinstance(steps, int) and 0 < strength <= 1:
-        ours = steps_taken(steps, strength)
+        ours = num_steps_taken(steps, strength)
         if ours != theirs:
             remarks.append(f"its second pass took {theirs} steps there, and takes {ours} here.")
     return {"hires_scale": factor, "hires_strength": strength}
@@ -128,10 +123,15 @@ def _size(text: str | None) -> dict[str, Value]:
     return {"width": int(match[1]), "height": int(match[2])}
 
 
-def _scale(text: str | None) -> Value | list[float]:
-    """A guidance scale; "12:4" is what `png.parameters` writes of one that changes."""
-    found = text if text is None or len(text) > 60 else scale(text)
-    return list(found) if isinstance(found, tuple) else found
+def _named_by_a1111(pairs: dict[str, str]) -> dict[str, Any]:
+    """Our settings that A1111 has by a name of its own, taken out of `pairs`."""
+    found = {}
+    for name, rule in RULES.items():
+        if (text := pairs.get(rule.a1111)) is not None and name != "hires_scale":
+            value = rule.parse(text) if len(text) <= 60 else text
+            found[name] = list(value) if isinstance(value, tuple) else value
+            del pairs[rule.a1111]
+    return found
 
 
 def _unquoted(text: str) -> str:

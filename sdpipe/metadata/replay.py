@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.canvas import Picture, Source
+from sdpipe.canvas import LoadedImage, Source
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.loading.locate import check_model, check_part
 from sdpipe.metadata import resolve as at_hand
@@ -61,8 +61,8 @@ class Job:
     speed: str
     changed: bool
     remarks: tuple[str, ...]
-    init_image: Picture | None = None
-    mask_image: Picture | None = None
+    init_image: LoadedImage | None = None
+    mask_image: LoadedImage | None = None
     vae: str | None = None
     prediction: str | None = None
     loras: tuple[tuple[str, float], ...] = ()

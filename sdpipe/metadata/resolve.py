@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sdpipe.canvas import Picture, Source, take
+from sdpipe.canvas import LoadedImage, Source, load_images
 from sdpipe.errors import ModelError, SdpipeError, UsageError
 from sdpipe.loading.hub import is_hub_id
 from sdpipe.loading.locate import BUILT_IN, is_cached, is_checker_cached, is_part_cached
@@ -27,7 +27,7 @@ def pictures(
     picture: str | os.PathLike[str],
     init: Source | None,
     mask: Source | None,
-) -> tuple[Picture | None, Picture | None]:
+) -> tuple[LoadedImage | None, LoadedImage | None]:
     """The pictures that it was drawn from: those of `settings`, which a person handed over.
 
     Raises:
@@ -45,7 +45,7 @@ def pictures(
                 f"{picture} was drawn from the picture {brief(recorded.name)}, which it does not "
                 f"hold; give that one: --{name.replace('_', '-')} FILE."
             )
-    taken = take(init, mask)
+    taken = load_images(init, mask)
     for found, (name, recorded) in zip(taken, known.items(), strict=True):
         if recorded is not None and found is not None and found.sha256 != recorded.sha256:
             raise UsageError(

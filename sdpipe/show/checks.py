@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 
 from sdpipe.errors import UsageError
-from sdpipe.guidance import Guidance, Scale, shown
+from sdpipe.guidance import Guidance
 from sdpipe.prompt.syntax import parse
 from sdpipe.settings import Settings
+from sdpipe.values import Scale, format_scale
 
 LAST_TIMESTEP = 999  # of every model of the family
 MOST_FRAMES = 999
@@ -68,7 +69,7 @@ def check_guidance(g: Scale | None, steps: int | None, scheduler: str | None) ->
         if g_t in (0, 1):
             where = f" comes to {g_t:g} on its way, which" if isinstance(g, tuple) else ""
             raise UsageError(
-                f"g={shown(g or 0.0)}{where} takes one prediction alone, "
+                f"g={format_scale(g or 0.0, 'g')}{where} takes one prediction alone, "
                 f"{'with' if g_t else 'without'} the prompt: there is nothing to compare; take "
                 f"another g, such as {'7.5:1.5' if where else '3 or 7.5'}."
             )
@@ -90,7 +91,7 @@ def check_attention(prompt: str, g: Scale | None) -> None:
         raise UsageError("the prompt is empty, so no word acts anywhere; give it some words.")
     first, last = g if isinstance(g, tuple) else (g, g)
     if first is not None and last is not None and min(first, last) <= 0 <= max(first, last):
-        what = f"g={shown(g)} comes to 0, which" if isinstance(g, tuple) else "g=0"
+        what = f"g={format_scale(g, 'g')} comes to 0, which" if isinstance(g, tuple) else "g=0"
         raise UsageError(
             f"{what} does not listen to the prompt; take 1 for the prompt alone, or more."
         )

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import UsageError
-from sdpipe.guidance import shown
 from sdpipe.io.pixels import Difference, compare_pixels
 from sdpipe.runtime.device import dtype_name
-from sdpipe.settings import FALLBACKS, Settings
+from sdpipe.settings import DEFAULTS, Settings
 from sdpipe.show import style
 from sdpipe.show.reference import check_guidance, check_length, draw_with_diffusers, plain_text
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
+from sdpipe.values import format_scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,10 +131,11 @@ class Comparison:
         """What was drawn, in a line."""
         s = self.settings
         karras = " with Karras noise levels" if s.karras else ""
+        g = format_scale(s.g or 0.0, "g")
         rescale = f" rescaled by {s.guidance_rescale:g}" if s.guidance_rescale else ""
         return (
             f"{self.model['name']}, {s.width} x {s.height}, seed {s.seed}, "
-            f"g {shown(s.g or 0.0)}{rescale}, {s.steps} steps of {s.scheduler}{karras}, "
+            f"g {g}{rescale}, {s.steps} steps of {s.scheduler}{karras}, "
             f"{self.dtype} on {self.device}"
         )
 
@@ -175,7 +176,7 @@ def compare(
     """
     parts = pipe.components
     g = settings.get("g")
-    own = parts.defaults.get("g", FALLBACKS["g"])
+    own = parts.defaults.get("g", DEFAULTS["g"])
     check_guidance(own if g is None else g, settings.get("guidance_rescale", 0.0))
     if settings.get("guidance_interval") is not None:
         raise UsageError("diffusers' pipeline has no interval to compare with; leave it out.")

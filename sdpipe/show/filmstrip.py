@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from sdpipe.guidance import shown
 from sdpipe.io.sheet import Table, draw_sheet, scale_to
 from sdpipe.settings import Settings
+from sdpipe.values import format_scale
 
 COLUMNS = 9
 CELL = 128  # pixels of the longer side of an image on the strip, about
@@ -52,7 +52,7 @@ def title_lines(settings: Settings) -> tuple[str, str]:
     if settings.karras:
         details.append("karras")
     if settings.g is not None:
-        details.append(f"g {shown(settings.g)}")
+        details.append(f"g {format_scale(settings.g, 'g')}")
     if settings.negative_prompt:
         details.append(f"not: {settings.negative_prompt}")
     return settings.prompt, " · ".join(details)

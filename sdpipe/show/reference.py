@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from sdpipe.errors import UsageError
-from sdpipe.guidance import Guidance, Scale, shown
+from sdpipe.guidance import Guidance
 from sdpipe.prompt.chunks import chunk_count
 from sdpipe.prompt.syntax import parse
 from sdpipe.runtime.device import dtype_name
 from sdpipe.settings import Settings
+from sdpipe.values import Scale, format_scale
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -34,8 +35,10 @@ def check_guidance(g: Scale | None, rescale: float = 0.0) -> None:
     if isinstance(g, tuple):
         if min(g) <= 1:
             raise UsageError(
-                f"g={shown(g)} is not above 1 at every step, and diffusers' pipeline cannot stop "
-                "guiding on its way: there is nothing to compare with; take a pair above 1."
+                f"g={format_scale(g, 'g')}",
+                "is not above 1 at every step, and diffusers' pipeline cannot stop guiding on its "
+                "way: there is nothing to compare with",
+                "use a pair above 1",
             )
         return
     if g < 0 and rescale:

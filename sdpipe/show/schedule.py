@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.schedule import make_schedule
-from sdpipe.settings import FALLBACKS, KARRAS_SCHEDULERS, SCHEDULERS
+from sdpipe.settings import DEFAULTS, KARRAS_SCHEDULERS, SCHEDULERS
 from sdpipe.show import style
 from sdpipe.show.checks import check_schedule
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
@@ -81,7 +81,7 @@ def schedule_data(
         UsageError: see `check_schedule`.
     """
     names = names or (KARRAS_SCHEDULERS if karras else SCHEDULERS)
-    steps = FALLBACKS["steps"] if steps is None else steps
+    steps = DEFAULTS["steps"] if steps is None else steps
     check_schedule(names, steps, karras)
     made = {name: make_schedule(name, config, steps, karras=karras) for name in names}
     alpha_bar = next(iter(made.values())).scheduler.alphas_cumprod.double()  # (T,)

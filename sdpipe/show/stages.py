@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
 
-from sdpipe.guidance import shown
 from sdpipe.plan import plan
+from sdpipe.values import format_scale
 
 if TYPE_CHECKING:
     from sdpipe.pipeline import Pipeline
@@ -25,7 +25,7 @@ def sampling(settings: "Settings") -> str:
     """How a picture came from its noise, for the line below a title."""
     assert settings.g is not None
     steps = f"{settings.steps} step{'s' * (settings.steps != 1)}"
-    return f"{steps} of {settings.scheduler}, g {shown(settings.g)}"
+    return f"{steps} of {settings.scheduler}, g {format_scale(settings.g, 'g')}"
 
 
 def brought_to_size(picture: Image.Image, settings: "Settings") -> Image.Image:

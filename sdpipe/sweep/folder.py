@@ -1,6 +1,7 @@
 """Drawing a sweep into a folder: what of it is there already, the rest in batches, the grid.
 
-    from sdpipe import Pipeline
+    from sdpipe.values import format_scale
+from sdpipe import Pipeline
     from sdpipe.sweep import Sweep
     from sdpipe.sweep.folder import SweepFolder
 
@@ -18,7 +19,8 @@ written beside it.
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,6 @@ from typing import Any
 from PIL import Image
 
 from sdpipe.errors import NotFiniteError, SdpipeError, UsageError
-from sdpipe.guidance import shown
 from sdpipe.io import png
 from sdpipe.io.pixels import load_pixels, pixels_sha256
 from sdpipe.metadata.read import read_record
@@ -35,39 +36,19 @@ from sdpipe.metadata.save import carried
 from sdpipe.pipeline import Pipeline
 from sdpipe.plan import plan
 from sdpipe.runtime.device import dtype_name
-from sdpipe.settings import Settings
-from sdpipe.sweep.axes import as_text
+from sdpipe.settings import DEFAULT_OF, RULES, ResolvedSettings, label
+from sdpipe.sweep.axes import format_values
 from sdpipe.sweep.grid import Place, draw_grid
-from sdpipe.sweep.sweep import BATCH, SINGLE, SWEPT, Sweep, batches, label
+from sdpipe.sweep.sweep import SINGLE, SWEPT, Sweep
 
-FILLED = (
-    *(
-        "g",
-        "steps",
-        "seed",
-        "variation_strength",
-        "variation_seed",
-        "scheduler",
-        "lms_order",
-        "strength",
-    ),
-    *("hires_scale", "hires_strength", "width", "height"),
-)
+BATCH = 8  # cells that are drawn at once, at most
+BATCH_PIXELS = BATCH * 512 * 512  # and their pixels: large cells are fewer
+
+FILLED = tuple(name for name in SWEPT if DEFAULT_OF[name] is None)
+"""The settings that get the model's value where all cells have the same."""
 
 MARKS = ("revision", "variant", "sha256", "prediction")
 """What tells one model from another, besides its parts and what was added."""
-
-# axis: what A1111 calls it in the metadata of its own grids
-A1111_AXES = {
-    "g": "CFG Scale",
-    "steps": "Steps",
-    "seed": "Seed",
-    "variation_strength": "Var. strength",
-    "variation_seed": "Var. seed",
-    "scheduler": "Sampler",
-    "clip_skip": "Clip skip",
-    "strength": "Denoising",
-}
 
 
 class SweepFolder:
@@ -78,7 +59,7 @@ class SweepFolder:
     paths: of the cells that are there, by their numbers.
     failed: why a cell has no picture, by its number.
     safety: what the safety checker says of a cell, by its number, where it was asked.
-    remarks: which files have a cell's name and are not that cell, a sentence each.
+    notes: which files have a cell's name and are not that cell, a sentence each.
 
     Raises:
         UsageError: a cell breaks a rule of the model, or two are the same picture with it.
@@ -90,10 +71,10 @@ class SweepFolder:
         self.paths: dict[int, Path] = {}
         self.failed: dict[int, str] = {}
         self.safety: dict[int, Mapping[str, Any]] = {}
-        self.remarks: list[str] = []
+        self.notes: list[str] = []
         self._names = [cell.name for cell in sweep.cells]
         if "seed" not in sweep.values:
-            seed = self._seed_of_before(self._resolved(sweep.with_values(seed=0)))
+            seed = self._previous_seed(self._resolved(sweep.with_values(seed=0)))
             sweep = sweep.with_values(seed=secrets.randbelow(2**32) if seed is None else seed)
         self.settings = self._resolved(sweep)
         self.sweep = self._filled(sweep)
@@ -131,10 +112,10 @@ class SweepFolder:
         Raises:
             SdpipeError: a cell has gone away, or the file cannot be written.
         """
-        by_place = {cell.place: i for i, cell in enumerate(self.sweep.cells)}
+        by_index = {cell.index: i for i, cell in enumerate(self.sweep.cells)}
 
         def picture(place: Place) -> Image.Image | None:
-            path = self.paths.get(by_place[place])
+            path = self.paths.get(by_index[place])
             return None if path is None else load_pixels(path)
 
         sizes = [s.output_size for s in self.settings]
@@ -171,12 +152,12 @@ class SweepFolder:
             yield i
 
     def _steps(self, numbers: list[int]) -> int:
-        return sum(self.settings[i].steps or 0 for i in numbers)
+        return sum(self.settings[i].steps for i in numbers)
 
-    def _resolved(self, sweep: Sweep) -> list[Settings]:
+    def _resolved(self, sweep: Sweep) -> list[ResolvedSettings]:
         """The settings of every cell with the model's own values, held against its rules."""
         rules = self._pipe.components.constraints
-        found: dict[Settings, str] = {}
+        found: dict[ResolvedSettings, str] = {}
         for cell in sweep.cells:
             values = {**cell.settings.to_dict(), **_pictures(sweep)}
             (settings,) = plan(values.pop("prompt"), **rules, **values)
@@ -198,7 +179,7 @@ class SweepFolder:
             found = {getattr(settings, name) for settings in self.settings}
             if name not in given and len(found) == 1 and found != {None}:
                 value = found.pop()
-                values[name] = shown(value, "") if isinstance(value, tuple) else value
+                values[name] = RULES[name].format(value) if isinstance(value, tuple) else value
         return sweep.with_values(**values)
 
     def _find(self) -> None:
@@ -209,7 +190,7 @@ class SweepFolder:
             values, reasons = settings.to_dict(), []
             for path in self._files(self._names[i]):
                 record = _record(path)
-                reason = self._against(path, record, values)
+                reason = self._mismatch(path, record, values)
                 if reason is None:
                     self.paths[i] = path
                     if record is not None and record.safety is not None:
@@ -221,22 +202,22 @@ class SweepFolder:
                 others += reasons
         if others:
             more = f" (and so on: {len(others)} files)" if others[1:] else ""
-            self.remarks.append(
+            self.notes.append(
                 f"{others[0]}{more}; what is there stays, and the cell goes beside it."
             )
 
-    def _seed_of_before(self, settings: list[Settings]) -> int | None:
+    def _previous_seed(self, settings: list[ResolvedSettings]) -> int | None:
         """The seed that was drawn when the same sweep began in this folder."""
         for i, each in enumerate(settings):
             for path in self._files(self._names[i]):
                 record = _record(path)
                 seed = None if record is None else record.values.get("seed")
                 values = {**each.to_dict(), "seed": seed}
-                if isinstance(seed, int) and self._against(path, record, values) is None:
+                if isinstance(seed, int) and self._mismatch(path, record, values) is None:
                     return seed
         return None
 
-    def _against(self, path: Path, record: Record | None, values: Mapping[str, Any]) -> str | None:
+    def _mismatch(self, path: Path, record: Record | None, values: Mapping[str, Any]) -> str | None:
         """What speaks against a file being the cell with these settings; None if nothing does."""
         if record is None or record.source != "sdpipe" or record.sweep is not None:
             return "is no picture of sdpipe's"
@@ -296,9 +277,46 @@ class SweepFolder:
         own = {k: v for k, v in notes["sdpipe"].items() if k not in ("settings", "batch")}
         told = [notes["parameters"], "Script: X/Y/Z plot"]
         for letter, axis in zip("XYZ", self.sweep.axes, strict=False):
-            told.append(f"{letter} Type: {A1111_AXES.get(axis.name, axis.name)}")
-            told.append(f"{letter} Values: {json.dumps(as_text(axis.values), ensure_ascii=False)}")
+            told.append(f"{letter} Type: {_a1111_axis(axis.name)}")
+            told.append(
+                f"{letter} Values: {json.dumps(format_values(axis.values), ensure_ascii=False)}"
+            )
         return {"parameters": ", ".join(told), "sdpipe": {"sweep": self.sweep.to_dict(), **own}}
+
+
+def batches(settings: Sequence[ResolvedSettings], most: int = BATCH) -> list[list[int]]:
+    """Which images can be drawn in one call of `Pipeline.generate`: their numbers, from 0.
+
+    Those of a call differ in nothing but the seed, or of variations the variation seed, which goes
+    up by one. There are never more than `most`, nor more pixels than `BATCH_PIXELS` unless it is
+    one image. `settings` are resolved.
+    """
+
+    def seed_of(i: int) -> int:
+        seed = settings[i].variation_seed
+        return settings[i].seed if seed is None else seed
+
+    alike: dict[ResolvedSettings, list[int]] = {}
+    for i, one in enumerate(settings):
+        same = replace(one, variation_seed=0) if one.is_variation else replace(one, seed=0)
+        alike.setdefault(same, []).append(i)
+    found: list[list[int]] = []
+    for same, numbers in alike.items():
+        width, height = same.output_size
+        room = min(most, BATCH_PIXELS // (width * height))
+        batch: list[int] = []
+        for i in sorted(numbers, key=seed_of):
+            if batch and (len(batch) >= room or seed_of(i) != seed_of(batch[-1]) + 1):
+                found.append(batch)
+                batch = []
+            batch.append(i)
+        found.append(batch)
+    return found
+
+
+def _a1111_axis(name: str) -> str:
+    """What A1111 calls a setting in the metadata of its own grids."""
+    return RULES[name].a1111_axis or RULES[name].a1111 or name
 
 
 def _pictures(sweep: Sweep) -> dict[str, Any]:

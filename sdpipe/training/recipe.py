@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from sdpipe.errors import UsageError
 from sdpipe.training.rules import check_numbers
-from sdpipe.values import neighbours
+from sdpipe.values import nearest_multiples
 
 EMOJI = Path(__file__).with_name("emoji.toml")
 IMAGEFOLDER = Path(__file__).with_name("imagefolder.toml")
@@ -318,7 +318,7 @@ def _check(recipe: Recipe, *, anew: bool) -> None:
     if anew and (recipe.size < recipe.side or recipe.size % recipe.side):
         raise UsageError(
             f"dim={recipe.size} is not a multiple of {recipe.side}, which the networks of this "
-            f"recipe ask for; take {neighbours(recipe.size, recipe.side)}."
+            f"recipe ask for; take {nearest_multiples(recipe.size, recipe.side)}."
         )
     if anew and recipe.tokenizer.length < recipe.text.grid**2 + 2:
         raise UsageError(

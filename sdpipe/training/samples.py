@@ -10,19 +10,20 @@ from torch import nn
 
 from sdpipe.denoise import denoise
 from sdpipe.errors import NotFiniteError
-from sdpipe.guidance import Guidance, check_scale
+from sdpipe.guidance import Guidance
 from sdpipe.io.lettering import transliterate
 from sdpipe.io.sheet import Table, draw_sheet, split_table
 from sdpipe.latents import draw_noise, latents_to_pil, make_generators
 from sdpipe.prompt.encode import condition
 from sdpipe.prompt.syntax import literal
 from sdpipe.schedule import make_scheduler
-from sdpipe.settings import FALLBACKS
+from sdpipe.settings import DEFAULTS
 from sdpipe.training.dataset import Captioned
 from sdpipe.training.ddpm import DenoisingLoss
 from sdpipe.training.model import Model
 from sdpipe.training.recipe import Samples
 from sdpipe.training.run_folder import written
+from sdpipe.values import check_scale
 
 COLUMNS = 4
 SHARE = 20  # of the time of a sheet passes before the next, at least
@@ -73,7 +74,7 @@ class Sheets:
     @torch.no_grad()
     def draw(self, loss: DenoisingLoss) -> list[Image.Image]:
         """The captions as the networks inside the loss draw them now."""
-        guidance = Guidance(check_scale(self.model.sampling.get("g", FALLBACKS["g"])))
+        guidance = Guidance(check_scale("g", self.model.sampling.get("g", DEFAULTS["g"])))
         device = loss.alpha_bar.device
         shape = (self.data.latents.shape[1], *self.data.latents.shape[2:])
         drawn = []

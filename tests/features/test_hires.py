@@ -1,7 +1,6 @@
 """Two passes, held against one after the other by hand, diffusers' pipelines and real files."""
 
 import json
-import math
 import re
 
 import numpy as np
@@ -105,53 +104,6 @@ def test_no_more_than_one_picture_is_decoded_or_encoded_at_a_time(tiny, monkeypa
     tiny.generate("a cat", n=3, steps=2, hires_scale=2)
     small, large = (1, 4, 8, 8), (1, 4, 16, 16)
     assert sorted(batches) == sorted([small] * 3 + [(1, 3, 128, 128)] * 3 + [large] * 3)
-
-
-@pytest.mark.parametrize(
-    ("values", "parts"),
-    [
-        ({"hires_scale": 1}, ["hires_scale=1", "above 1", "at most 4"]),
-        ({"hires_scale": 0}, ["hires_scale=0", "above 1"]),
-        ({"hires_scale": 9}, ["hires_scale=9", "at most 4"]),
-        ({"hires_scale": math.nan}, ["hires_scale=nan", "out of range"]),
-        ({"hires_scale": "2"}, ["hires_scale='2'", "not a number"]),
-        ({"hires_scale": True}, ["hires_scale=True", "not a number"]),
-        ({"hires_scale": 2, "hires_strength": 0}, ["hires_strength=0", "above 0"]),
-        ({"hires_scale": 2, "hires_strength": 1.1}, ["hires_strength=1.1", "at most 1"]),
-        (
-            {"hires_scale": 2, "hires_strength": 0.01, "steps": 50},
-            ["hires_strength=0.01", "no step of 50", "0.02"],
-        ),
-        ({"hires_strength": 0.5}, ["hires_strength=0.5", "give hires_scale"]),
-        (
-            {"hires_scale": 4, "width": 8192},
-            ["width=8192 with hires_scale=4 makes 32768 pixels", "16384", "take less"],
-        ),
-        (
-            {"hires_scale": 2, "init_image": {"name": "a.png", "sha256": "0" * 64}},
-            ["hires_scale=2", "init_image is a picture already", "larger width or height"],
-        ),
-    ],
-)
-def test_refused(values, parts):
-    with pytest.raises(UsageError) as caught:
-        Settings(prompt="x", **values)
-    assert all(part in str(caught.value) for part in parts), caught.value
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--hires-scale", "1"], "hires_scale=1.0 is out of range"),
-        (["--hires-scale", "2", "--hires-strength", "0"], "hires_strength=0.0 is out of range"),
-        (["--hires-strength", "0.5"], "give hires_scale, or leave hires_strength out"),
-        (["--hires-scale", "twice"], "'twice' is not a number"),
-        (["--hires-scale", "4", "--dim", "8192"], "makes 32768 pixels"),
-    ],
-)
-def test_the_command_line_refuses_before_a_model_is_loaded(words, told, capsys):
-    assert main(["generate", "x", "--model", "/no/such/model", *words]) == 2
-    assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_sizes():

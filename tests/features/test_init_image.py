@@ -26,15 +26,15 @@ from support.images import (
 from support.parity import BETAS, assert_equal
 
 from sdpipe import Pipeline, SdpipeWarning, UsageError, pil_to_latents
-from sdpipe.canvas import lay, take
+from sdpipe.canvas import load_images, prepare
 from sdpipe.cli.app import main
 from sdpipe.denoise import denoise
-from sdpipe.init import PictureId, size_for
 from sdpipe.io.png import read
 from sdpipe.latents import add_noise
 from sdpipe.metadata.record import Record, RecordError
+from sdpipe.plan import size_for
 from sdpipe.schedule import Schedule, make_schedule, make_scheduler
-from sdpipe.settings import SCHEDULERS, Settings
+from sdpipe.settings import SCHEDULERS, ImageRef, Settings
 
 # The weights of the tiny model are random, and what it predicts is no picture's noise.
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
@@ -150,7 +150,7 @@ def test_settings_know_which_picture_it_was(tiny, tmp_path):
     init.save(tmp_path / "meadow.png")
     [settings] = tiny.generate("a cat", init_image=tmp_path / "meadow.png", steps=4).settings
     digest = hashlib.sha256(np.asarray(init).tobytes()).hexdigest()
-    assert settings.init_image == PictureId("meadow.png", digest)
+    assert settings.init_image == ImageRef("meadow.png", digest)
     assert (settings.strength, settings.fit, settings.mask_image) == (0.8, "crop", None)
     again = type(settings).from_json(settings.to_json())
     assert again == settings
@@ -184,7 +184,7 @@ def test_the_size_follows_from_the_picture(size, own, given, drawn):
 def test_a_picture_is_brought_to_size(fit, left, middle):
     wide = Image.new("RGB", (200, 100), "red")
     settings = Settings(prompt="", init_image=ID, width=64, height=64, fit=fit)
-    canvas = lay(settings, *take(wide)).picture
+    canvas = prepare(settings, *load_images(wide)).image
     assert canvas.size == (64, 64)
     assert canvas.getpixel((32, 32)) == canvas.getpixel((2, 32)) == (255, 0, 0)
     top = {"crop": (255, 0, 0), "pad": (255, 255, 255)}[fit]
@@ -195,58 +195,28 @@ def test_stretching_keeps_all_of_it_and_a_size_that_fits_keeps_its_bits():
     halves = Image.new("RGB", (100, 50), "red")
     halves.paste("blue", (50, 0, 100, 50))
     settings = Settings(prompt="", init_image=ID, width=32, height=64, fit="stretch")
-    canvas = lay(settings, *take(halves)).picture
+    canvas = prepare(settings, *load_images(halves)).image
     assert canvas.getpixel((4, 32)) == (255, 0, 0)
     assert canvas.getpixel((28, 32)) == (0, 0, 255)
     for fit in ("crop", "pad", "stretch"):
         settings = Settings(prompt="", init_image=ID, width=64, height=40, fit=fit)
         same = picture(64, 40)
-        assert lay(settings, *take(same)).picture.tobytes() == same.tobytes()
+        assert prepare(settings, *load_images(same)).image.tobytes() == same.tobytes()
 
 
 def test_of_an_animation_the_first_picture_is_taken(tmp_path):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     with pytest.warns(SdpipeWarning, match=r"a\.gif has 2 frames"):
-        init, _ = take(tmp_path / "a.gif")
+        init, _ = load_images(tmp_path / "a.gif")
     assert init.image.getpixel((4, 4)) == (255, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"strength": 0}, r"strength=0 is out of range: above 0"),
-        ({"strength": 1.1}, r"strength=1\.1 is out of range"),
-        ({"strength": float("nan")}, r"strength=nan is out of range"),
-        ({"strength": "0.5"}, r"strength='0\.5' is not a number"),
-        ({"strength": True}, r"strength=True is not a number"),
-        ({"strength": 0.01, "steps": 50}, r"no step of 50 .* the smallest .* is 0\.02\b"),
-        ({"strength": 0.03, "steps": 30}, r"the smallest .* is 0\.034\b"),
-        ({"fit": "zoom"}, r"fit='zoom' is not known; the known are crop, pad, stretch"),
-        ({"outpaint": (0, 0, 0, 0)}, r"outpaint=0,0,0,0 is not four multiples of 8"),
-        ({"outpaint": (-8, 0, 0, 8)}, r"outpaint=-8,0,0,8 is not"),
-        ({"outpaint": (4, 0, 0, 0)}, r"outpaint=4,0,0,0 is not"),
-        ({"outpaint": (8, 0, 0)}, r"outpaint=8,0,0 is not"),
-        ({"outpaint": "left"}, r"outpaint='left' is not"),
-        ({"outpaint": (32, 0, 32, 0), "width": 64}, r"width=64 .* 64 of it are new .* 72 or more"),
-        ({"init_image": None, "strength": 0.5}, r"strength is about a picture .* give init"),
-        ({"init_image": None, "fit": "pad"}, r"fit is about a picture"),
-        ({"init_image": None, "mask_image": ID}, r"mask_image is about a picture"),
-        ({"init_image": "cat.png"}, r"init_image='cat\.png' is not the name and the SHA-256"),
-        ({"init_image": {"name": "a", "sha256": "short"}}, r"is not the name and the SHA-256"),
-        ({"init_image": {"name": "a", "sha256": "0" * 64, "path": "/etc"}}, r"is not the name"),
-    ],
-)
-def test_what_breaks_a_rule_is_refused(values, message):
-    with pytest.raises(UsageError, match=message):
-        Settings(**{"prompt": "", "init_image": ID, **values})
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 30, 49, 50, 93, 103, 999])
 def test_the_smallest_strength_that_is_named_leaves_a_step(steps):
     with pytest.raises(UsageError) as told:
         Settings(prompt="", init_image=ID, strength=0.0001, steps=steps, scheduler="dpm++")
-    least = float(str(told.value).split("leaves one is ")[1].split(",")[0])
+    least = float(told.value.remedy.split()[1])
     assert Settings(
         prompt="", init_image=ID, strength=least, steps=steps, scheduler="dpm++"
     ).strength
@@ -318,15 +288,15 @@ def test_a_picture_drawn_from_a_picture_is_drawn_again_from_the_same(
         (["--init-image", "none.png"], "none.png cannot be read: No such file"),
         (["--init-image", "."], ". cannot be read: Is a directory"),
         (["--init-image", "text.png"], "text.png cannot be read"),
-        (["--init-image", ""], "init_image='' is no picture; give a file's path"),
+        (["--init-image", ""], "init_image='' is not an image; give a file"),
         (["--init-image=~/text.png"], "text.png cannot be read"),
         (["--init-image", "half.png"], "half.png cannot be read: it is damaged or cut short"),
         (["--init-image", "bomb.png"], "bomb.png cannot be read: it has too many pixels"),
         (["--init-image", "in.png", "--mask-image", "text.png"], "text.png cannot be read"),
-        (["--init-image", "in.png", "--strength", "0"], "strength=0.0 is out of range"),
+        (["--init-image", "in.png", "--strength", "0"], "strength=0 is out of range"),
         (["--init-image", "in.png", "--outpaint", "1,2,3"], "outpaint=1,2,3 is not"),
         (["--init-image", "in.png", "--outpaint=a,b"], "outpaint='a,b' is not"),
-        (["--mask-image", "in.png"], "give the picture: init"),
+        (["--mask-image", "in.png"], "needs an image to mask; give init_image"),
         (["--strength", "0.5"], "give init"),
     ],
 )

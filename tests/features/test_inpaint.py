@@ -10,7 +10,7 @@ from PIL import Image
 from support.images import ID, PROMPTS, LatePipeline, diffusers_run, picture, reference, tiny
 
 from sdpipe import UsageError, pil_to_latents
-from sdpipe.canvas import SEAM, Canvas, lay, take
+from sdpipe.canvas import SEAM, Canvas, load_images, prepare
 from sdpipe.sampling import latent_mask
 from sdpipe.settings import SCHEDULERS, Settings
 
@@ -107,7 +107,7 @@ def test_a_mask_all_white_is_as_good_as_none(tiny):
 def test_greys_of_a_mask_blend():
     ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (8, 1)))
     old, new = Image.new("RGB", ramp.size, (0, 200, 10)), Image.new("RGB", ramp.size, (250, 0, 10))
-    kept = np.asarray(Canvas(old, ramp).keep(new)).astype(float)
+    kept = np.asarray(Canvas(old, ramp).composite(new)).astype(float)
     m = np.arange(256)[None, :, None] / 255
     exact = m * np.asarray(new) + (1 - m) * np.asarray(old)
     assert np.abs(kept - exact).max() <= 0.51
@@ -128,7 +128,7 @@ def test_a_mask_in_any_mode_means_the_same():
     clear.paste((255, 255, 255, 255), HOLE)
     sixteen = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     for mask in (grey.convert("1"), grey.convert("RGB"), clear, sixteen):
-        _, taken = take(picture(), mask)
+        _, taken = load_images(picture(), mask)
         assert taken.image.mode == "L"
         assert taken.image.tobytes() == grey.tobytes()
 
@@ -139,14 +139,14 @@ def test_picture_and_mask_that_lie_on_their_side_are_put_up_and_cut_together(tmp
     left = mask_of((0, 0, 40, 60), (120, 60))
     Image.merge("RGB", [left] * 3).save(tmp_path / "in.png", exif=exif)
     left.save(tmp_path / "mask.png", exif=exif)
-    init, mask = take(tmp_path / "in.png", tmp_path / "mask.png")
+    init, mask = load_images(tmp_path / "in.png", tmp_path / "mask.png")
     assert init.image.size == (60, 120)
     for fit in ("crop", "pad", "stretch"):
         settings = Settings(prompt="", init_image=ID, mask_image=ID, width=64, height=96, fit=fit)
-        canvas = lay(settings, init, mask)
+        canvas = prepare(settings, init, mask)
         white = np.asarray(canvas.mask) > 128
         inner = np.s_[:, 16:-16]  # pad has white paper beside the picture, and keeps it
-        shown = np.asarray(canvas.picture)[..., 0] > 128
+        shown = np.asarray(canvas.image)[..., 0] > 128
         assert (white[inner] == shown[inner])[[*range(20), *range(60, 90)]].all()
 
 
@@ -161,22 +161,22 @@ def test_picture_and_mask_that_lie_on_their_side_are_put_up_and_cut_together(tmp
 )
 def test_a_mask_that_says_nothing_is_refused(mask, message):
     with pytest.raises(UsageError, match=message):
-        take(picture(), mask)
+        load_images(picture(), mask)
 
 
 def test_a_mask_whose_white_is_cut_off_is_refused():
-    init, mask = take(picture(128, 64), mask_of((0, 0, 20, 64), (128, 64)))
+    init, mask = load_images(picture(128, 64), mask_of((0, 0, 20, 64), (128, 64)))
     settings = Settings(prompt="", init_image=ID, mask_image=ID, width=64, height=64, fit="crop")
     with pytest.raises(UsageError, match=r"nothing white .* at 64 x 64 pixels with fit=crop"):
-        lay(settings, init, mask)
+        prepare(settings, init, mask)
 
 
 def test_beyond_the_edges_the_outermost_pixels_go_on_and_the_mask_fades_in():
     settings = Settings(prompt="", init_image=ID, width=96, height=80, outpaint=(24, 0, 8, 16))
     init = picture()
-    canvas = lay(settings, *take(init))
+    canvas = prepare(settings, *load_images(init))
     edged = np.pad(np.asarray(init), ((0, 16), (24, 8), (0, 0)), mode="edge")
-    assert (np.asarray(canvas.picture) == edged).all()
+    assert (np.asarray(canvas.image) == edged).all()
     mask = np.asarray(canvas.mask).astype(int)
     assert (mask[:, :24] == 255).all()
     assert (mask[:, 88:] == 255).all()
@@ -199,7 +199,7 @@ def test_a_picture_grows_and_its_middle_stays(tiny):
     assert drawn.size == (settings.width, settings.height) == (96, 96)
     inner = drawn.crop((16 + SEAM, 0, 80 - SEAM, 64 - SEAM))
     assert inner.tobytes() == init.crop((SEAM, 0, 64 - SEAM, 64 - SEAM)).tobytes()
-    fill = lay(settings, *take(init)).picture
+    fill = prepare(settings, *load_images(init)).image
     assert (np.asarray(drawn)[64:] != np.asarray(fill)[64:]).any(axis=2).mean() > 0.9
 
 

@@ -9,7 +9,6 @@ from diffusers import EulerAncestralDiscreteScheduler
 from support.parity import BETAS, assert_equal, diffusers_pipeline
 
 from sdpipe.cli.app import main
-from sdpipe.errors import UsageError
 from sdpipe.io.png import parameters, read
 from sdpipe.latents import draw_noise, make_generators
 from sdpipe.metadata import a1111
@@ -112,25 +111,6 @@ def test_what_is_left_out():
     assert last.variation_seed == 0
 
 
-@pytest.mark.parametrize(
-    ("values", "parts"),
-    [
-        ({"variation_strength": 1.5}, ["variation_strength=1.5", "0, the seed's own", "to 1"]),
-        ({"variation_strength": -0.1}, ["variation_strength=-0.1", "out of range"]),
-        ({"variation_strength": math.nan}, ["variation_strength=nan", "out of range"]),
-        ({"variation_strength": "a"}, ["variation_strength='a'", "not a number"]),
-        ({"variation_strength": True}, ["variation_strength=True", "not a number"]),
-        ({"variation_seed": -1}, ["variation_seed=-1", "0 to"]),
-        ({"variation_seed": "a"}, ["variation_seed='a'", "whole number"]),
-        ({"variation_seed": MAX_SEED, "n": 2}, [f"0 to {MAX_SEED - 1}"]),
-    ],
-)
-def test_refused(values, parts):
-    with pytest.raises(UsageError) as caught:
-        Settings(prompt="x", **values)
-    assert all(part in str(caught.value) for part in parts), caught.value
-
-
 def test_variations_of_several_prompts_count_on():
     run = plan(["a", "b"], defaults=V1_4, factor=8, layers=12, n=2, seed=3, variation_seed=7)
     assert [(s.prompt, s.seed, s.variation_seed) for s in run] == [
@@ -141,20 +121,6 @@ def test_variations_of_several_prompts_count_on():
 
 def test_the_last_seed_has_as_many_variations_as_one_likes():
     assert Settings(prompt="x", seed=MAX_SEED, n=3, variation_seed=0).seed == MAX_SEED
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--variation-strength", "1.5"], "variation_strength=1.5 is out of range"),
-        (["--variation-strength", "a"], "'a' is not a number"),
-        (["--variation-strength"], "--variation-strength needs a value, SHARE"),
-        (["--variation-seed", "0.5"], "'0.5' is not a whole number"),
-    ],
-)
-def test_the_command_line_refuses_before_a_model_is_loaded(words, told, capsys):
-    assert main(["generate", "x", "--model", "/no/such/model", *words]) == 2
-    assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_each_of_four_files_replays_alone_from_the_lowest_seed(folder, tmp_path, capsys):
@@ -184,7 +150,8 @@ def test_a1111_writes_and_reads_it_by_its_own_names():
         V1_4
     )
     text = parameters(settings, {"name": "m"})
-    assert "Variation seed: 8, Variation seed strength: 0.25" in text
+    assert "Variation seed: 8, " in text
+    assert "Variation seed strength: 0.25, " in text
     record = a1111.read(text)
     assert record.values["variation_strength"] == 0.25
     assert record.values["variation_seed"] == 8

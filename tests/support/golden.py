@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+from support import readme
+
 import sdpipe
 
 ROOT = Path(sdpipe.__file__).parent
@@ -149,6 +151,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / "messages.txt").write_text(messages(), encoding="utf-8")
     (FOLDER / "help.txt").write_text(help_pages(), encoding="utf-8")
+    readme.write()
 
 
 if __name__ == "__main__":

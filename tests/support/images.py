@@ -13,12 +13,12 @@ from support.parity import REFERENCE, diffusers_pipeline
 from support.tiny import tiny_model
 
 from sdpipe import Pipeline
-from sdpipe.init import PictureId
+from sdpipe.settings import ImageRef
 
 PROMPTS = ["a red apple", "a cat"]
 
 
-ID = PictureId("a.png", "0" * 64)
+ID = ImageRef("a.png", "0" * 64)
 
 
 def picture(width=64, height=64, seed=0):

@@ -62,7 +62,7 @@ def test_every_cell_is_the_picture_that_the_library_draws(sweep, models):
         assert (record.n, record.index) == (3, cell["settings"]["seed"] - 3)
         assert dict(record.values) == cell["settings"]
         animal, seed, steps = ("cat", "dog"), (3, 4, 5), (3, 4)
-        x, y, z = cell["place"]
+        x, y, z = cell["index"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SdpipeWarning)  # random weights draw no picture
             result = pipe.generate(
@@ -84,7 +84,7 @@ def test_a_cell_is_replayed_to_the_same_bits(run, sweep, models):
 def test_the_first_that_was_typed_goes_across(sweep):
     told, _ = sweep("red {apple|cat}", "--steps", "2,3", "--g", "1", "--seed", "1,5", "--out", "o")
     assert list(told["sweep"])[:4] == ["prompt", "steps", "g", "seed"]
-    assert [tuple(cell["place"]) for cell in told["cells"]][-1] == (1, 1, 1)
+    assert [tuple(cell["index"]) for cell in told["cells"]][-1] == (1, 1, 1)
     assert told["cells"][2]["settings"]["steps"] == 3
 
 
@@ -286,22 +286,22 @@ WRONG = {
     "sweep": "PROMPT",
     "sweep x": "nothing varies",
     "sweep x --g 7.5": "nothing varies",
-    "sweep x --g 1,a": "g='a' is neither a number, a pair such as 12:4 nor a range",
-    "sweep x --g 1,12:": "g='12:' is neither a number, a pair such as 12:4 nor a range",
-    "sweep x --g 1,inf:2": "g=inf:2 is not a finite number",
+    "sweep x --g 1,a": "g='a' is neither a number nor a range",
+    "sweep x --g 1,12:": "g='12:' is neither a number nor a range",
+    "sweep x --g 1,inf:2": "g=inf:2 is not finite",
     "sweep x --g 12:4": "nothing varies",
     "sweep x --guidance-interval 0.3,5": "nothing varies",
     "sweep x --guidance-interval 0.3,5;5": "guidance_interval=5 is not two noise levels",
-    "sweep x --guidance-interval 0.3,5;": "guidance_interval='' is not two noise levels",
+    "sweep x --guidance-interval 0.3,5;": "has an empty place",
     "sweep x --g 1,2 --safety on": "safety='on' is not known",
-    "sweep x --guidance-rescale 0,2": "guidance_rescale=2.0 is out of range",
-    "sweep x --g 1,nan": "g=nan is not a finite number",
+    "sweep x --guidance-rescale 0,2": "guidance_rescale=2 is out of range",
+    "sweep x --g 1,nan": "g=nan is not finite",
     "sweep x --steps 1-5": "below sigma 0.05",
     "sweep x --steps 10,2.5": "steps='2.5' is neither a whole number",
-    "sweep x --steps 10-50[0]": "how many is a whole number from 1",
+    "sweep x --steps 10-50[0]": "not a whole number from 1",
     "sweep x --steps 10-50(5)": "with its sign",
-    "sweep x --seed 1-5000": "5000 values; up to 1000",
-    "sweep x --seed 1-500 --g 1-3": "500 x 3 = 1500 pictures",
+    "sweep x --seed 1-5000": "5000 values, and up to 1000",
+    "sweep x --seed 1-500 --g 1-3": "500 x 3 = 1500 images",
     "sweep x --seed -1,2": "seed=-1",
     "sweep x --dim 64,100": "96 and 104",
     "sweep x --dim 64,128 --width 64": "either",
@@ -310,14 +310,14 @@ WRONG = {
     "sweep x --scheduler lms,euler --lms-order 2": "lms_order=2",
     "sweep x --lms-order 3-5": "lms_order=5",
     "sweep x --clip-skip 0-2": "clip_skip=0",
-    "sweep x --karras maybe,no": "neither yes nor no",
-    "sweep x --g 1,2 --steps 4,5 --seed 1,2 --dim 8,16": "4 things vary",
+    "sweep x --karras maybe,no": "karras='maybe' is not true or false",
+    "sweep x --g 1,2 --steps 4,5 --seed 1,2 --dim 8,16": "4 axes",
     "sweep {a|b": "open at one end",
-    "sweep {a|{b|c}}": "another inside",
+    "sweep {a|{b|c}}": "inside of another",
     "sweep - --g 1,2": "standard input",
-    "sweep x --negative-prompt {a|b": "negative='{a|b'",
+    "sweep x --negative-prompt {a|b": "negative_prompt='{a|b'",
     "sweep \udcff --g 1,2": "not UTF-8",
-    "sweep x --g 1,2 --negative-prompt \udcff": "--negative-prompt is not UTF-8",
+    "sweep x --g 1,2 --negative-prompt \udcff": "is not UTF-8",
     "sweep x --g 1,2 --batch 0": "batch=0",
     "sweep x --g 1,2 --out x.png": "fills a folder",
     "sweep x --g 1,2 --out file": "file is not a folder",

@@ -53,7 +53,7 @@ def test_every_picture_is_in_its_place_and_every_text_can_be_read(name, monkeypa
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", noting)
     monkeypatch.setattr(Image.Image, "paste", placing)
     sheet = draw_grid(plan.axes, size, picture, "a title", "what is the same")
-    assert sorted(asked) == sorted(cell.place for cell in plan.cells)
+    assert sorted(asked) == sorted(cell.index for cell in plan.cells)
     assert sheet.width * sheet.height <= LARGEST * 1.1
     assert max(sheet.size) <= LARGEST_SIDE * 1.1
 

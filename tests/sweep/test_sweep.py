@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from support.errors import raises
 
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.io import png
 from sdpipe.metadata.read import read_record
-from sdpipe.settings import Settings
-from sdpipe.sweep.sweep import BATCH_PIXELS, Sweep, batches
+from sdpipe.settings import ResolvedSettings, Settings
+from sdpipe.sweep.folder import BATCH_PIXELS, batches
+from sdpipe.sweep.sweep import Sweep
 
 
 def test_cells_are_every_combination_row_by_row():
@@ -24,7 +26,7 @@ def test_cells_are_every_combination_row_by_row():
     assert [(c.settings.steps, c.settings.g) for c in plan.cells] == [
         (steps, g) for g in (1, 3, 7.5) for steps in (10, 20)
     ]
-    assert plan.cells[3].place == (1, 1)
+    assert plan.cells[3].index == (1, 1)
     assert plan.cells[3].settings == Settings(prompt="x", steps=20, g=3, karras=True, seed=4)
     assert plan.cells[3].name == "steps=20-g=3"
 
@@ -58,7 +60,7 @@ def test_a_negative_prompt_has_parts_too_and_the_prompt_s_go_first():
 def test_what_is_given_twice_is_drawn_once_with_a_word():
     plan = Sweep("{a|b|a}", g=[1, 7.5, 1.0])
     assert len(plan.cells) == 4
-    assert [remark.split(" ")[0] for remark in plan.remarks] == ["g", "{a|b|a}"]
+    assert [remark.split(" ")[0] for remark in plan.notes] == ["g", "{a|b|a}"]
 
 
 def test_no_name_of_a_cell_is_a_numbered_twin_of_another():
@@ -87,27 +89,29 @@ def test_a_sweep_survives_json_and_its_command():
     )
 
 
-WRONG_SWEEPS = {
-    "nothing varies": {"g": [3]},
-    "500 x 3 = 1500 pictures": {"seed": range(500), "g": [1, 2, 3]},
-    "4 things vary (g, steps, seed, dim)": {
-        name: [8, 16] for name in ("g", "steps", "seed", "dim")
-    },
-    "1000000000000 pictures": {"seed": range(10**12)},
-    "steps=0 is out of range": {"steps": [10, 0]},
-    "dim=65 is not a multiple of 8": {"dim": [64, 65]},
-    "no Karras noise levels": {"scheduler": ["lms", "ddim"], "karras": True},
-    "unknown setting 'n'": {"n": [1, 2]},
-    "takes one": {"batch_invariant": [True, False]},
-    "neither a number nor a text": {"g": [None, 3]},
-    "is an empty list": {"g": []},
-}
-
-
-@pytest.mark.parametrize("message", WRONG_SWEEPS)
-def test_what_is_no_sweep_is_told(message):
-    with pytest.raises(UsageError, match=re.escape(message)):
-        Sweep("x", **WRONG_SWEEPS[message])
+@pytest.mark.parametrize(
+    ("values", "value", "rule"),
+    [
+        ({"g": [3]}, "the sweep", "nothing varies"),
+        ({"seed": range(500), "g": [1, 2, 3]}, "500 x 3 = 1500 images", "1000"),
+        (
+            {name: [8, 16] for name in ("g", "steps", "seed", "dim")},
+            "4 axes (g, steps, seed, dim)",
+            "more than the 3",
+        ),
+        ({"seed": range(10**12)}, "1000000000000 images", "1000"),
+        ({"steps": [10, 0]}, "steps=0", "out of range"),
+        ({"dim": [64, 65]}, "dim=65", "multiple of 8"),
+        ({"scheduler": ["lms", "ddim"], "karras": True}, "'ddim'", "no Karras noise levels"),
+        ({"n": [1, 2]}, "'n'", "not one of a sweep"),
+        ({"batch_invariant": [True, False]}, "batch_invariant", "has 2 values"),
+        ({"g": [None, 3]}, "g=None", "neither a number nor text"),
+        ({"g": []}, "g=[]", "no value"),
+    ],
+)
+def test_wrong_sweeps_are_refused(values, value, rule):
+    with raises(UsageError, value=value, rule=rule):
+        Sweep("x", **values)
 
 
 RESOLVED = {"steps": 9, "g": 2.0, "width": 512, "height": 512, "scheduler": "ddim"}
@@ -120,7 +124,7 @@ RESOLVED = {"steps": 9, "g": 2.0, "width": 512, "height": 512, "scheduler": "ddi
 )
 def test_a_batch_differs_in_nothing_but_seeds_in_a_row(drawn, most, side):
     values = {**RESOLVED, "width": side}
-    settings = [Settings(prompt=prompt, seed=seed, **values) for prompt, seed in drawn]
+    settings = [ResolvedSettings(prompt=prompt, seed=seed, **values) for prompt, seed in drawn]
     found = batches(settings, most)
     assert sorted(i for batch in found for i in batch) == list(range(len(settings)))
     for batch in found:
