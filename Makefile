@@ -1,4 +1,4 @@
-# Two commands. `make demo` draws a picture; `make test` checks everything.
+# Two commands. `make demo` draws an image; `make test` checks everything.
 # Both make .venv first, from pyproject.toml, with the versions in constraints.txt.
 
 # The first of these that runs and is new enough; `make PYTHON=/path/to/python` says which.
