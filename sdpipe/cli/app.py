@@ -18,7 +18,6 @@ from sdpipe.cli import options, progress
 from sdpipe.cli import replay as cli_repeat
 from sdpipe.cli import sweep as cli_sweep
 from sdpipe.cli import train as cli_train
-from sdpipe.cli.command import Command
 from sdpipe.cli.groups import (
     DeviceOptions,
     ModelOptions,
@@ -141,8 +140,6 @@ app.command(
     epilog="Example:  sdpipe compare 'red apple' --model emoji --seed 42 --out curve.png",
 )(cli_compare.compare)
 app.command(short_help="Check the installation.")(cli_doctor.doctor)
-for _command in (*app.registered_commands, *show_app.registered_commands):
-    _command.cls = Command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

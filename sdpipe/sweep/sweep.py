@@ -243,8 +243,8 @@ def _check_name(name: str) -> None:
 
 def _pair_as_text(name: str, value: Any) -> Any:
     """Several numbers as a person types them, for tuples are axes, here and in JSON."""
-    is_pair = isinstance(value, list | tuple) and len(value) > 1
-    return RULES[name].format(value) if is_pair else value
+    several = isinstance(value, list | tuple) and (len(value) > 1 or RULES[name].separator != ",")
+    return RULES[name].format(value) if several else value
 
 
 def _is_one(name: str, value: Sequence[Any]) -> bool:

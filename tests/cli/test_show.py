@@ -132,7 +132,7 @@ def test_a_film_without_its_library(show, monkeypatch):
 
 
 WRONG = {
-    "scheduler='foo' is not known; the known ones are lms": ["schedule", "--scheduler", "lms,foo"],
+    "scheduler='foo' is not known; use lms": ["schedule", "--scheduler", "lms,foo"],
     "steps=0 is out of range": ["schedule", "--steps", "0"],
     "'ddim' has no Karras noise levels": ["schedule", "--scheduler", "ddim", "--karras"],
     "t=1000 is out of range": ["noise", "PICTURE", "--t", "5,1000"],
@@ -154,8 +154,8 @@ WRONG = {
     "'--g' is not a whole number; give two": ["interpolate", "a", "b", "--seeds", "1", "--g", "2"],
     "'x' is not a whole number; give two": ["interpolate", "a", "b", "--seeds", "1", "x"],
     "seed=-1 is out of range": ["interpolate", "a", "b", "--seeds", "1", "-1"],
-    "device='tpu' is not known": ["steps", "x", "--device", "tpu"],
-    "dtype='int8' is not known": ["steps", "x", "--dtype", "int8"],
+    "device='tpu' is unknown": ["steps", "x", "--device", "tpu"],
+    "dtype='int8' is unknown": ["steps", "x", "--dtype", "int8"],
     "x.gif asks for a .gif file, and this is a drawing": ["steps", "x", "--out", "x.gif"],
     "x.svg asks for a .svg file": ["steps", "x", "--out", "x.svg"],
     "x.jpg asks for a .jpg file": ["tokens", "x", "--out", "x.jpg"],

@@ -327,7 +327,7 @@ WRONG = {
 }
 
 
-def test_every_wrong_usage_is_told_in_a_paragraph_and_without_torch(tmp_path):
+def test_every_wrong_usage_is_told_in_a_paragraph(tmp_path):
     (tmp_path / "file").touch()
     assert_told(WRONG, tmp_path)
     assert os.listdir(tmp_path) == ["file"]
