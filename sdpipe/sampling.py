@@ -29,7 +29,7 @@ from sdpipe.latents import (
 )
 from sdpipe.prompt.encode import Conditioning
 from sdpipe.runtime.device import dtype_name
-from sdpipe.schedule import Schedule, make_schedule
+from sdpipe.schedule import Schedule, schedule_for
 from sdpipe.settings import ResolvedSettings
 from sdpipe.values import format_scale
 
@@ -80,7 +80,7 @@ def sample_pass(
         alone.
     """
     settings = batch.settings[0]
-    schedule = _schedule(parts, settings, strength)
+    schedule = schedule_for(settings, parts.scheduler_config, parts.device, strength)
     generators = make_generators([s.seed for s in batch.settings])
     eps = draw_noise(generators, _latent_shape(parts, settings, start))  # (B, C, h, w)
     if settings.variation_strength is not None:
@@ -179,7 +179,7 @@ def _with_second_pass(
     """
     settings = batch.settings[0]
     strength = settings.hires_strength
-    more = len(_schedule(parts, settings, strength))
+    more = len(schedule_for(settings, parts.scheduler_config, parts.device, strength))
     for step in first:
         yield replace(step, total=step.total + more)
     _check_latents(step.latents, settings, embeds, parts.dtype)
@@ -189,18 +189,6 @@ def _with_second_pass(
     done = step.total
     for step in sample_pass(parts, unet, batch, embeds, strength, x_0):
         yield replace(step, index=done + step.index, total=done + more, hires=True)
-
-
-def _schedule(parts: Components, settings: ResolvedSettings, strength: float | None) -> Schedule:
-    return make_schedule(
-        settings.scheduler,
-        parts.scheduler_config,
-        settings.steps,
-        skip=settings.steps - settings.num_steps_taken(strength),
-        device=parts.device,
-        karras=settings.karras,
-        lms_order=settings.lms_order,
-    )
 
 
 def _latent_shape(

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import (
@@ -28,6 +28,9 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOut
 from torch import Tensor
 
 from sdpipe.settings import KARRAS_SCHEDULERS
+
+if TYPE_CHECKING:
+    from sdpipe.settings import ResolvedSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,3 +251,24 @@ def _last_timesteps(scheduler: SchedulerMixin, skip: int) -> Tensor:
 def make_schedule(name: str, config: Mapping[str, Any], steps: int, **options: Any) -> Schedule:
     """A `Schedule` of a new scheduler; the arguments are those of `make_scheduler`."""
     return Schedule.of(make_scheduler(name, config, steps, **options))
+
+
+def schedule_for(
+    settings: "ResolvedSettings",
+    config: Mapping[str, Any],
+    device: torch.device,
+    strength: float | None = None,
+) -> Schedule:
+    """The schedule of one pass with these settings, for a model's scheduler config.
+
+    strength: the share of the steps that is taken, the last ones; None is all.
+    """
+    return make_schedule(
+        settings.scheduler,
+        config,
+        settings.steps,
+        skip=settings.steps - settings.num_steps_taken(strength),
+        device=device,
+        karras=settings.karras,
+        lms_order=settings.lms_order,
+    )

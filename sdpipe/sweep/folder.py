@@ -327,7 +327,9 @@ def _pictures(sweep: Sweep) -> dict[str, Any]:
 
 
 def _key(values: Mapping[str, Any]) -> str:
-    return json.dumps(dict(values), sort_keys=True)
+    """The settings that are not at their default; images older than a setting lack it."""
+    given = {name: value for name, value in values.items() if value != DEFAULT_OF.get(name)}
+    return json.dumps(given, sort_keys=True)
 
 
 def _record(path: Path) -> Record | None:
