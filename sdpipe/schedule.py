@@ -9,7 +9,7 @@ for i, t in enumerate(schedule.timesteps):
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +43,7 @@ class Schedule:
         len(sigmas) == len(schedule) + 1.
     variance_exploding: x_t is x_0 + sigma * eps; otherwise x_t keeps about unit variance.
     draws_noise: a step of this scheduler takes generators, for the noise that it may add.
+    eta: the noise that a step of DDIM adds, as a share of DDPM's; None is diffusers' default, 0.
     """
 
     scheduler: SchedulerMixin
@@ -50,6 +51,7 @@ class Schedule:
     sigmas: Sequence[float]
     variance_exploding: bool
     draws_noise: bool
+    eta: float | None = None
 
     @classmethod
     def of(cls, scheduler: "SchedulerMixin | Schedule") -> "Schedule":
@@ -90,7 +92,9 @@ class Schedule:
 
         generators: one an image, for schedulers that add noise.
         """
-        noise = {"generator": list(generators) or None} if self.draws_noise else {}
+        noise: dict[str, Any] = {} if self.eta is None else {"eta": self.eta}
+        if self.draws_noise:
+            noise["generator"] = list(generators) or None
         return self.scheduler.step(output, self.timesteps[i], x_t, **noise).prev_sample
 
     def noised(self, x_0: Tensor, eps: Tensor, sigma: float) -> Tensor:
@@ -248,9 +252,16 @@ def _last_timesteps(scheduler: SchedulerMixin, skip: int) -> Tensor:
     return torch.cat([once[:2], once[1:]])
 
 
-def make_schedule(name: str, config: Mapping[str, Any], steps: int, **options: Any) -> Schedule:
-    """A `Schedule` of a new scheduler; the arguments are those of `make_scheduler`."""
-    return Schedule.of(make_scheduler(name, config, steps, **options))
+def make_schedule(
+    name: str,
+    config: Mapping[str, Any],
+    steps: int,
+    *,
+    eta: float | None = None,
+    **options: Any,
+) -> Schedule:
+    """A `Schedule` of a new scheduler; the other arguments are those of `make_scheduler`."""
+    return replace(Schedule.of(make_scheduler(name, config, steps, **options)), eta=eta)
 
 
 def schedule_for(
@@ -271,4 +282,5 @@ def schedule_for(
         device=device,
         karras=settings.karras,
         lms_order=settings.lms_order,
+        eta=settings.eta,
     )

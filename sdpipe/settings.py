@@ -313,6 +313,16 @@ class Settings:
         panel=SAMPLING,
         sweepable=True,
     )
+    eta: float | None = setting(
+        None,
+        number(0, 1, "0 adds no noise, 1 as much as DDPM"),
+        help="how much noise a step of ddim adds, 0 to 1 (Song et al. 2021)",
+        unset="0",
+        panel=SAMPLING,
+        sweepable=True,
+        a1111="Eta DDIM",
+        a1111_axis="Eta",
+    )
     clip_skip: int = setting(
         1,
         integer(1, MAX_CLIP_SKIP, "1 is the text encoder's last layer, 2 the one before"),
@@ -439,6 +449,12 @@ class Settings:
             raise UsageError(
                 f"lms_order={self.lms_order}",
                 f"is for the scheduler lms, not for {name}",
+                "leave one of the two out",
+            )
+        if self.eta is not None and self.scheduler not in (None, "ddim"):
+            raise UsageError(
+                f"eta={self.eta:g}",
+                f"is for the scheduler ddim, not for {self.scheduler}",
                 "leave one of the two out",
             )
         if self.steps == 1 and name in NEED_TWO_STEPS:
@@ -641,6 +657,7 @@ class GenerateKwargs(TypedDict, total=False):
     scheduler: str | None
     lms_order: int | None
     karras: bool
+    eta: float | None
     clip_skip: int
     batch_invariant: bool
     hires_scale: float | None
