@@ -10,7 +10,7 @@ from PIL import Image
 from sdpipe import Pipeline
 from sdpipe.settings import DEFAULTS
 from sdpipe.training.emoji.scenes import COLOURS, PLACES, RELATIONS, SIZES, Scene, caption
-from sdpipe.training.recipe import load_recipe
+from sdpipe.training.recipe_file import load_recipe
 
 NAMES = 200
 STEPS = 30
@@ -71,7 +71,7 @@ class Bench:
     def held_out(self, scenes: list[Scene], count: int) -> list[Scene]:
         """So many of those that training left out; a glyph with two names may have been seen."""
         known_twice = {n for both in self.judge.same.items() if both[0] != both[1] for n in both}
-        never = [s for s in scenes if s.held_out and known_twice.isdisjoint(s.names)]
+        never = [s for s in scenes if s.is_held_out and known_twice.isdisjoint(s.names)]
         return random.Random(0).sample(never, NAMES)[:count]
 
 

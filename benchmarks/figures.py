@@ -12,7 +12,7 @@ import speed
 from measure import put_between, read, write_table
 
 import sdpipe
-from sdpipe.training.recipe import load_recipe
+from sdpipe.training.recipe_file import load_recipe
 
 MODEL = Path(sdpipe.__file__).parent / "models" / "emoji"
 

@@ -22,8 +22,9 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from sdpipe.training.emoji import glyphs
+from sdpipe.training.emoji.dataset import draw_scene
 from sdpipe.training.emoji.scenes import COLOURS, PAIR, PLACES, RELATIONS, SIZES, Scene, caption
-from sdpipe.training.recipe import load_recipe
+from sdpipe.training.recipe_file import load_recipe
 
 Floats = npt.NDArray[np.float32]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -85,7 +86,7 @@ class Judge:
 
     def __init__(self) -> None:
         self.inks = glyphs.render_all()
-        self.same = glyphs.classes(self.inks)  # every name to that of its glyph in `names`
+        self.same = glyphs.glyph_classes(self.inks)  # every name to that of its glyph in `names`
         self.names = sorted(set(self.same.values()))
         self._known: dict[tuple[str, int], Known] = {}
 
@@ -152,7 +153,7 @@ class Judge:
         box = self.known(colour, seen.threshold).boxes[self.names.index(self.same[name])]
 
         def distance(size: str, place: str) -> float:
-            room = (1 - SIZES[size]) / 2 - 0.01  # as `glyphs.draw_scene` has it
+            room = (1 - SIZES[size]) / 2 - 0.01  # as in `draw_scene`
             x, y = (room * toward for toward in PLACES[place][1])
             return float(np.abs(box * SIZES[size] + (x, y, x, y) - seen.box).sum())
 
@@ -305,7 +306,7 @@ def check(judge: Judge, size: int = 128, limit: int | None = None) -> dict[str, 
         tally.add(f"{name} on {colour}, {scale:.2f}", f"{seen} on {on}", **right)
 
     def drawn(scene: Scene) -> Image.Image:
-        return glyphs.draw_scene(scene, judge.inks, size, recipe, rng)
+        return draw_scene(scene, judge.inks, size, recipe, rng)
 
     for i, name in enumerate(names):
         anywhere(name, shown["anywhere"], lambda image: image)

@@ -49,7 +49,8 @@ from sdpipe.latents import latents_to_pil, pil_to_latents
 from sdpipe.loading.weights import sha256
 from sdpipe.runtime.device import dtype_name
 from sdpipe.training.emoji import glyphs
-from sdpipe.training.emoji.scenes import RELATIONS, mistype, plural, with_article
+from sdpipe.training.emoji.paraphrase import add_typo, pluralize
+from sdpipe.training.emoji.scenes import RELATIONS, with_article
 
 QUICK_NAMES = 64
 HIGH_G = 7.5
@@ -112,13 +113,13 @@ def words(bench: Bench) -> Figures:
 
     def typo(name: str) -> str:
         """One letter wrong, but no other name; the name itself where no word has four letters."""
-        texts = (mistype(name, rng) for _ in range(100))
+        texts = (add_typo(name, rng) for _ in range(100))
         return next((t for t in texts if t != name and t not in bench.judge.inks), name)
 
     ways: dict[str, Callable[[str], str]] = {
         "picture of a NAME": lambda name: f"picture of {with_article(name)}",
         "one NAME": lambda name: f"one {name}",
-        "plural": plural,
+        "plural": pluralize,
         "capitals": str.upper,
         "one letter wrong": typo,
     }
@@ -188,7 +189,7 @@ def unseen() -> dict[str, list[Image.Image]]:
             kinds["keycaps"].append(glyphs.render(text, font))
         elif marks & {*glyphs.REGIONS, *glyphs.TAGS}:
             kinds["flags of regions"].append(glyphs.render(text, font))
-        elif "flag" in glyphs.plain(entry["en"]):
+        elif "flag" in glyphs.plain_name(entry["en"]):
             kinds["other flags"].append(glyphs.render(text, font))
     return kinds
 

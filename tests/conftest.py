@@ -64,12 +64,12 @@ def run(monkeypatch, tmp_path, capsys, load_once):
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory):
-    """What a small training is made from: a recipe and a folder of pictures."""
-    from support.training_run import RECIPE, write_pictures
+    """A recipe and a folder of images for a small training."""
+    from support.training_run import RECIPE, write_images
 
     place = tmp_path_factory.mktemp("train")
     (place / "recipe.toml").write_text(RECIPE)
-    write_pictures(place / "data")
+    write_images(place / "data")
     return place
 
 

@@ -60,13 +60,10 @@ ARROWS: set[tuple[str, str]] = {
     ("metadata", "show"),
     ("metadata", "sweep"),
     ("pipeline", "runtime"),
-    ("training", "cli"),
 }
 LONG = {
     *("pipeline.py", "prompt/syntax.py"),
     *("show/attention.py", "sweep/folder.py"),
-    "training/emoji/glyphs.py",
-    "training/recipe.py",
 }
 ROOT_FILES: set[str] = set()
 

@@ -1,9 +1,12 @@
-"""The command that trains a model: the built-in one, or one on pictures of one's own."""
+"""The command that trains a model: the built-in one, or one on a folder of images."""
 
 import os
 import shlex
+import sys
+import time
 from pathlib import Path
-from typing import Annotated
+from types import TracebackType
+from typing import Annotated, Any, Self
 
 import typer
 
@@ -12,16 +15,17 @@ from sdpipe.cli import options, progress
 from sdpipe.errors import SdpipeError
 
 PANEL = "Training"
+REPORT_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 
-What = Annotated[
+Target = Annotated[
     str | None,
-    typer.Argument(metavar="emoji", help="emoji trains the built-in model, on drawn emoji."),
+    typer.Argument(metavar="emoji", help="emoji: train the built-in model."),
 ]
 Data = Annotated[
     Path | None,
     options.option(
         PANEL,
-        "A folder of pictures with a metadata.jsonl: file_name and text, a line for each.",
+        "A folder of images with a metadata.jsonl: a line for each, with file_name and text.",
         metavar="FOLDER",
     ),
 ]
@@ -29,7 +33,7 @@ Out = Annotated[
     Path | None,
     options.option(
         PANEL,
-        "Where the model goes, and what a second start goes on from. Of emoji: runs/emoji.",
+        "The folder for the model; of a stopped run, to continue it. Of emoji: runs/emoji.",
         "--out",
         "-o",
         metavar="FOLDER",
@@ -38,26 +42,26 @@ Out = Annotated[
 Start = Annotated[
     str | None,
     options.option(
-        PANEL, "Go on from this model: emoji, a folder or a hub id.", "--from", metavar="NAME"
+        PANEL, "The model to fine-tune: emoji, a folder or a hub id.", "--from", metavar="NAME"
     ),
 ]
 Dim = Annotated[
     int | None,
-    options.whole(PANEL, "Width and height: the recipe's, or those of --from, if left out."),
+    options.whole(PANEL, "Width and height; left out: those of the recipe, or of --from."),
 ]
 Steps = Annotated[
     int | None,
-    options.whole(PANEL, "Steps of the U-Net; those of the other parts change in proportion."),
+    options.whole(PANEL, "Steps of the U-Net; those of other stages change in proportion."),
 ]
-Seed = Annotated[int | None, options.whole(PANEL, "Starts the weights, and draws the batches.")]
+Seed = Annotated[int | None, options.whole(PANEL, "Seed of the weights and the batches.")]
 Recipe = Annotated[
     Path | None,
-    options.option(PANEL, "A TOML file with all numbers. Left out: sdpipe's own.", metavar="FILE"),
+    options.option(PANEL, "A TOML file with all numbers; left out: sdpipe's.", metavar="FILE"),
 ]
 
 
 def train(
-    what: What = None,
+    target: Target = None,
     data: Data = None,
     out: Out = None,
     start: Start = None,
@@ -68,16 +72,16 @@ def train(
     device: options.Device = "auto",
     debug: options.Debug = False,
 ) -> None:
-    """Trains a model: the built-in one, or one on a folder of pictures with captions.
+    """Train a model: the built-in one, or one on a folder of images with captions.
 
-    The folder has a metadata.jsonl, or .csv, with file_name and text of each picture. Stopped, the
-    same command goes on from the last checkpoint. What it is doing is seen in OUT/training.
+    The folder has a metadata.jsonl, or .csv, with file_name and text of each image. Stopped, the
+    same command continues from the last checkpoint. OUT/training has losses and sample sheets.
     """
     from sdpipe.training.job import plan_job
 
     try:
         job = plan_job(
-            what,
+            target,
             data=data,
             out=out,
             start=start,
@@ -88,14 +92,55 @@ def train(
             device=device,
         )
     except SdpipeError:
-        if os.environ.get("RANK", "0") != "0":  # one of several processes: the first says it
+        if os.environ.get("RANK", "0") != "0":  # one of several processes: the first reports it
             raise typer.Exit(messages.FAILED) from None
         raise
     with progress.status("loading the libraries ..."):
         from sdpipe.training.train import train as run
-    folder = run(job)
-    if folder is not None:  # else the first process has it
+    with TrainingProgress() as show:
+        folder = run(job, progress=show, log=messages.say)
+    if folder is not None:  # else this is not the first process
         messages.print_result(str(folder))
         caption = "red apple" if job.entries is None else job.entries[0].text
         prompt, model = shlex.quote(caption), shlex.quote(str(folder))
         messages.say(f"draw with it: sdpipe generate {prompt} --model {model}")
+
+
+class TrainingProgress:
+    """Shows the stages of a training: a bar for each on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        self.task, self.reported = "", time.monotonic()
+        self.bar: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
+        """Shows that `done` of `total` steps of a task are done; `note` is its latest loss."""
+        if not sys.stderr.isatty():
+            now = time.monotonic()
+            if done == total or now - self.reported > REPORT_EVERY:
+                self.reported = now
+                messages.say(f"{task}: {done} of {total}{', ' if note else ''}{note}")
+            return
+        if task != self.task:
+            from tqdm import tqdm
+
+            if self.bar is not None:
+                self.bar.close()
+            self.task = task
+            self.bar = tqdm(
+                desc=task, initial=done, total=total, file=sys.stderr, dynamic_ncols=True
+            )
+        self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update(done - self.bar.n)

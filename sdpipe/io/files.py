@@ -14,6 +14,7 @@ import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from sdpipe.errors import SdpipeError, UsageError
 
@@ -172,6 +173,48 @@ def put_in_place(temporary: Path, path: Path) -> None:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, remedy: str = "") -> Iterator[IO[bytes]]:
+    """Opens a file for writing under a temporary name, and renames it to `path` once it is whole.
+
+    The temporary name is always the same: however often a process is killed, it leaves one file.
+
+    Raises:
+        SdpipeError: it cannot be written; a file at `path` stays as it was. It has this remedy.
+    """
+    partial = path.with_name(path.name + ".partial")
+    _unfinished.add(partial)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except SdpipeError:
+        raise
+    except Exception as error:
+        if _os_error(error) is None:
+            raise
+        raise write_error(path, error, remedy) from error
+    finally:
+        _remove(partial)
+        _unfinished.discard(partial)
+
+
+def write_error(path: Path, error: Exception, remedy: str = "") -> SdpipeError:
+    """The error to raise for a file that cannot be written, with the system's reason."""
+    cause = _os_error(error)
+    reason = (cause and cause.strerror) or str(error).rstrip(".")
+    return SdpipeError(str(path), f"cannot be written ({reason})", remedy)
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The system's error behind another: torch raises its own, which does not say why."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _highest_number(folder: Path) -> int:

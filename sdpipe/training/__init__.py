@@ -1,9 +1,12 @@
-"""How a model is made: pictures, tokenizer, VAE, text encoder and U-Net.
+"""How a model comes to be: dataset, tokenizer, VAE, text encoder, U-Net.
 
-Read in this order: the pictures and their captions (`scenes` and `glyphs` for the built-in model,
-`imagefolder` for those of one's own), `tokenizer`, `vae` (the ELBO), `text` (captions that tell
-their picture), `ddpm` (the training algorithm), `fit` (the loop), `train` (all of it). Around them:
-`recipe` and `job` (what is asked for), `work` (files that appear whole), `model` (from and to a
-folder), `samples` (what it draws meanwhile). Every number stands in `emoji.toml` and
-`imagefolder.toml`, the recipes.
+Read in this order: `train` (all of it) and `stages` (VAE, text encoder, U-Net, both together); then
+what each stage learns, `vae` (the ELBO), `text_encoder` (regression), `ddpm` (algorithm 1 of Ho et
+al.), and how, `loop` and `optimizer`. `dataset` has images, captions and random numbers,
+`imagefolder` those of a folder, `tokenizer` the byte pair encoding.
+
+Around them: `recipe` (every number, from `emoji.toml` or `imagefolder.toml` by `recipe_file`, held
+to its `rules`, changed by `adjust`), `job` (what is asked for), `run_folder` and `samples` (what a
+run writes), `model` and `networks`. `emoji/` has the images of the built-in model, `refinement/`
+the stages that only it passes through.
 """

@@ -1,4 +1,7 @@
-"""`Job`: what a person asked to be trained, checked as far as names and files tell."""
+"""`Job`: one training run as it was asked for, checked as far as names and files tell.
+
+Nothing here imports torch, so that wrong usage is refused at once.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,8 +9,10 @@ from pathlib import Path
 from sdpipe.errors import UsageError
 from sdpipe.runtime.device import check_device
 from sdpipe.settings import Settings
+from sdpipe.training.adjust import adjust_recipe
 from sdpipe.training.imagefolder import Entry, read_entries
-from sdpipe.training.recipe import EMOJI, IMAGEFOLDER, Recipe, adjusted, load_recipe
+from sdpipe.training.recipe import Recipe
+from sdpipe.training.recipe_file import EMOJI, IMAGEFOLDER, load_recipe
 from sdpipe.training.run_folder import check_out
 
 BUILT_IN = "emoji"
@@ -17,11 +22,11 @@ BUILT_IN = "emoji"
 class Job:
     """One training run.
 
-    recipe: its numbers, those that were asked for in place of the file's.
+    recipe: its numbers, adjusted to size, steps and seed.
     recipe_path: its file.
-    entries: the pictures of a folder; None are the emoji.
-    start: the model to go on from; None begins from nothing.
-    dim: pixels a side, where that was asked for.
+    entries: the images of a folder; None trains the built-in model.
+    start: the model to fine-tune; None trains a new one.
+    dim: pixels a side, if given.
     """
 
     recipe: Recipe
@@ -34,7 +39,7 @@ class Job:
 
 
 def plan_job(
-    what: str | None = None,
+    target: str | None = None,
     *,
     data: Path | None = None,
     out: Path | None = None,
@@ -45,40 +50,42 @@ def plan_job(
     recipe: Path | None = None,
     device: str = "auto",
 ) -> Job:
-    """From what was asked for to a job. What is None is the recipe's, or the model's to go on from.
-
-    Imports no torch: what can be told from names and texts is told at once.
+    """Checks what is asked for. None leaves the recipe's value, or that of the model to fine-tune.
 
     Raises:
-        UsageError: a value breaks its rule, or a file is not what it should be.
+        UsageError: a value breaks its rule, or a file is missing or wrong.
     """
-    if what not in (None, BUILT_IN):
+    if target not in (None, BUILT_IN):
         raise UsageError(
-            f"{what!r} is nothing to train on; say {BUILT_IN}, for the built-in model, or --data "
-            "with a folder of pictures."
+            f"{target!r}", "is not a training target", f"use {BUILT_IN}, or --data FOLDER"
         )
-    if (what is None) == (data is None):
+    if target is None and data is None:
+        raise UsageError("the training target", "is missing", f"use {BUILT_IN}, or --data FOLDER")
+    if target is not None and data is not None:
         raise UsageError(
-            f"say what to train on: either {BUILT_IN}, for the built-in model, or --data with a "
-            f"folder of pictures{'' if what is None else ', not both'}."
+            f"data={str(data)!r}", f"does not go with the target {BUILT_IN}", "leave one out"
         )
     if start is not None and data is None:
         raise UsageError(
-            f"from={start!r} goes on with pictures of your own; give their folder with --data, "
-            f"and leave {BUILT_IN} out."
+            f"from={start!r}",
+            "needs images to fine-tune on",
+            f"use --data FOLDER in place of {BUILT_IN}",
         )
     if out is None and data is not None:
-        raise UsageError("say with --out where the model goes, for instance --out runs/mine.")
+        raise UsageError(
+            "the folder for the model", "is missing", "give it, such as --out runs/mine"
+        )
     out = Path("runs") / BUILT_IN if out is None else out
     check_device(device)
-    Settings(prompt="", dim=dim, seed=seed)  # their rules are the same as in drawing
+    Settings(prompt="", dim=dim, seed=seed)  # size and seed follow the rules of drawing
     if steps is not None and steps < 1:
-        raise UsageError(f"steps={steps} is out of range; it is 1 or more, thousands usually.")
+        raise UsageError(f"steps={steps}", "is less than 1", "some thousands are usual")
     path = recipe or (EMOJI if data is None else IMAGEFOLDER)
-    read = load_recipe(path)
-    numbers = adjusted(read, dim=dim, steps=steps, seed=seed, going_on=start is not None)
+    numbers = adjust_recipe(
+        load_recipe(path), size=dim, steps=steps, seed=seed, finetuning=start is not None
+    )
     if data is None and numbers.scenes is None:
-        raise UsageError(f"the recipe {path}: scenes is missing; the built-in model needs it.")
+        raise UsageError(f"the recipe {path}", "has no table scenes", "the built-in model needs it")
     check_out(out)
     entries = None if data is None else read_entries(data)
     return Job(numbers, path, out, entries, start, dim, device)

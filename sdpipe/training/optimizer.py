@@ -1,13 +1,12 @@
-"""What takes the steps: Muon for the matrices inside a network, AdamW for all other weights.
+"""The optimizers: Muon for the matrices inside a network, AdamW for all other weights.
 
-Muon (Jordan et al. 2024) makes the singular values of each step's matrix about equal, so that what
-is rarely said is learned as fast as what often is: a model of many names, each seen a few times,
-needs fewer steps. After 200 of them the built-in model's U-Net had a loss of 0.385 where AdamW
-alone had left 0.420, and after 250 its text encoder one of 0.341 where AdamW had left 0.408.
+Muon (Jordan et al. 2024) makes the singular values of each step's matrix about equal, so rare
+captions are learned as fast as frequent ones. After 200 steps the built-in model's U-Net had a loss
+of 0.385, with AdamW alone 0.420; after 250 its text encoder had 0.341, with AdamW 0.408.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,17 +14,15 @@ from torch import Tensor, nn
 
 from sdpipe.runtime.device import pick_dtype
 
-# The first layers and the last, and those of the time embedding: there AdamW suits better.
-OUTER = {"conv_in", "conv_out", "read", "time_embedding", "time_emb_proj", "add_embedding"}
+# The first and last layers, and those of the time embedding: AdamW suits them better.
+OUTER = {"conv_in", "conv_out", "head", "time_embedding", "time_emb_proj", "add_embedding"}
 
 
 def make_optimizers(
-    model: nn.Module, learning_rate: float, muon_rate: float
+    model: nn.Module, learning_rate: float, muon_learning_rate: float
 ) -> dict[str, torch.optim.Optimizer]:
-    """The optimizers of a model's learning weights, by name; without a `muon_rate` only AdamW.
-
-    Muon's rate is scaled so that its steps are as large as AdamW's at the same rate (Liu et al.
-    2025, equation 4).
+    """The optimizers "adamw" and "muon" of a model's weights that learn; at a Muon rate of 0 AdamW
+    takes all of them.
     """
     inner = [
         layer.weight
@@ -34,67 +31,71 @@ def make_optimizers(
         and layer.weight.requires_grad
         and not OUTER.intersection(name.split("."))
     ]
-    inner = inner if muon_rate else []
-    taken = {id(weight) for weight in inner}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    inner = inner if muon_learning_rate else []
+    ids = {id(weight) for weight in inner}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
     optimizers: dict[str, torch.optim.Optimizer] = {
         "adamw": torch.optim.AdamW(rest, learning_rate, weight_decay=0.01, fused=True)
     }
     if inner:
-        optimizers["muon"] = FlatMuon(inner, muon_rate)
+        optimizers["muon"] = Muon(inner, muon_learning_rate)
     return optimizers
 
 
-class FlatMuon(torch.optim.Muon):
-    """torch's Muon for weights of any shape: a convolution's (O, I, 3, 3) counts as (O, 9 I).
+class Muon(torch.optim.Optimizer):
+    """torch's Muon for weights of any shape: a convolution (O, I, 3, 3) counts as (O, 9 I).
 
-    torch multiplies in bfloat16, which most CPUs only imitate. There it is float32 instead: of a
-    step of the built-in model's U-Net Muon took 12 s of 14 on two AVX2 cores, and takes 0.3 of 2.
+    torch multiplies in bfloat16 everywhere. Most CPUs only imitate that, so there it is float32: on
+    two AVX2 cores a step of the built-in model's U-Net took 14 s, 12 of them for Muon in bfloat16,
+    and takes 2 s, 0.3 of them in float32.
     """
 
-    def __init__(self, weights: Sequence[Tensor], rate: float) -> None:
-        self.weights = weights
-        self.flat = [nn.Parameter(w.detach().view(len(w), -1)) for w in weights]  # share memory
-        super().__init__(self.flat, rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-        self._imitates = pick_dtype("auto", self.flat[0].device) == torch.float32
-
-    def step(self, closure: Any = None) -> Any:
-        """Takes one step, and returns what `closure` computes, where there is one."""
-        loss = None if closure is None else closure()
-        for weight, flat in zip(self.weights, self.flat, strict=True):
-            flat.grad = None if weight.grad is None else weight.grad.reshape(flat.shape)
-        if not self._imitates:
-            super().step()
-            return loss
-        for group in self.param_groups:
-            for flat in group["params"]:
-                if flat.grad is not None:
-                    self._move(flat, flat.grad, group)
-        return loss
+    def __init__(
+        self, weights: Sequence[Tensor], learning_rate: float, dtype: torch.dtype | None = None
+    ) -> None:
+        """`dtype` of the matrix products; None is the fastest exact one of the device."""
+        super().__init__(weights, {"lr": learning_rate, "momentum": 0.95, "weight_decay": 0.01})
+        exact = pick_dtype("auto", weights[0].device) == torch.float32
+        self.dtype = dtype or (torch.float32 if exact else torch.bfloat16)
 
     @torch.no_grad()
-    def _move(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """torch's formula; the update has the size of AdamW's (Liu et al. 2025, equation 4)."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes one step; returns what `closure` computes, if given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, weight.grad, group)
+        return loss
+
+    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """Momentum as Nesterov's, orthogonalization, decay, and a step of the size of AdamW's (Liu
+        et al. 2025, equation 4).
+        """
         state, rate, momentum = self.state[weight], group["lr"], group["momentum"]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(weight)
         mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        update = orthogonalized(gradient.lerp(mean, momentum), group["ns_coefficients"])
+        matrix = gradient.lerp(mean, momentum).flatten(1)
+        update = orthogonalize(matrix.to(self.dtype)).reshape(weight.shape)
         weight.mul_(1 - rate * group["weight_decay"])
-        weight.add_(update, alpha=-0.2 * rate * math.sqrt(max(weight.shape)))
+        weight.add_(update, alpha=-0.2 * rate * math.sqrt(max(matrix.shape)))
 
 
-def orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float]) -> Tensor:
-    """A matrix (n, m) with its singular values brought near to 1, in its own number type.
+def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Brings the singular values of a matrix (n, m) near to 1, in its own dtype.
 
-    Five steps of X <- a X + (b A + c A A) X with A = X Xᵀ (Newton and Schulz), from X of norm 1: a
-    singular value s becomes a s + b s³ + c s⁵ each time, and nothing else changes.
+    Newton-Schulz: X <- a X + (b A + c A A) X with A = X Xᵀ, from X of norm 1. Each step maps a
+    singular value s to a s + b s³ + c s⁵, and changes nothing else.
     """
-    a, b, c = coefficients
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
+    a, b, c = 3.4445, -4.7750, 2.0315
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
     x = x / x.norm().clamp(min=1e-7)
-    for _ in range(5):
+    for _ in range(steps):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+    return x.T if is_tall else x

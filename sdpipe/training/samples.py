@@ -1,4 +1,4 @@
-"""Sheets of pictures that show how far the U-Net is: a consumer of `fit`'s checkpoints."""
+"""Sample sheets: images that the model draws now and then while it learns."""
 
 import time
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import nn
 from sdpipe.denoise import denoise
 from sdpipe.errors import NotFiniteError
 from sdpipe.guidance import Guidance
+from sdpipe.io.files import atomic_write
 from sdpipe.io.lettering import transliterate
 from sdpipe.io.sheet import Table, draw_sheet, split_table
 from sdpipe.latents import draw_noise, latents_to_pil, make_generators
@@ -18,66 +19,66 @@ from sdpipe.prompt.encode import condition
 from sdpipe.prompt.syntax import literal
 from sdpipe.schedule import make_scheduler
 from sdpipe.settings import DEFAULTS
-from sdpipe.training.dataset import Captioned
+from sdpipe.training.dataset import CaptionedLatents
 from sdpipe.training.ddpm import DenoisingLoss
+from sdpipe.training.loop import Interval
 from sdpipe.training.model import Model
 from sdpipe.training.recipe import Samples
-from sdpipe.training.run_folder import written
+from sdpipe.training.run_folder import RESUME
 from sdpipe.values import check_scale
 
 COLUMNS = 4
-SHARE = 20  # of the time of a sheet passes before the next, at least
 
 
-class Sheets:
-    """Draws the same captions from the same noise, now and then, into `folder`.
+class SampleSheets:
+    """Draws the same captions from the same noise into `folder`, as `fit`'s `on_checkpoint`.
 
-    It has random generators of its own: training does not notice it.
+    It has its own random generators, so training is the same with and without it.
     """
 
     def __init__(
         self,
-        data: Captioned,
+        data: CaptionedLatents,
         model: Model,
         recipe: Samples,
-        last: int,
+        last_step: int,
         folder: Path,
         stage: str,
     ) -> None:
-        """`last` is the step after which there is always a sheet."""
+        """A sheet is always drawn after `last_step`."""
         self.data, self.model, self.recipe, self.folder = data, model, recipe, folder
-        self.last, self.stage = last, stage
-        count = min(recipe.pictures, len(data.pictures))
-        self.chosen = [i * len(data.pictures) // count for i in range(count)] if count else []
-        self.captions = [data.pictures.caption(i) for i in self.chosen]
-        self.truth: list[Image.Image] = []
-        self.next = 0.0
+        self.last_step, self.stage = last_step, stage
+        size = len(data.dataset)
+        count = min(recipe.images, size)
+        self.chosen = [i * size // count for i in range(count)]
+        self.captions = [data.dataset.caption(i) for i in self.chosen]
+        self.originals: list[Image.Image] = []
+        self.interval = Interval(recipe.seconds, now=True)
 
     def __call__(self, step: int, loss: nn.Module) -> None:
-        """Writes `STAGE-STEP.png` where the last one is long enough ago, and at the end."""
+        """Writes `STAGE-STEP.png` if the last sheet is old enough, and after the last step."""
         started = time.monotonic()
-        if not self.chosen or (started < self.next and step < self.last):
+        if not self.chosen or not (self.interval.is_due() or step == self.last_step):
             return
         try:
             drawn = self.draw(cast("DenoisingLoss", loss))
         except NotFiniteError:
-            return  # training finds that out itself, and can say why
-        if not self.truth:
+            return  # the loop finds that too, and says what to do
+        if not self.originals:
             latents = self.data.latents[self.chosen].float().split(1)
-            self.truth = [latents_to_pil(self.model.vae, z)[0] for z in latents]
+            self.originals = [latents_to_pil(self.model.vae, z)[0] for z in latents]
         self.folder.mkdir(exist_ok=True)
-        with written(self.folder / f"{self.stage}-{step:06}.png") as file:
-            sheet(self.truth, drawn, self.captions).save(file, "PNG")
-        ended = time.monotonic()
-        self.next = ended + max(self.recipe.every, SHARE * (ended - started))
+        with atomic_write(self.folder / f"{self.stage}-{step:06}.png", RESUME) as file:
+            sheet(self.originals, drawn, self.captions).save(file, "PNG")
+        self.interval.restart(time.monotonic() - started)
 
     @torch.no_grad()
     def draw(self, loss: DenoisingLoss) -> list[Image.Image]:
-        """The captions as the networks inside the loss draw them now."""
+        """Draws the captions with the networks of a loss."""
         guidance = Guidance(check_scale("g", self.model.sampling.get("g", DEFAULTS["g"])))
         device = loss.alpha_bar.device
         shape = (self.data.latents.shape[1], *self.data.latents.shape[2:])
-        drawn = []
+        images = []
         for seed, caption in enumerate(self.captions):
             text = condition(self.data.tokenizer, loss.text_encoder, [literal(caption)], [""])
             generators = make_generators([seed])
@@ -88,12 +89,14 @@ class Sheets:
             loop = denoise(loss.unet, scheduler, x_t, text.cond, text.uncond, guidance, generators)
             for step in loop:
                 x_t = step.latents
-            drawn += latents_to_pil(self.model.vae, x_t)
-        return drawn
+            images += latents_to_pil(self.model.vae, x_t)
+        return images
 
 
-def sheet(truth: list[Image.Image], drawn: list[Image.Image], captions: list[str]) -> Image.Image:
-    """Below each caption the image itself, decoded from its latents, and what was drawn."""
+def sheet(
+    originals: list[Image.Image], drawn: list[Image.Image], captions: list[str]
+) -> Image.Image:
+    """Lays out below each caption the image decoded from its latents, and what was drawn."""
     labels = [transliterate(caption) for caption in captions]
-    tables = split_table(Table(labels, ["data", "drawn"], [truth, drawn]), COLUMNS)
+    tables = split_table(Table(labels, ["data", "drawn"], [originals, drawn]), COLUMNS)
     return draw_sheet(tables, drawn[0].size, lambda image: image)

@@ -1,13 +1,9 @@
-"""The stages of a training: what each learns from, by which loss, for how long.
-
-Each ends where `fit` does, and leaves its checkpoint in the run's folder.
-"""
+"""The four stages of a training: VAE, text encoder, U-Net, and the last two together."""
 
 import contextlib
-import copy
-import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,268 +11,204 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim.swa_utils import AveragedModel
 
 from sdpipe.latents import vae_factor
-from sdpipe.training import ddpm, vae
-from sdpipe.training import text_encoder as text
-from sdpipe.training.dataset import (
-    Captioned,
-    Draws,
-    Pictures,
-    draw_subjects,
-    encode,
-    padded,
-    squares,
-    words,
-)
-from sdpipe.training.emoji.glyphs import Emoji
+from sdpipe.training.dataset import CaptionedLatents, Dataset, StepRng, encode_dataset, random_crops
+from sdpipe.training.ddpm import DenoisingLoss, draw_timesteps
 from sdpipe.training.loop import fit
 from sdpipe.training.model import Model
-from sdpipe.training.recipe import Joint, OtherWords, Recipe, Text, Unet
-from sdpipe.training.refinement.hard_negatives import Rivals
-from sdpipe.training.samples import Sheets
+from sdpipe.training.progress import Progress, no_progress
+from sdpipe.training.recipe import DenoisingStage, Recipe, Stage
+from sdpipe.training.samples import SampleSheets
+from sdpipe.training.text_encoder import LatentRegression
+from sdpipe.training.vae import DecoderLoss, NegativeElbo
 
-STAGES = ("unet", "joint", "other_words", "both", "spelling", "reading", "placing")
-"""Those that follow the text encoder's first, in their order."""
-SHORT = 1024  # places of the latents, or tokens
+SHORT_SEQUENCE = 1024  # latent positions, or tokens
+
 Batch = Callable[[int], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every stage of a training run works with; `folder` holds what it leaves."""
+    """What every stage works with. `folder` receives checkpoints, log, latents and samples."""
 
     recipe: Recipe
     model: Model
     folder: Path
     accelerator: Accelerator
+    save_every: float = 60.0
+    progress: Progress = no_progress
 
-    def draws(self) -> Draws:
+    @property
+    def rng(self) -> StepRng:
         """The random numbers of this process."""
-        return Draws(self.recipe.seed, self.accelerator.process_index)
+        return StepRng(self.recipe.seed, self.accelerator.process_index)
 
-    def steps_before(self, stage: str) -> int:
-        """How many steps those of `STAGES` take that come before this one: its random numbers are
-        its own.
-        """
-        stages = [getattr(self.recipe, s) for s in STAGES[: STAGES.index(stage)]]
-        return sum(s.steps * (s.cycles if isinstance(s, Joint) else 1) for s in stages)
+    def steps_before(self, name: str) -> int:
+        """The steps of all stages before this one: each stage has random numbers of its own."""
+        stages = self.recipe.stages()
+        before = list(stages)[: list(stages).index(name)]
+        return sum(stages[stage].total_steps for stage in before)
 
-    def share(self, batch: int) -> int:
-        """How much of a batch this process draws."""
-        return max(batch // self.accelerator.num_processes, 1)
+    def local_batch(self, batch_size: int) -> int:
+        """The part of a batch that this process draws."""
+        return max(batch_size // self.accelerator.num_processes, 1)
+
+    def encode(self, dataset: Dataset, name: str) -> Tensor:
+        """The latents (N, C, h, w) of a dataset, cached in NAME.safetensors."""
+        path = self.folder / f"{name}.safetensors"
+        progress = partial(self.progress, "encoding the images")
+        return encode_dataset(dataset, self.model.vae, path, self.accelerator, progress)
 
 
-def train_vae(run: Run, pictures: Pictures) -> None:
-    """Trains the VAE on squares, and in the end on whole pictures, of which it takes fewer; then
-    its decoder alone.
+def train_vae(run: Run, dataset: Dataset) -> None:
+    """Trains the VAE on crops, then on full images, of which a batch has fewer; then its decoder
+    alone.
     """
-    r, draws, size = run.recipe.vae, run.draws(), run.recipe.size
-    factor = vae_factor(run.model.vae)
-
-    def batch(step: int) -> tuple[Tensor, ...]:
-        rng, generator = draws.at(step)
-        whole = step >= (1 - r.whole) * r.steps
-        side = size if whole else r.crop
-        x = squares(pictures, side, count(side), rng)
-        shape = (len(x), r.latent_channels, side // factor, side // factor)
-        return x, torch.randn(shape, generator=generator)
-
-    def whole_pictures(step: int) -> tuple[Tensor]:
-        rng, _ = draws.at(-1 - step)
-        return (squares(pictures, size, count(size), rng),)
+    recipe, rng, size, vae = run.recipe.vae, run.rng, run.recipe.size, run.model.vae
+    factor = vae_factor(vae)
 
     def count(side: int) -> int:
-        """How many squares of a side have the pixels of a batch, in this process."""
-        pixels = r.batch * r.crop**2 / run.accelerator.num_processes
+        """How many crops of a side have the pixels of a batch, in this process."""
+        pixels = recipe.batch_size * recipe.crop_size**2 / run.accelerator.num_processes
         return max(round(pixels / side**2), 1)
 
-    loss = vae.NegativeElbo(run.model.vae, r).to(run.accelerator.device)
-    rate = r.learning_rate
-    where = (run.folder, run.accelerator)
-    fit("vae", loss, batch, *where, steps=r.steps, learning_rate=rate, ema=r.ema)
-    decoding = vae.DecodingError(run.model.vae, r)
-    run.model.vae.decoder.requires_grad_(True)
-    rate = r.decoder_rate
-    fit(
+    def crops(step: int) -> tuple[Tensor, ...]:
+        python_rng, generator = rng.at(step)
+        is_full = step >= (1 - recipe.full_image_fraction) * recipe.steps
+        side = size if is_full else recipe.crop_size
+        x = random_crops(dataset, side, count(side), python_rng)
+        shape = (len(x), recipe.latent_channels, side // factor, side // factor)
+        return x, torch.randn(shape, generator=generator)
+
+    def full_images(step: int) -> tuple[Tensor]:
+        python_rng, _ = rng.at(-1 - step)
+        return (random_crops(dataset, size, count(size), python_rng),)
+
+    loss = NegativeElbo(vae, recipe).to(run.accelerator.device)
+    _fit(
+        run,
+        "vae",
+        loss,
+        crops,
+        steps=recipe.steps,
+        learning_rate=recipe.learning_rate,
+        ema_decay=recipe.ema_decay,
+    )
+    vae.decoder.requires_grad_(True)
+    rate = recipe.decoder_learning_rate
+    _fit(
+        run,
         "decoder",
-        decoding,
-        whole_pictures,
-        *where,
-        steps=r.decoder_steps,
+        DecoderLoss(vae, recipe),
+        full_images,
+        steps=recipe.decoder_steps,
         learning_rate=rate,
-        muon_rate=rate,
-        ema=r.ema,
+        muon_learning_rate=rate,
+        ema_decay=recipe.ema_decay,
     )
 
 
-def train_text_encoder(run: Run, data: Captioned) -> None:
-    """Trains the text encoder alone, to guess the latents from the caption."""
-    r, draws, count = run.recipe.text, run.draws(), run.share(run.recipe.text.batch)
+def train_text_encoder(run: Run, data: CaptionedLatents) -> None:
+    """Trains the text encoder alone, by regression of the latents from the caption."""
+    recipe, rng = run.recipe.text_encoder, run.rng
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        x_0, said = data.batch(count, r, *draws.at(step))
-        return said, x_0
+        x_0, tokens = data.batch(run.local_batch(recipe.batch_size), recipe, *rng.at(step))
+        return tokens, x_0
 
     channels, size = data.latents.shape[1:3]
-    loss = text.LatentsFromText(run.model.text_encoder, r.grid, channels, size)
-    _fit(run, "text", loss, batch, r, run.recipe.tokenizer.length)
+    loss = LatentRegression(run.model.text_encoder, recipe.grid_size, channels, size)
+    fit_stage(run, "text_encoder", recipe, loss, batch, run.recipe.tokenizer.max_length)
 
 
-def train_further(run: Run, data: Captioned) -> None:
-    """Trains what follows the U-Net's first training, as far as the recipe has steps for it."""
-    for stage in STAGES[1:]:
-        r = getattr(run.recipe, stage)
-        if r.steps:
-            learn = train_other_words if isinstance(r, OtherWords) else train_together
-            learn(run, data, stage)
+def train_unet(run: Run, data: CaptionedLatents) -> None:
+    """Trains the U-Net in front of a frozen text encoder."""
+    train_denoiser(run, data, "unet", run.recipe.unet, run.steps_before("unet"))
 
 
-def train_other_words(run: Run, data: Captioned, stage: str) -> None:
-    """Trains the text encoder alone, to say of other words what it says of the plain ones."""
-    r: OtherWords = getattr(run.recipe, stage)
-    draws, before = run.draws(), run.steps_before(stage)
-    loss, say = _other_words(run, data.pictures, r, run.share(r.batch))
-    loss.encoder.requires_grad_(True)
-
-    def batch(step: int) -> tuple[Tensor, ...]:
-        return say(*draws.at(before + step))
-
-    _fit(run, stage, loss, batch, r, run.recipe.tokenizer.length)
-    _take_back(loss.encoder, loss.before, r.taken)
+def train_jointly(run: Run, data: CaptionedLatents) -> None:
+    """Trains the U-Net and the text encoder together."""
+    if run.recipe.joint.steps:
+        train_denoiser(run, data, "joint", run.recipe.joint, run.steps_before("joint"))
 
 
-@torch.no_grad()
-def _take_back(network: nn.Module, start: nn.Module, taken: float) -> None:
-    """Of the way that a network's weights have gone since a `start` it keeps a share.
-
-    In between it does more nearly what it did before, and of what is new little less than in the
-    end: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models".
-    """
-    for old, new in zip(start.parameters(), network.parameters(), strict=True):
-        new.copy_(torch.lerp(old.to(new.device), new, taken))
-
-
-def _other_words(
-    run: Run, pictures: Pictures, r: OtherWords, count: int
-) -> tuple[text.OtherWords, Callable[[random.Random, torch.Generator], tuple[Tensor, ...]]]:
-    """The loss of saying the same of other words, and what draws it so many captions."""
-    tokenizer, subjects = run.model.tokenizer, pictures.subjects()
-    if isinstance(pictures, Emoji):  # each name as often, so that picture i shows subject i % N
-        pictures = pictures.with_shares(r.shares or pictures.recipe.shares)
-    loss = text.OtherWords(run.model.text_encoder, r.kept, r.contrast, padded(subjects, tokenizer))
-
-    def say(rng: random.Random, generator: torch.Generator) -> tuple[Tensor, ...]:
-        chosen = draw_subjects(loss.wrong, count, r.hard, len(pictures), generator)
-        said, meant = words(pictures, chosen.tolist(), tokenizer, r, rng, generator)
-        return said, meant, chosen % len(subjects)
-
-    return loss, say
-
-
-def train_together(run: Run, data: Captioned, stage: str) -> None:
-    """Trains the U-Net, and the text encoder with it where the stage says so, in its cycles.
-
-    The rates rise and fall in each. It begins with the mean of what those before have ended with,
-    and the networks end as the mean of all, stochastic weight averaging, Izmailov et al. (2018), or
-    on the way there.
-    """
-    told = asdict(getattr(run.recipe, stage))
-    cycles, taken = told.pop("cycles"), told.pop("taken")
-    r = replace(run.recipe.unet, **told)
-    networks = nn.ModuleList([run.model.unet, run.model.text_encoder])
-    start, mean = copy.deepcopy(networks), AveragedModel(networks)
-    for cycle in range(cycles):
-        train_unet(run, data, stage, r, cycle)
-        mean.update_parameters(networks)
-        networks.load_state_dict(mean.module.state_dict())
-    _take_back(networks, start, taken)
-
-
-def train_unet(run: Run, data: Captioned, stage: str, r: Unet, cycle: int = 0) -> None:
-    """Trains the U-Net; the text encoder goes on learning with it, or stays as it is."""
-    draws, count, model = run.draws(), run.share(r.batch), run.model
-    before = run.steps_before(stage) + cycle * r.steps
-    if cycle:
-        stage = f"{stage}{cycle + 1}"
-    loss = ddpm.DenoisingLoss(model.unet, model.text_encoder, r)
-    if r.captions:
-        other_words, say = _other_words(
-            run, data.pictures, run.recipe.other_words, run.share(r.captions)
-        )
-        loss = ddpm.WithOtherWords(model.unet, other_words, r)
-    if r.rivals:
-        rivals, show = _rivals(run, data.pictures, r)
-        loss = ddpm.ToldApart(model.unet, other_words, rivals, r)
-
-    def batch(step: int) -> tuple[Tensor, ...]:
-        rng, generator = draws.at(before + step)
-        x_0, said = data.batch(count, r, rng, generator)
-        t = ddpm.draw_timesteps(count, r, generator)
-        shown: tuple[Tensor, ...] = ()
-        if r.rivals:
-            *first, numbers = show(generator)
-            x_0, said, t = map(torch.cat, zip(first, (x_0, said, t), strict=True))
-            shown = (numbers,)
-        denoised = x_0, said, t, torch.randn(x_0.shape, generator=generator)
-        return denoised + (say(rng, generator) if r.captions else ()) + shown
-
-    loss.unet.requires_grad_(True)
-    loss.text_encoder.requires_grad_(r.train_text_encoder)
-    sheets = Sheets(data, model, run.recipe.samples, r.steps, run.folder / "samples", stage)
-    places = data.latents[0, 0].numel()
-    _fit(run, stage, loss, batch, r, places, warmup=r.warmup, ema=r.ema, show=sheets)
-
-
-def _rivals(
-    run: Run, pictures: Pictures, r: Unet
-) -> tuple[Rivals, Callable[[torch.Generator], tuple[Tensor, ...]]]:
-    """The pictures that are to be told apart, and what draws some of a batch: their latents,
-    tokens, timesteps and numbers.
-    """
-    some, groups = pictures.rivals()
-    path = run.folder / "rivals.safetensors"
-    latents = encode(some, run.model.vae, path, run.accelerator)
-    rivals = Rivals(latents, groups, [some.caption(i) for i in range(len(some))])
-
-    def show(generator: torch.Generator) -> tuple[Tensor, ...]:
-        shown = rivals.draw(run.share(r.rivals), r.rivals_hard, generator)
-        said = padded([rivals.captions[i] for i in shown], run.model.tokenizer)
-        t = ddpm.draw_timesteps(len(shown), r, generator, r.rivals_early)
-        return rivals.latents(shown).cpu(), said, t, shown
-
-    return rivals, show
-
-
-def _fit(
-    run: Run,
-    stage: str,
-    loss: nn.Module,
-    batch: Batch,
-    r: Text | OtherWords | Unet,
-    places: int,
-    **more: Any,
+def train_denoiser(
+    run: Run, data: CaptionedLatents, name: str, stage: DenoisingStage, first_step: int = 0
 ) -> None:
-    """Fits a loss whose networks attend over so many `places`; `more` goes to `fit` as it is."""
+    """Trains by DDPM's algorithm, with random numbers from `first_step` on."""
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        python_rng, generator = run.rng.at(first_step + step)
+        x_0, tokens = data.batch(run.local_batch(stage.batch_size), stage, python_rng, generator)
+        t = draw_timesteps(
+            len(x_0), run.recipe.unet.num_train_timesteps, stage.timestep_exponent, generator
+        )
+        return x_0, tokens, t, torch.randn(x_0.shape, generator=generator)
+
+    loss = DenoisingLoss(run.model.unet, run.model.text_encoder, run.recipe.unet)
+    fit_denoiser(run, data, name, stage, loss, batch)
+
+
+def fit_denoiser(
+    run: Run,
+    data: CaptionedLatents,
+    name: str,
+    stage: DenoisingStage,
+    loss: DenoisingLoss,
+    batch: Batch,
+) -> None:
+    """Fits the networks of a denoising loss, and draws samples with them from time to time."""
+    loss.unet.requires_grad_(True)
+    loss.text_encoder.requires_grad_(stage.train_text_encoder)
+    positions = data.latents[0, 0].numel()
+    fit_stage(
+        run,
+        name,
+        stage,
+        loss,
+        batch,
+        positions,
+        warmup_steps=stage.warmup_steps,
+        ema_decay=stage.ema_decay,
+        on_checkpoint=SampleSheets(
+            data, run.model, run.recipe.samples, stage.steps, run.folder / "samples", name
+        ),
+    )
+
+
+def fit_stage(
+    run: Run, name: str, stage: Stage, loss: nn.Module, batch: Batch, positions: int, **more: Any
+) -> None:
+    """Fits a loss whose networks attend over this many positions; `more` goes to `fit`.
+
+    On short sequences a CPU learns faster without torch's kernel for long ones: the U-Net by a
+    sixth, the text encoder by half.
+    """
     loss.to(run.accelerator.device)
-    with _attention(run.accelerator, places):
-        fit(
-            stage,
+    is_short = run.accelerator.device.type == "cpu" and positions <= SHORT_SEQUENCE
+    with sdpa_kernel(SDPBackend.MATH) if is_short else contextlib.nullcontext():
+        _fit(
+            run,
+            name,
             loss,
             batch,
-            run.folder,
-            run.accelerator,
-            steps=r.steps,
-            learning_rate=r.learning_rate,
-            muon_rate=r.muon_rate,
+            steps=stage.steps,
+            learning_rate=stage.learning_rate,
+            muon_learning_rate=stage.muon_learning_rate,
             **more,
         )
 
 
-def _attention(accelerator: Accelerator, places: int) -> contextlib.AbstractContextManager[None]:
-    """On short sequences a CPU learns faster without torch's kernel for long ones: the U-Net by a
-    sixth, the text encoder by two.
-    """
-    short = accelerator.device.type == "cpu" and places <= SHORT
-    return sdpa_kernel(SDPBackend.MATH) if short else contextlib.nullcontext()
+def _fit(run: Run, name: str, loss: nn.Module, batch: Batch, **more: Any) -> None:
+    """`fit` with what all stages of a run share."""
+    fit(
+        name,
+        loss,
+        batch,
+        run.folder,
+        run.accelerator,
+        save_every=run.save_every,
+        progress=run.progress,
+        **more,
+    )

@@ -1,4 +1,4 @@
-"""The tokenizer: byte pair encoding as CLIP's, with merges learned from the captions."""
+"""The tokenizer: CLIP's byte pair encoding, with merges learned from the captions."""
 
 import itertools
 import json
@@ -10,38 +10,41 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-PRIVATE = 0xE000  # where Unicode leaves its characters to anybody
+PRIVATE_USE = 0xE000  # the first character of Unicode's private use area
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> CLIPTokenizer:
-    """A CLIPTokenizer whose vocabulary is laid out as OpenAI's: bytes, bytes at a word's end,
-    merges, the two marks.
+def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -> CLIPTokenizer:
+    """Learns a CLIPTokenizer. Its vocabulary has the layout of OpenAI's: bytes, bytes at a word's
+    end, merges, the two marks.
 
-    `vocabulary` is the most tokens it may have, `length` the tokens of a padded caption.
+    vocab_size: the number of tokens, at most.
+    max_length: the tokens of a padded caption.
+
     Sennrich et al. (2016), algorithm 1.
     """
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    cuts = _tokenizer(symbols, [], length).backend_tokenizer
-    words = (word for caption in captions for word in _words(cuts, caption))
-    # The learner breaks ties by the order of its symbols, and that of its own marks of a word's end
-    # is another in every run. So the last letters are marked here.
+    splitter = _build(symbols, [], max_length).backend_tokenizer
+    words = (word for caption in captions for word in _split_words(splitter, caption))
+    # The learner breaks ties by the order of its symbols, and its own marks of a word's end are in
+    # another order in every run. So the last letters are marked here.
     learner = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        initial_alphabet=[*symbols, *map(_last, symbols)],
+        vocab_size=vocab_size,
+        initial_alphabet=[*symbols, *map(_mark_last, symbols)],
         show_progress=False,
     )
-    learner.train_from_iterator((word[:-1] + _last(word[-1]) for word in words), trainer)
-    return _tokenizer(symbols, _merges(learner)[: vocabulary - 2 * len(symbols) - 2], length)
+    learner.train_from_iterator((word[:-1] + _mark_last(word[-1]) for word in words), trainer)
+    merges = _merges(learner)[: vocab_size - 2 * len(symbols) - 2]
+    return _build(symbols, merges, max_length)
 
 
-class RoughCuts:
-    """Cuts captions like a tokenizer, but leaves out each merge of a word with a probability.
+class BPEDropout:
+    """Tokenizes captions like a tokenizer, but skips each merge of a word with a probability.
 
-    One word then comes in many spellings, `tiger</w>`, `ti ger</w>`, `t i ger</w>`, and who learns
-    from them reads a plural or a typing error, which is cut like that too. Provilkov et al. (2020),
-    BPE-dropout, algorithm 1.
+    A word then has many spellings, `tiger</w>`, `ti ger</w>`, `t i ger</w>`. A model that learns
+    from them reads plurals and typos, which are split like that too. BPE-dropout, Provilkov et al.
+    (2020), algorithm 1. `tokenizers` has it too, without a way to seed it.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, dropout: float) -> None:
@@ -50,18 +53,19 @@ class RoughCuts:
         self.rank = {pair: number for number, pair in enumerate(_merges(self.backend))}
         self.vocabulary = tokenizer.get_vocab()
 
-    def tokens(self, captions: Iterable[str], rng: random.Random) -> Tensor:
-        """Captions as the tokenizer pads and truncates them, (B, L)."""
+    def tokenize(self, captions: Iterable[str], rng: random.Random) -> Tensor:
+        """The tokens of B captions, padded and truncated as by the tokenizer, (B, L)."""
         length = self.tokenizer.model_max_length
         rows = []
         for caption in captions:
-            words = _words(self.backend, caption)
-            ids = [i for word in words for i in self._cut(word, rng)]
+            words = _split_words(self.backend, caption)
+            ids = [i for word in words for i in self._merge(word, rng)]
             row = [self.tokenizer.bos_token_id, *ids[: length - 2], self.tokenizer.eos_token_id]
             rows.append(row + [self.tokenizer.pad_token_id] * (length - len(row)))
         return torch.tensor(rows)
 
-    def _cut(self, word: str, rng: random.Random) -> list[int]:
+    def _merge(self, word: str, rng: random.Random) -> list[int]:
+        """The tokens of a word."""
         parts = [*word[:-1], word[-1] + "</w>"]
         while len(parts) > 1:
             pairs = [
@@ -76,32 +80,31 @@ class RoughCuts:
         return [self.vocabulary[part] for part in parts]
 
 
-def _tokenizer(symbols: list[str], merges: list[tuple[str, str]], length: int) -> CLIPTokenizer:
+def _build(symbols: list[str], merges: list[tuple[str, str]], max_length: int) -> CLIPTokenizer:
     """The tokenizer with these merges, two of which may make the same token."""
-    made = [*symbols, *(s + "</w>" for s in symbols), *map("".join, merges), START, END]
-    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(made))}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
-    if len(tokenizer) != len(vocabulary):
-        raise AssertionError(f"{len(vocabulary)} tokens were made and {len(tokenizer)} arrived")
+    tokens = [*symbols, *(s + "</w>" for s in symbols), *map("".join, merges), START, END]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
+    assert len(tokenizer) == len(vocabulary)
     return tokenizer
 
 
-def _words(tokenizer: Tokenizer, caption: str) -> list[str]:
+def _split_words(tokenizer: Tokenizer, caption: str) -> list[str]:
     """The words of a caption, in the byte symbols."""
     text = tokenizer.normalizer.normalize_str(caption)
     return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
 
 
-def _last(symbol: str) -> str:
+def _mark_last(symbol: str) -> str:
     """A byte symbol at a word's end, as a single character."""
-    return chr(PRIVATE + ord(symbol))
+    return chr(PRIVATE_USE + ord(symbol))
 
 
 def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """The pairs that are joined, in the order in which they were learned."""
+    """The merged pairs, in the order in which they were learned."""
 
     def plain(token: str) -> str:
-        end = ord(token[-1]) - PRIVATE
+        end = ord(token[-1]) - PRIVATE_USE
         return token if end < 0 else f"{token[:-1]}{chr(end)}</w>"
 
     return [(plain(a), plain(b)) for a, b in json.loads(tokenizer.to_str())["model"]["merges"]]

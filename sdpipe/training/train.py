@@ -1,14 +1,14 @@
-"""`train`: the whole way from captioned pictures to a model folder that diffusers opens.
+"""`train`: from captioned images to a model folder that diffusers opens.
 
-One process, or several that share every step: `accelerate launch -m sdpipe train ...`. Then each
-draws its own part of every batch, and the first one writes and speaks.
+It runs in one process, or in several that share every step: `accelerate launch -m sdpipe train`.
+Then each draws its own part of every batch, and only the first writes and reports.
 """
 
-import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,110 +16,127 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, is_bf16_available, parse_flag_from_env
 
-from sdpipe.cli import console as messages
-from sdpipe.cli import progress
 from sdpipe.errors import SdpipeError, SdpipeWarning
 from sdpipe.runtime.device import pick_device, pick_dtype
-from sdpipe.training import run_folder as work
-from sdpipe.training.dataset import Captioned, encode, unit_variance
-from sdpipe.training.emoji.glyphs import Emoji
+from sdpipe.training.dataset import CaptionedLatents, Dataset, scale_to_unit_variance
+from sdpipe.training.emoji.dataset import EmojiDataset
 from sdpipe.training.imagefolder import ImageFolder
 from sdpipe.training.job import Job
 from sdpipe.training.model import load_model, new_model, save_model
+from sdpipe.training.progress import Log, Progress, no_log, no_progress
 from sdpipe.training.recipe import Recipe
+from sdpipe.training.refinement.stages import refine
+from sdpipe.training.run_folder import FOLDER, init_run_dir, remove_run_dir
 from sdpipe.training.stages import (
     Run,
-    train_further,
+    train_denoiser,
+    train_jointly,
     train_text_encoder,
     train_unet,
     train_vae,
 )
 
 
-def train(job: Job) -> Path | None:
-    """Trains tokenizer, VAE, text encoder and U-Net, and writes the model to `job.out`.
+def train(
+    job: Job,
+    *,
+    dataset: Dataset | None = None,
+    save_every: float = 60.0,
+    progress: Progress = no_progress,
+    log: Log = no_log,
+) -> Path | None:
+    """Trains a model and writes it to `job.out`; returns that in the first process, else None.
 
-    Or, where the job goes on from a model, the text encoder and the U-Net: the VAE and with it the
-    meaning of the latents stay as they are, and so does the tokenizer, which spells new words.
+    A new model passes through the stages of its recipe. A model that is fine-tuned has one stage:
+    its VAE, and so the meaning of the latents, and its tokenizer stay as they are. Checkpoints are
+    in `job.out`/training; the same job, started again, continues from them.
 
-    Checkpoints stand in `job.out`/training while it runs; the same job, started again, goes on from
-    them. Returns `job.out`, in the first process; None in others.
+    dataset: the images in place of the job's own.
+    save_every: seconds between checkpoints, at least; 0 writes one after every step.
 
     Raises:
-        UsageError: what was asked for cannot be trained.
-        ModelError: the model to go on from cannot be had, or does not fit.
-        NotFiniteError: a loss is no longer a number.
+        UsageError: the job cannot be trained.
+        ModelError: the model to fine-tune cannot be loaded, or does not fit.
+        NotFiniteError: a loss is NaN or infinite.
         SdpipeError: the font or a package is missing, memory or disk is full.
     """
     accelerator = make_accelerator(job.device)
     try:
-        _train(job, accelerator)
+        _train(job, accelerator, dataset, save_every, progress, log)
         accelerator.end_training()
     except (SdpipeError, torch.OutOfMemoryError) as error:
         if not accelerator.is_main_process and isinstance(error, SdpipeError):
-            raise SystemExit(1) from None  # the first process says why
+            raise SystemExit(1) from None  # the first process reports it
         if isinstance(error, SdpipeError):
             raise
         raise SdpipeError(
-            f"{accelerator.device} is out of memory; train with a smaller --dim, or with a smaller "
-            "batch in a --recipe of your own."
+            str(accelerator.device),
+            "is out of memory",
+            "train with a smaller --dim, or with a smaller batch_size in a --recipe of your own",
         ) from error
     return job.out if accelerator.is_main_process else None
 
 
-def _train(job: Job, accelerator: Accelerator) -> None:
+def _train(
+    job: Job,
+    accelerator: Accelerator,
+    dataset: Dataset | None,
+    save_every: float,
+    progress: Progress,
+    log: Log,
+) -> None:
     recipe, model, origin = job.recipe, None, None
     if job.start is not None:
         with accelerator.main_process_first():
             model, recipe, origin = load_model(job.start, recipe, job.dim, accelerator.device)
-    pictures = _pictures(job, recipe)
+    dataset = dataset or _make_dataset(job, recipe)
     if model is None:
-        model = new_model(recipe, pictures.captions(), pictures.vocabulary())
+        model = new_model(recipe, dataset.captions(), dataset.vocabulary())
     elif model.vocabulary is not None:
-        model = replace(model, vocabulary=model.vocabulary.merge(pictures.vocabulary()))
-    run = Run(recipe, model, job.out / work.FOLDER, accelerator)
-    _in_first(accelerator, lambda: _begin(job, run, pictures, origin))
+        model = replace(model, vocabulary=model.vocabulary.merge(dataset.vocabulary()))
+    run = Run(recipe, model, job.out / FOLDER, accelerator, save_every, progress)
+    _in_first_process(accelerator, partial(_begin, job, run, dataset, origin, log))
 
     if origin is None:
-        train_vae(run, pictures)
-    latents = encode(pictures, model.vae, run.folder / "latents.safetensors", accelerator)
-    if origin is None:
-        latents = unit_variance(model.vae, latents)
-    data = Captioned(pictures, latents, model.tokenizer)
-    if origin is None:
+        train_vae(run, dataset)
+        latents = scale_to_unit_variance(model.vae, run.encode(dataset, "latents"))
+        data = CaptionedLatents(dataset, latents, model.tokenizer)
         train_text_encoder(run, data)
-    train_unet(run, data, "unet", run.recipe.unet)
-    if origin is None:
-        train_further(run, data)
-    _in_first(accelerator, lambda: save_model(model, job.out, run.folder))
+        train_unet(run, data)
+        train_jointly(run, data)
+        refine(run, data)
+    else:
+        data = CaptionedLatents(dataset, run.encode(dataset, "latents"), model.tokenizer)
+        train_denoiser(run, data, "finetuning", recipe.finetuning)
+    _in_first_process(accelerator, partial(save_model, model, job.out, run.folder))
 
 
-def _pictures(job: Job, recipe: Recipe) -> Emoji | ImageFolder:
-    """What is learned from; those of a folder have yet to be read."""
+def _make_dataset(job: Job, recipe: Recipe) -> Dataset:
+    """The images of a job; those of a folder are read later."""
     if job.entries is not None:
-        return ImageFolder(job.entries, recipe.size, job.out / work.FOLDER / "pictures.rgb")
+        return ImageFolder(job.entries, recipe.size, job.out / FOLDER / "images.rgb")
     assert recipe.scenes is not None
-    return Emoji(recipe.scenes, recipe.size, recipe.seed)
+    return EmojiDataset(recipe.scenes, recipe.size, recipe.seed)
 
 
 def make_accelerator(device: str) -> Accelerator:
-    """Where training runs: as it was asked for, or as `accelerate launch` has it.
+    """Where training runs: on the device asked for, or as `accelerate launch` has it.
 
     Raises:
-        UsageError: the device is unknown, or not here.
+        UsageError: the device is unknown, or this machine has none.
     """
     place = pick_device(device)
     if place.type == "cuda" and place.index is not None:
         torch.cuda.set_device(place)
     on_cpu = place.type == "cpu" or (device == "auto" and parse_flag_from_env("ACCELERATE_USE_CPU"))
-    # The others wait while the first encodes; for a large folder that takes longer than usual.
+    # The others wait while the first encodes, for a large folder longer than the usual timeout.
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
     half = pick_dtype("auto", state.device) != torch.float32 and is_bf16_available()
     return Accelerator(cpu=on_cpu, mixed_precision="bf16" if half else "no")
 
 
-def _in_first(accelerator: Accelerator, task: Callable[[], None]) -> None:
-    """Does something in the first process; the others wait for it, and end where it fails."""
+def _in_first_process(accelerator: Accelerator, task: Callable[[], None]) -> None:
+    """Does a task in the first process; the others wait, and end if it fails."""
     failed: list[Any] = [False]
     try:
         if accelerator.is_main_process:
@@ -134,37 +151,32 @@ def _in_first(accelerator: Accelerator, task: Callable[[], None]) -> None:
         raise SystemExit(1)
 
 
-def _begin(job: Job, run: Run, pictures: Emoji | ImageFolder, origin: str | None) -> None:
-    """Claims the folder, reads the pictures, and says what is learned from."""
-    if isinstance(pictures, ImageFolder):
-        data = pictures.fingerprint()
-    else:
-        inks = hashlib.sha256(b"".join(ink.tobytes() for ink in pictures.inks.values()))
-        data = [["the font", f"{len(pictures.names)} glyphs", inks.hexdigest()]]
-    begun_with = {"recipe": run.recipe.numbers(), "from": origin, "data": data}
-    new = work.claim(job.out, begun_with, job.recipe_path.read_text(encoding="utf-8"))
+def _begin(job: Job, run: Run, dataset: Dataset, origin: str | None, log: Log) -> None:
+    """Makes the run's folder, reads the images, and logs what the model learns from."""
+    identity = {"recipe": run.recipe.numbers(), "from": origin, "data": dataset.fingerprint()}
+    is_new = init_run_dir(job.out, identity, job.recipe_path.read_text(encoding="utf-8"))
     if origin is None and not (run.folder / "vae.checkpoint").exists():
-        latents = (run.folder / f"{name}.safetensors" for name in ("latents", "rivals"))
+        latents = (run.folder / f"{name}.safetensors" for name in ("latents", "hard_negatives"))
         for path in (*latents, *run.folder.glob("*.checkpoint")):
-            path.unlink(missing_ok=True)  # of another VAE, if there are any
-    if not isinstance(pictures, ImageFolder):
-        messages.say(f"{len(pictures.names)} glyphs, {len(pictures)} pictures")
-        return
+            path.unlink(missing_ok=True)  # they are of another VAE
     try:
-        with progress.bar("reading the pictures") as move:
-            pictures.prepare(move)
+        dataset.prepare(partial(run.progress, "reading the images"))
     except BaseException:
-        if new:  # one of them will be mended, and then it is other data
-            work.discard(job.out)
+        if is_new:  # a repaired image makes other data, and so another run
+            remove_run_dir(job.out)
         raise
-    messages.say(f"{len(pictures)} captioned pictures, {pictures.size} x {pictures.size}")
-    tokenizer = run.model.tokenizer
+    log(dataset.describe())
+    if job.entries is not None:
+        _warn_long_captions(run.model.tokenizer, dataset.captions())
+
+
+def _warn_long_captions(tokenizer: Any, captions: list[str]) -> None:
     length = tokenizer.model_max_length
-    cut = [t for t in tokenizer(pictures.captions(), verbose=False).input_ids if len(t) > length]
-    if cut:
+    long = [ids for ids in tokenizer(captions, verbose=False).input_ids if len(ids) > length]
+    if long:
         warnings.warn(
-            f"the text encoder takes {length - 2} tokens, and of the {len(pictures)} captions "
-            f"{len(cut)} have more; what comes after is not learned.",
+            f"{len(long)} of {len(captions)} captions have more than the {length - 2} tokens that "
+            "the text encoder takes; the rest of them is not learned.",
             SdpipeWarning,
             stacklevel=2,
         )

@@ -11,6 +11,7 @@ import pytest
 from sdpipe import Pipeline, SdpipeWarning
 from sdpipe.loading.vocabulary import FILE, find_vocabulary
 from sdpipe.prompt.vocabulary import Vocabulary, split_words, warn_unknown_words
+from sdpipe.training.emoji.paraphrase import add_typo, pluralize
 from sdpipe.training.emoji.scenes import (
     COLOURS,
     PLACES,
@@ -18,8 +19,6 @@ from sdpipe.training.emoji.scenes import (
     SIZES,
     Scene,
     caption,
-    mistype,
-    plural,
 )
 
 GARDEN = Vocabulary.from_captions(
@@ -83,7 +82,7 @@ def test_most_typing_errors_are_recognised(emoji_vocabulary, change):
         k = rng.randrange(len(word) - 1)
         typed = name.replace(word, word[:k] + word[k + 1] + word[k] + word[k + 2 :])
         if change == "as in training":
-            typed = mistype(name, rng)
+            typed = add_typo(name, rng)
         for word, suggestion in emoji_vocabulary.unknown(typed).items():
             found = typed.replace(word, suggestion or "") == name
             right, wrong = right + found, wrong + (not found)
@@ -102,7 +101,7 @@ def test_the_built_in_model_knows_all_words_of_its_captions(emoji_vocabulary):
             Scene(name, colour, size, place),
             Scene(name, relation=rng.choice(list(RELATIONS)), other=other),
         ]
-        for text in (*map(caption, scenes), plural(name), f"an emoji of an {name}"):
+        for text in (*map(caption, scenes), pluralize(name), f"an emoji of an {name}"):
             assert emoji_vocabulary.unknown(text) == {}, text
 
 

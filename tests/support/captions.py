@@ -1,19 +1,21 @@
+"""A text encoder whose outputs are known, and the distillation loss around it."""
+
 import torch
 from torch import nn
 
-from sdpipe.training import text_encoder as text
+from sdpipe.training.refinement.distillation import ParaphraseDistillation
 
 
-class Numbers(nn.Module):
-    """A text encoder whose outputs are the tokens' own numbers, and more."""
+class NumbersEncoder(nn.Module):
+    """A text encoder whose outputs are the numbers of its tokens plus a weight."""
 
     def __init__(self):
         super().__init__()
-        self.more = nn.Parameter(torch.zeros(()))
+        self.offset = nn.Parameter(torch.zeros(()))
 
     def forward(self, tokens):
-        return type("Output", (), {"last_hidden_state": tokens.unsqueeze(-1) + self.more})
+        return type("Output", (), {"last_hidden_state": tokens.unsqueeze(-1) + self.offset})
 
 
-def other_words(encoder, subjects=((8, 0, 9, 7),), **weights):
-    return text.OtherWords(encoder, plain=torch.tensor(subjects), **weights)
+def distillation(encoder, subjects=((8, 0, 9, 7),), **weights):
+    return ParaphraseDistillation(encoder, subjects=torch.tensor(subjects), **weights)

@@ -1,4 +1,4 @@
-"""Folders of captioned pictures: what is read, how pictures are cut, and every way to be wrong."""
+"""Folders of captioned images: what is read, how images are cut, and every error."""
 
 import json
 import random
@@ -9,9 +9,9 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from support.errors import raises
 
 from sdpipe import UsageError
-from sdpipe.cli.app import main
 from sdpipe.training import imagefolder
 from sdpipe.training.imagefolder import ImageFolder, read_entries
 
@@ -49,7 +49,7 @@ def test_metadata_of_every_layout(tmp_path):
             assert re.fullmatch(rf".*{name}, line [12]", entry.line)
 
 
-def test_a_picture_may_have_several_captions_and_what_has_none_is_left_out(tmp_path):
+def test_an_image_may_have_several_captions_or_none(tmp_path):
     for k in (1, 2, 3):
         png(tmp_path / f"{k}.png")
     write(tmp_path, line("2.png", "two"), {**line("1.png", "one"), "more": [1]}, line("2.png", "2"))
@@ -63,9 +63,9 @@ def test_a_picture_may_have_several_captions_and_what_has_none_is_left_out(tmp_p
 
 def halves(mode, first, second, **options):
     """Upper and lower half of a square."""
-    picture = Image.new(mode, (40, 40), first, **options)
-    picture.paste(second, (0, 20, 40, 40))
-    return picture
+    image = Image.new(mode, (40, 40), first, **options)
+    image.paste(second, (0, 20, 40, 40))
+    return image
 
 
 def rgba(folder):
@@ -79,9 +79,9 @@ def half_transparent(folder):
 
 
 def palette(folder):
-    picture = halves("P", 1, 0)
-    picture.putpalette([9, 9, 9, 0, 128, 0])
-    picture.save(folder / "x.png", transparency=0)
+    image = halves("P", 1, 0)
+    image.putpalette([9, 9, 9, 0, 128, 0])
+    image.save(folder / "x.png", transparency=0)
     return (0, 128, 0), (255, 255, 255)
 
 
@@ -121,140 +121,140 @@ KINDS = (
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_picture_is_upright_rgb_on_white(tmp_path, kind):
+def test_every_kind_of_image_is_upright_rgb_on_white(tmp_path, kind):
     upper, lower = kind(tmp_path)
     (entry,) = read_entries(write(tmp_path, line("x.png")))
-    picture = imagefolder.read_picture(entry, 16)
-    assert (picture.mode, picture.size) == ("RGB", (16, 16))
+    image = imagefolder.read_image(entry, 16)
+    assert (image.mode, image.size) == ("RGB", (16, 16))
     for y, expected in ((3, upper), (12, lower)):
-        assert np.abs(np.subtract(picture.getpixel((8, y)), expected)).max() <= 1
+        assert np.abs(np.subtract(image.getpixel((8, y)), expected)).max() <= 1
 
 
-def test_a_picture_that_is_turned_by_a_quarter_is_cut_where_one_sees_it(tmp_path):
-    picture = Image.new("RGB", (72, 24), "blue")
-    picture.paste("red", (24, 0, 48, 24))
-    picture.save(tmp_path / "wide.png")
+def test_an_image_is_cut_after_it_is_turned_upright(tmp_path):
+    image = Image.new("RGB", (72, 24), "blue")
+    image.paste("red", (24, 0, 48, 24))
+    image.save(tmp_path / "wide.png")
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture.save(tmp_path / "tall.jpg", exif=exif, quality=95, subsampling=0)
+    image.save(tmp_path / "tall.jpg", exif=exif, quality=95, subsampling=0)
     for entry in read_entries(write(tmp_path, line("wide.png"), line("tall.jpg"))):
-        square = np.asarray(imagefolder.read_picture(entry, 8)).astype(int)
+        square = np.asarray(imagefolder.read_image(entry, 8)).astype(int)
         assert (abs(square[1:-1, 1:-1] - [255, 0, 0]) < 6).all(), entry.name  # the middle third
 
 
-def test_prepared_pictures_are_those_of_the_folder(tmp_path):
+def test_prepared_images_are_those_of_the_folder(tmp_path):
     rng = np.random.default_rng(0)
     for k in range(3):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"{k}.png")
     entries = read_entries(write(tmp_path, *(line(f"{k}.png", f"no. {k}") for k in range(3))))
-    pictures, heard = ImageFolder(entries, 16, tmp_path / "pictures.rgb"), []
-    pictures.prepare(lambda done, total: heard.append((done, total)))
-    assert heard == [(1, 3), (2, 3), (3, 3)]
-    assert (len(pictures), pictures.size) == (3, 16)
+    images, reports = ImageFolder(entries, 16, tmp_path / "images.rgb"), []
+    images.prepare(lambda done, total: reports.append((done, total)))
+    assert reports == [(1, 3), (2, 3), (3, 3)]
+    assert (len(images), images.size) == (3, 16)
     for k in range(3):
         with Image.open(tmp_path / f"{k}.png") as original:
-            assert pictures.picture(k).tobytes() == original.tobytes()
-        assert pictures.caption(k) == pictures.reworded(k, random.Random(0)) == f"no. {k}"
-    assert pictures.captions() == ["no. 0", "no. 1", "no. 2"]
-    seen = [pictures.any_picture(random.Random(seed)) for seed in (1, 2, 1)]
-    assert {p.size for p in seen} == {(16, 16)}
+            assert images.image(k).tobytes() == original.tobytes()
+        assert images.caption(k) == images.paraphrase(k, random.Random(0)) == f"no. {k}"
+    assert images.captions() == ["no. 0", "no. 1", "no. 2"]
+    seen = [images.augmented_image(random.Random(seed)) for seed in (1, 2, 1)]
+    assert {image.size for image in seen} == {(16, 16)}
     assert seen[0].tobytes() == seen[2].tobytes() != seen[1].tobytes()
 
-    pictures.prepare(lambda done, total: pytest.fail("it was read again"))
-    before = pictures.fingerprint()
-    assert pictures.fingerprint() == before
+    images.prepare(lambda done, total: pytest.fail("read again"))
+    before = images.fingerprint()
+    assert images.fingerprint() == before
     png(tmp_path / "1.png", (16, 16))
-    after = pictures.fingerprint()
+    after = images.fingerprint()
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
 
 
 def no_folder(folder):
-    return "is not a folder"
+    return "data=", "is not a folder"
 
 
 def no_metadata(folder):
     png(folder / "1.png")
-    return "has no metadata.jsonl"
+    return "data", "has no metadata.jsonl"
 
 
 def both_metadata(folder):
     write(folder, line("1.png"))
     write(folder, "file_name,text", name="metadata.csv")
-    return "has both metadata.jsonl and metadata.csv"
+    return "data", "has both metadata.jsonl and metadata.csv"
 
 
 def no_lines(folder):
     write(folder, "")
-    return "metadata.jsonl names no picture"
+    return "metadata.jsonl", "names no image"
 
 
 def no_rows(folder):
     write(folder, "file_name,text", name="metadata.csv")
-    return "metadata.csv names no picture"
+    return "metadata.csv", "names no image"
 
 
 def no_json(folder):
     write(folder, line("1.png"), "{'file_name'}")
-    return "metadata.jsonl, line 2 is not JSON"
+    return "metadata.jsonl, line 2,", "is not JSON"
 
 
 def no_object(folder):
     write(folder, "[]")
-    return "line 1 is no object"
+    return "line 1,", "is not an object"
 
 
 def no_utf_8(folder):
     write(folder, "")
     (folder / "metadata.jsonl").write_bytes(b'{"file_name": "\xff"}')
-    return "metadata.jsonl is not UTF-8"
+    return "metadata.jsonl", "is not UTF-8"
 
 
 def no_name(folder):
     write(folder, line("1.png"), "", {"image": "1.png", "text": "x"})
-    return "line 3 has no file_name, only image, text"
+    return "line 3,", "has image, text, but no file_name"
 
 
 def no_caption(folder):
     write(folder, {"file_name": "1.png", "caption": "x"})
-    return "line 1 has no text, only file_name, caption"
+    return "line 1,", "has file_name, caption, but no text"
 
 
 def empty_caption(folder):
     write(folder, line("1.png", "  "))
-    return "line 1 has text=' '"
+    return "line 1: text='  '", "is empty"
 
 
 def a_number_for_a_caption(folder):
     write(folder, line("1.png", 7))
-    return "line 1 has text=7"
+    return "line 1: text=7", "is not a text"
 
 
 def half_a_letter(folder):
     write(folder, '{"file_name": "1.png", "text": "\\ud800"}')
-    return "not UTF-8"
+    return "line 1: text=", "is not UTF-8"
 
 
 def short_row(folder):
     write(folder, "file_name,text", "1.png", name="metadata.csv")
-    return "metadata.csv, line 2 has text=None"
+    return "metadata.csv, line 2: text=None", "is not a text"
 
 
-def missing_pictures(folder):
+def missing_images(folder):
     png(folder / "1.png")
     write(folder, line("1.png"), line("2.png"), line("3.png"), line("4.png"))
-    return "line 2: the picture 2.png is not in .*, nor are 2 more"
+    return "line 2: the image 2.png", "nor are 2 others"
 
 
 def outside(folder):
     png(folder.parent / "1.png")
     write(folder, line("../1.png"))
-    return r"line 1: the picture \.\./1\.png is outside"
+    return "line 1: the image ../1.png", "is outside"
 
 
 def absolute(folder):
     path = png(folder.parent / "1.png")
     write(folder, line(str(path)))
-    return "is outside"
+    return "line 1: the image", "is outside"
 
 
 @pytest.mark.parametrize(
@@ -262,34 +262,29 @@ def absolute(folder):
     [
         *(no_folder, no_metadata, both_metadata, no_lines, no_rows, no_json, no_object, no_utf_8),
         *(no_name, no_caption, empty_caption, a_number_for_a_caption, half_a_letter, short_row),
-        *(missing_pictures, outside, absolute),
+        *(missing_images, outside, absolute),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_told_in_a_sentence(tmp_path, capsys, wrong):
-    folder = tmp_path / "data"
-    message = wrong(folder)
-    assert main(["train", "--data", str(folder), "--out", str(tmp_path / "out")]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert re.fullmatch(r"sdpipe: error: [^\n]*[.?]\n", err), err
-    assert re.search(message, err), err
-    assert not (tmp_path / "out").exists()
+def test_errors_of_a_folder_name_the_line(tmp_path, wrong):
+    value, rule = wrong(tmp_path / "data")
+    with raises(UsageError, value=value, rule=rule):
+        read_entries(tmp_path / "data")
 
 
 def truncated(path):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path, "JPEG")
     path.write_bytes(path.read_bytes()[:900])
-    return "cannot be read: image file is truncated"
+    return "truncated|damaged|cut short"
 
 
-def no_picture(path):
-    path.write_text("not a picture")
-    return "cannot be read: it is damaged, or of none of the formats PNG, JPEG"
+def no_image(path):
+    path.write_text("not an image")
+    return "unknown format"
 
 
 def bomb(path):
-    """A PNG of a few bytes that says it has 40,000 x 40,000 pixels."""
+    """A PNG of a few bytes that claims 40,000 x 40,000 pixels."""
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
 
     def chunk(name, data):
@@ -302,24 +297,20 @@ def bomb(path):
         + chunk(b"IDAT", zlib.compress(bytes(99)))
         + chunk(b"IEND", b"")
     )
-    return "has more than 150,000,000 pixels"
+    return "pixels"
 
 
 def large(path):
     png(path, (13_000, 12_000), 0, "1")
-    return "has more than 150,000,000 pixels"
+    return "150 million"
 
 
-def floats(path):
-    Image.new("F", (8, 8)).save(path, "TIFF")
-    return "cannot be read: its numbers have no agreed range"
-
-
-@pytest.mark.parametrize("wrong", [truncated, no_picture, bomb, large, floats])
-def test_a_picture_that_cannot_be_read_is_named(tmp_path, wrong):
-    message = wrong(tmp_path / "2.png")
+@pytest.mark.parametrize("wrong", [truncated, no_image, bomb, large])
+def test_an_image_that_cannot_be_read_is_named(tmp_path, wrong):
+    rule = wrong(tmp_path / "2.png")
     png(tmp_path / "1.png")
     entries = read_entries(write(tmp_path, line("1.png"), line("2.png")))
-    with pytest.raises(UsageError, match=rf"line 2: the picture 2\.png {message}"):
-        ImageFolder(entries, 8, tmp_path / "pictures.rgb").prepare()
-    assert not list(tmp_path.glob("pictures*"))
+    with raises(UsageError, value="line 2: the image 2.png", remedy="remove its line") as info:
+        ImageFolder(entries, 8, tmp_path / "images.rgb").prepare()
+    assert re.search(rule, info.value.rule)
+    assert not list(tmp_path.glob("images*"))

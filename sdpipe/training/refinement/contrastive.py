@@ -1,31 +1,49 @@
-"""What is taken for something else: how likely it is, and drawing more of what still is."""
+"""The contrastive loss InfoNCE, with squared distances (van den Oord et al. 2018, equation 4).
+
+    p(j | i) = softmax_j(-|query_i - key_j|^2 / scale)
+
+Each query is to find its own key among all keys: the loss is the cross-entropy of p.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+TEMPERATURE = 0.1
+"""The scale of captions' distances, as a fraction of the mean squared distance of two of them."""
 
-def logits(said: Tensor, meant: Tensor, own: Tensor, alike: Tensor, near: Tensor) -> Tensor:
-    """For which of `meant`, (M, D), each of `said`, (B, D), is taken.
 
-    They are the logits, (B, M), of
+def info_nce_logits(
+    queries: Tensor, keys: Tensor, positives: Tensor, same: Tensor, scale: Tensor
+) -> Tensor:
+    """The logits (B, M) of p(j | i), for queries (B, D) and keys (M, D).
 
-        p(j | i) = softmax_j(-|said_i - meant_j|^2 / near).
-
-    Those that are `alike`, (B, M), are not to be told apart, and but for its `own`, (B,), are left
-    out. Contrastive learning, van den Oord et al. (2018), equation 4.
+    positives: the index of each query's own key, (B,).
+    same: the keys that mean the same as the query, (B, M); all of them but its own are left out.
+    scale: what the squared distances are divided by.
     """
-    centre = meant.mean(0)  # without it the products below would be large, and round in 16 bits
-    said, meant = said - centre, meant - centre
-    # The square of what was said is left out: for one i it is the same for all j.
-    found = (2 * said @ meant.T - meant.square().sum(1)) / near.clamp(min=1e-6)
-    others = torch.arange(len(meant), device=own.device) != own[:, None]
-    return found.masked_fill(alike & others, -torch.inf)
+    centre = keys.mean(0)  # else the products below are large, and imprecise in 16 bits
+    queries, keys = queries - centre, keys - centre
+    # |query|^2 is left out: it is the same for all keys.
+    logits = (2 * queries @ keys.T - keys.square().sum(1)) / scale.clamp(min=1e-6)
+    others = torch.arange(len(keys), device=positives.device) != positives[:, None]
+    return logits.masked_fill(same & others, -torch.inf)
 
 
-def draw(wrong: Tensor, count: int, hard: float, generator: torch.Generator) -> Tensor:
-    """So many numbers below N, (B,): a share `hard` of them in proportion to `wrong`, (N,), the
-    others regardless of it.
+def caption_contrast(canonical: Tensor, paraphrases: Tensor, same: Tensor) -> Tensor:
+    """The contrastive loss of paraphrases against canonical captions.
+
+    canonical: outputs (M, L, D) for the canonical captions of the B paraphrases, and then for
+        those of others. They receive no gradient.
+    paraphrases: outputs (B, L, D).
+    same: which canonical captions are equal to that of each paraphrase, (B, M).
     """
-    weights = hard * F.normalize(wrong.cpu().double(), p=1, dim=0) + (1 - hard) / len(wrong)
-    return torch.multinomial(weights, count, replacement=True, generator=generator)
+    keys, queries = canonical.detach().float().flatten(1), paraphrases.float().flatten(1)
+    batch = len(queries)
+    own = keys[:batch] - keys[:batch].mean(0)  # else the products below are large
+    squares, different = own.square().sum(1), ~same[:, :batch]
+    distances = squares[:, None] + squares - 2 * own @ own.T
+    mean = distances[different].sum() / different.sum().clamp(min=1)
+    positives = torch.arange(batch, device=keys.device)
+    logits = info_nce_logits(queries, keys, positives, same, TEMPERATURE * mean)
+    return F.cross_entropy(logits, positives)

@@ -1,0 +1,61 @@
+"""Reads a recipe's TOML file into `Recipe`: complete, and without unknown keys."""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from sdpipe.errors import UsageError
+from sdpipe.training.recipe import Recipe
+
+EMOJI = Path(__file__).with_name("emoji.toml")
+IMAGEFOLDER = Path(__file__).with_name("imagefolder.toml")
+
+
+def load_recipe(path: Path = EMOJI) -> Recipe:
+    """Reads a recipe.
+
+    Raises:
+        UsageError: the file cannot be read, is not TOML, lacks a key, has an unknown one, or one of
+            another type.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"the recipe {path}", f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"the recipe {path}", f"is not valid TOML: {error}") from error
+    try:
+        return _build(Recipe, values, "")
+    except UsageError as error:
+        value = f"{error.value} in the recipe {path}"
+        raise UsageError(value, error.rule, error.remedy) from None
+
+
+def _build(kind: type[Any], values: dict[str, Any], table: str) -> Any:
+    """An instance of a dataclass from a table of TOML."""
+    known = typing.get_type_hints(kind)
+    if unknown := sorted(values.keys() - known.keys()):
+        raise UsageError(table + unknown[0], "is not a key", f"the keys are {', '.join(known)}")
+    optional = {f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+    if missing := sorted(known.keys() - values.keys() - optional):
+        raise UsageError(table + missing[0], "is missing")
+    return kind(**{name: _value(known[name], v, table + name) for name, v in values.items()})
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    """A value of TOML as a field's type has it."""
+    if isinstance(kind, types.UnionType):  # X | None
+        kind = typing.get_args(kind)[0]
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return _build(typing.cast("type[Any]", kind), value, f"{name}.")
+    plain = typing.get_origin(kind) or kind
+    if plain is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if plain is tuple and isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
+        raise UsageError(f"{name} = {value!r}", f"is not of type {plain.__name__}")
+    return value
