@@ -1,6 +1,9 @@
 """`Pipeline`: load a model once, then draw. The way through sdpipe, from top to bottom.
 
 Settings -> prompt -> latents -> denoise -> latents -> image
+
+Over 300 lines, since half of them are docstrings: this is the page that users of the library read.
+The code of a run is `generate`, `draw` and `run`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +42,7 @@ class Result:
     batch_positions: the image's number in its batch, from 0, and the size of that batch.
     steps: with save_int, every step of every batch; see `steps_of`.
     safety: with safety="flag", what the safety checker says of each image.
+    pipeline: what drew them; the metadata of images tells of its model and device.
     """
 
     images: list[Image.Image]
@@ -46,6 +50,7 @@ class Result:
     batch_positions: list[tuple[int, int]]
     steps: list[Step] = field(default_factory=list)
     safety: list["SafetyResult"] = field(default_factory=list)
+    pipeline: "Pipeline | None" = field(default=None, repr=False)
 
     @property
     def seeds(self) -> list[int]:
@@ -62,7 +67,7 @@ class Result:
     @classmethod
     def join(cls, results: Sequence["Result"]) -> "Result":
         """Several results as one, in their order."""
-        joined = cls([], [], [])
+        joined = cls([], [], [], pipeline=results[0].pipeline)
         for result in results:
             first = len(joined.images)
             joined.images.extend(result.images)
@@ -197,7 +202,7 @@ class Pipeline:
             ModelError: with safety="flag", the model has no safety checker, or it can't be had.
             NotFiniteError: a stage produced NaN or infinity.
         """
-        images, canvas = self._plan(prompt, settings)
+        images, canvas = self.plan(prompt, **settings)
         return Result.join(list(self.draw(images, canvas, on_step=on_step)))
 
     def stream(
@@ -212,7 +217,7 @@ class Pipeline:
         Raises:
             UsageError: as `generate`, before the first step; or safety, which looks at images.
         """
-        images, canvas = self._plan(prompt, settings)
+        images, canvas = self.plan(prompt, **settings)
         if images[0].safety != "off":
             raise UsageError(
                 f"safety={images[0].safety!r}",
@@ -220,6 +225,21 @@ class Pipeline:
                 "leave it out, or call generate",
             )
         return self.run(images, canvas)
+
+    def plan(
+        self, prompt: str | Sequence[str], **settings: Unpack[GenerateKwargs]
+    ) -> tuple[list[ResolvedSettings], Canvas | None]:
+        """The settings of every image that `generate` would draw, and the image to begin with.
+
+        Raises:
+            UsageError, TypeError: as `generate`.
+        """
+        parts = self.components
+        call: dict[str, Any] = check_kwargs(settings)
+        init, mask = load_images(call.pop("init_image", None), call.pop("mask_image", None))
+        images = plan(prompt, **parts.constraints, init_image=init, mask_image=mask, **call)
+        check_seamless(images[0], vae_factor(parts.vae), len(parts.unet.config.block_out_channels))
+        return images, prepare(images[0], init, mask)
 
     def draw(
         self,
@@ -248,7 +268,7 @@ class Pipeline:
                 drawn = self._decode(step, batch[0].seamless, canvas)
                 safety = [checker.check(image) for image in drawn] if checker is not None else []
                 positions = [(i, len(batch)) for i in range(len(batch))]
-                yield Result(drawn, batch, positions, steps, safety)
+                yield Result(drawn, batch, positions, steps, safety, self)
 
     def run(
         self, images: Sequence[ResolvedSettings], canvas: Canvas | None = None
@@ -296,17 +316,6 @@ class Pipeline:
     def _checker(self) -> "SafetyChecker":
         """The model's safety checker, loaded when it is first asked for."""
         return self.components.load_safety_checker()
-
-    def _plan(
-        self, prompt: str | Sequence[str], asked: GenerateKwargs
-    ) -> tuple[list[ResolvedSettings], Canvas | None]:
-        """The settings of every image of a call, and the image that it begins with, if any."""
-        parts = self.components
-        settings: dict[str, Any] = check_kwargs(asked)
-        init, mask = load_images(settings.pop("init_image", None), settings.pop("mask_image", None))
-        run = plan(prompt, **parts.constraints, init_image=init, mask_image=mask, **settings)
-        check_seamless(run[0], vae_factor(parts.vae), len(parts.unet.config.block_out_channels))
-        return run, prepare(run[0], init, mask)
 
 
 def _renumbered(step: Step, offset: int) -> Step:

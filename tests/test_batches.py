@@ -1,9 +1,8 @@
 from sdpipe.batches import split_into_batches
-from sdpipe.plan import plan
 
 
 def images(pipe, prompts, **settings):
-    return plan(prompts, **pipe.components.constraints, **{"steps": 4, "dim": 64, **settings})
+    return pipe.plan(prompts, **{"steps": 4, "dim": 64, **settings})[0]
 
 
 def sizes(pipe, settings, **options):

@@ -6,7 +6,6 @@ import torch
 
 from sdpipe import NotFiniteError, Pipeline, SdpipeWarning, Step, UsageError
 from sdpipe.pipeline import Result
-from sdpipe.plan import plan
 from sdpipe.settings import ResolvedSettings
 
 
@@ -223,5 +222,4 @@ def test_a_warning_names_the_line_that_called(emoji):
 
 
 def plan_of(pipe, prompt, **settings):
-    same = {"steps": 2, "dim": 64, **settings}
-    return plan(prompt, **pipe.components.constraints, **same)
+    return pipe.plan(prompt, **{"steps": 2, "dim": 64, **settings})[0]
