@@ -3,16 +3,18 @@
 from sdpipe import latents_to_pil, load
 from sdpipe.denoise import denoise
 from sdpipe.latents import draw_noise, make_generators
-from sdpipe.prompt import condition
+from sdpipe.prompt import encode_prompts
 from sdpipe.schedule import make_scheduler
 
 parts = load("emoji")
-text = condition(parts.tokenizer, parts.text_encoder, ["pineapple", "sunflower"], ["", ""])
+embeddings = encode_prompts(
+    parts.tokenizer, parts.text_encoder, ["pineapple", "sunflower"], ["", ""]
+)
 scheduler = make_scheduler("euler", parts.scheduler_config, steps=20, device=parts.device)
 x_t = draw_noise(make_generators([1, 2]), (4, 16, 16)).to(parts.device)
 x_t = x_t * scheduler.init_noise_sigma
 
-for step in denoise(parts.unet, scheduler, x_t, text.cond, text.uncond, g=3.0):
+for step in denoise(parts.unet, scheduler, x_t, embeddings.cond, embeddings.uncond, g=3.0):
     x_t = step.latents
 for name, image in zip(["one", "two"], latents_to_pil(parts.vae, x_t), strict=True):
     image.save(f"by-hand-{name}.png")

@@ -4,15 +4,16 @@ import shlex
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING
 
 import torch
 
 from sdpipe.components import Components
 from sdpipe.errors import warn
-from sdpipe.prompt.chunks import chunk_count
-from sdpipe.prompt.encode import Conditioning, condition, tell_late
+from sdpipe.prompt.chunks import TokenizedPrompt, tokenize_prompts
+from sdpipe.prompt.encode import PromptEmbeddings, encode_tokenized
+from sdpipe.prompt.syntax import warn_unreached_edits
 from sdpipe.prompt.vocabulary import warn_unknown_words
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ class Batch:
 
     images: their numbers in the run, from 0: B of them.
     settings: of each of them.
+    prompts: of each of them, the prompt and the negative prompt.
     """
 
     images: range
     settings: tuple["ResolvedSettings", ...]
+    prompts: tuple[tuple[TokenizedPrompt, TokenizedPrompt], ...]
 
     def __len__(self) -> int:
         return len(self.settings)
@@ -40,7 +43,7 @@ class Batch:
     def split(self, most: int) -> "list[Batch]":
         """The same images, at most `most` at a time."""
         parts = [slice(i, i + most) for i in range(0, len(self), most)]
-        return [Batch(self.images[part], self.settings[part]) for part in parts]
+        return [Batch(self.images[p], self.settings[p], self.prompts[p]) for p in parts]
 
 
 def split_into_batches(
@@ -53,48 +56,48 @@ def split_into_batches(
 
     Warns of changes in prompts that come after the last step, and of unknown words.
     """
-    count: dict[tuple[str, int], int] = {}
-    for steps, group in groupby(images, _steps_from_start):
-        texts = dict.fromkeys(text for s in group for text in (s.prompt, s.negative_prompt))
-        tell_late(texts, steps)
-        count |= {(text, steps): chunk_count(parts.tokenizer, text, steps) for text in texts}
+    texts = dict.fromkeys(text for s in images for text in (s.prompt, s.negative_prompt))
     if parts.vocabulary is not None:
-        texts = dict.fromkeys(text for text, _ in count)
         command = f"sdpipe names --model {shlex.quote(parts.model.name)}"
         added_tokens = parts.tokenizer.added_tokens_encoder
         warn_unknown_words(parts.vocabulary, texts, parts.model.name, command, added_tokens)
 
-    def alike(settings: "ResolvedSettings") -> tuple["ResolvedSettings", int]:
-        steps = _steps_from_start(settings)
-        chunks = max(count[text, steps] for text in (settings.prompt, settings.negative_prompt))
+    prompts: list[tuple[TokenizedPrompt, TokenizedPrompt]] = []
+    for steps, group in groupby(images, lambda s: s.num_steps_taken(s.strength)):
+        pairs = [(s.prompt, s.negative_prompt) for s in group]
+        tokenized = tokenize_prompts(parts.tokenizer, chain(*pairs), steps)
+        warn_unreached_edits(tokenized, steps)
+        prompts += [(tokenized[prompt], tokenized[negative]) for prompt, negative in pairs]
+
+    def alike(i: int) -> tuple["ResolvedSettings", int]:
+        settings = images[i]
         seed = None if settings.variation_seed is None else 0
         same = replace(
             settings, dim=None, prompt="", negative_prompt="", seed=0, variation_seed=seed
         )
-        return same, chunks
+        return same, max(map(len, prompts[i]))
 
-    batches, first = [], 0
-    for (settings, _), group in groupby(images, alike):
-        members = tuple(group)
-        batch = Batch(range(first, first + len(members)), members)
+    batches = []
+    for (settings, _), indices in groupby(range(len(images)), alike):
+        first, *others = indices
+        members = slice(first, first + 1 + len(others))
+        batch = Batch(range(len(images))[members], tuple(images[members]), tuple(prompts[members]))
         width, height = settings.output_size
         most = max(pixels // (width * height), 1)
         if parts.device.type == "cuda":  # a GPU tries them all, see `in_memory`
-            most = len(members)
+            most = len(batch)
         batches += batch.split(1 if settings.batch_invariant else most)
-        first += len(members)
     return batches
 
 
-def encode(parts: Components, batch: Batch) -> Conditioning:
+def encode(parts: Components, batch: Batch) -> PromptEmbeddings:
     """The prompt embeddings of a batch, for the steps that it takes from its start."""
+    prompts, negative_prompts = zip(*batch.prompts, strict=True)
     with parts.on_device(parts.text_encoder):
-        return condition(
-            parts.tokenizer,
+        return encode_tokenized(
             parts.text_encoder,
-            [settings.prompt for settings in batch.settings],
-            [settings.negative_prompt for settings in batch.settings],
-            steps=_steps_from_start(batch.settings[0]),
+            prompts,
+            negative_prompts,
             clip_skip=batch.settings[0].clip_skip,
         )
 
@@ -124,7 +127,3 @@ def in_memory(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         waiting = deque(part for each in (batch, *waiting) for part in each.split(most))
-
-
-def _steps_from_start(settings: "ResolvedSettings") -> int:
-    return settings.num_steps_taken(settings.strength)

@@ -27,7 +27,7 @@ from sdpipe.latents import (
     pil_to_latents,
     vae_factor,
 )
-from sdpipe.prompt.encode import Conditioning
+from sdpipe.prompt.encode import PromptEmbeddings
 from sdpipe.runtime.device import dtype_name
 from sdpipe.schedule import Schedule, schedule_for
 from sdpipe.settings import ResolvedSettings
@@ -44,7 +44,7 @@ def sample(
     parts: Components,
     unet: UNet2DConditionModel,
     batch: "Batch",
-    embeds: Conditioning,
+    embeds: PromptEmbeddings,
     canvas: Canvas | None = None,
 ) -> Iterator[Step]:
     """Draws a batch from noise to finished latents and yields every step.
@@ -69,7 +69,7 @@ def sample_pass(
     parts: Components,
     unet: UNet2DConditionModel,
     batch: "Batch",
-    embeds: Conditioning,
+    embeds: PromptEmbeddings,
     strength: float | None,
     start: Canvas | Tensor | None = None,
 ) -> Iterator[Step]:
@@ -170,7 +170,7 @@ def _with_second_pass(
     parts: Components,
     unet: UNet2DConditionModel,
     batch: "Batch",
-    embeds: Conditioning,
+    embeds: PromptEmbeddings,
     first: Iterator[Step],
 ) -> Iterator[Step]:
     """The steps of the first pass, then those of the second, over the enlarged images.
@@ -202,7 +202,7 @@ def _latent_shape(
 
 
 def _check_latents(
-    latents: Tensor, settings: ResolvedSettings, embeds: Conditioning, dtype: torch.dtype
+    latents: Tensor, settings: ResolvedSettings, embeds: PromptEmbeddings, dtype: torch.dtype
 ) -> None:
     """Refuses finished latents that are not finite, and warns of those of a diverged solver.
 

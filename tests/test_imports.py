@@ -61,7 +61,6 @@ ARROWS: set[tuple[str, str]] = {
     ("metadata", "sweep"),
 }
 LONG = {
-    "prompt/syntax.py",
     *("show/attention.py", "sweep/folder.py"),
 }
 ROOT_FILES: set[str] = set()

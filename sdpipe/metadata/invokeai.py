@@ -8,7 +8,7 @@ from typing import Any
 
 from sdpipe.metadata.foreign import GPU_NOISE, as_ours, left_out, number, without_none
 from sdpipe.metadata.record import MAX_PROMPT, Record, RecordError, Value
-from sdpipe.prompt.syntax import literal
+from sdpipe.prompt.syntax import escape
 
 _OURS = {
     **{name: name for name in ("lms", "ddim", "pndm", "euler", "euler_a", "heun", "unipc")},
@@ -118,7 +118,7 @@ def _record(
     if re.search(r"[()]|\w[+-]{1,9}(?!\w)", f"{values['prompt']} {values['negative_prompt']}"):
         remarks.append("signs that weight words there, as in word++, are read as text here.")
     prompts = ((k, values[k]) for k in ("prompt", "negative_prompt"))
-    values = {**values, **{k: literal(v) for k, v in prompts if isinstance(v, str)}}
+    values = {**values, **{k: escape(v) for k, v in prompts if isinstance(v, str)}}
     known = {"name": model, "hash": digest}
     return Record(
         source="InvokeAI",

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sdpipe.prompt.encode import Conditioning as Conditioning
-    from sdpipe.prompt.encode import condition as condition
+    from sdpipe.prompt.encode import PromptEmbeddings as PromptEmbeddings
+    from sdpipe.prompt.encode import encode_prompts as encode_prompts
 
-__all__ = ["Conditioning", "condition"]
+__all__ = ["PromptEmbeddings", "encode_prompts"]
 
 
 def __getattr__(name: str) -> object:

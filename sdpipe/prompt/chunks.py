@@ -1,27 +1,33 @@
-"""Text to tokens, in chunks of the length that a text encoder takes. Needs no torch.
+"""Cuts a prompt into tokens, in chunks as long as the text encoder takes. Imports no torch.
 
-L is that length, 77 for CLIP, two marks among them.
+A chunk has L tokens, 77 for CLIP: a start mark, up to L - 2 tokens of the prompt, an end mark and
+padding. The cuts are those of A1111 (`sd_hijack_clip.py`): text of different weights is tokenised
+apart, every part begins a chunk, and a chunk ends at a comma if one is near its end.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from sdpipe.prompt.syntax import Text, parse
+from sdpipe.prompt.syntax import parse
+from sdpipe.prompt.tree import EMPTY, Text
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-NEAR = 20
-"""Tokens: where a comma is this near to the end of a chunk, what follows it goes to the next."""
+COMMA_BACKTRACK = 20
+"""A chunk ends at its last comma if that is among its last 20 tokens (A1111's default)."""
 
 
 @dataclass(frozen=True)
 class Token:
-    """A number of the vocabulary, its weight, and the letters of `words` that it stands for.
+    """A token of a prompt.
 
-    part: which of the tokens it is that a textual inversion has for a word; 0 for any other.
+    id: its number in the tokenizer's vocabulary.
+    words, start, end: the text that was tokenised, and the token's place in it.
+    vector: of a textual inversion with several vectors, which of them; 0 for other tokens.
     """
 
     id: int
@@ -29,93 +35,125 @@ class Token:
     words: str
     start: int
     end: int
-    part: int = 0
+    vector: int = 0
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What goes through the text encoder at once: L token ids, and the weight of each."""
+    """The text encoder's input: L token ids, and a weight for each."""
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
 
 
-def chunk_count(tokenizer: "CLIPTokenizer", text: str, steps: int = 1) -> int:
-    """How many chunks a prompt has, at the step at which it is longest."""
-    prompt = parse(text)
-    moments = range(steps if prompt.changes else 1)
-    said = dict.fromkeys(prompt.at(step, steps) for step in moments)
-    return max(len(chunks(tokenizer, text)) for text in said)
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """A prompt as chunks.
 
-
-def chunks(tokenizer: "CLIPTokenizer", text: Text) -> list[Chunk]:
-    """A text as the encoder gets it: start mark, up to L - 2 tokens, end mark, padding; and again.
-
-    As A1111 does it (`sd_hijack_clip.py`): pieces of different weight are cut into tokens apart,
-    every part begins a chunk, and a chunk rather ends at a comma than soon after one.
+    variants: the chunks of each distinct text that the prompt has in the course of a run.
+    schedule: the variant at each step; a single entry if the prompt never changes.
+    empty: the chunk of the empty prompt.
     """
-    return [_chunk(tokenizer, tokens) for tokens in tokens_of(tokenizer, text)]
+
+    variants: tuple[tuple[Chunk, ...], ...]
+    schedule: tuple[int, ...]
+    empty: Chunk
+
+    def __len__(self) -> int:
+        """The number of chunks of the longest variant."""
+        return max(map(len, self.variants))
+
+    def padded(self, variant: int, length: int) -> list[Chunk]:
+        """The chunks of a variant, filled up to `length` with the empty prompt."""
+        chunks = self.variants[variant]
+        return [*chunks, *[self.empty] * (length - len(chunks))]
 
 
-def tokens_of(tokenizer: "CLIPTokenizer", text: Text) -> list[list[Token]]:
-    """The tokens of each chunk, without marks and padding; at least one chunk."""
-    room = tokenizer.model_max_length - 2
+def tokenize_prompts(
+    tokenizer: "CLIPTokenizer", prompts: Iterable[str], steps: int = 1
+) -> dict[str, TokenizedPrompt]:
+    """Tokenises each distinct prompt once, for a run of `steps`.
+
+    Raises:
+        UsageError: a prompt breaks a rule of the syntax.
+    """
+    (empty,) = make_chunks(tokenizer, EMPTY)
+    tokenized = {}
+    for prompt in dict.fromkeys(prompts):
+        texts, schedule = parse(prompt).schedule(steps)
+        variants = tuple(tuple(make_chunks(tokenizer, text)) for text in texts)
+        tokenized[prompt] = TokenizedPrompt(variants, schedule, empty)
+    return tokenized
+
+
+def make_chunks(tokenizer: "CLIPTokenizer", text: Text) -> list[Chunk]:
+    """The chunks of a text; at least one."""
+    return [_make_chunk(tokenizer, tokens) for tokens in split_tokens(tokenizer, text)]
+
+
+def split_tokens(tokenizer: "CLIPTokenizer", text: Text) -> list[list[Token]]:
+    """The tokens of each chunk of a text, without marks and padding; at least one chunk."""
+    capacity = tokenizer.model_max_length - 2
     comma = tokenizer.convert_tokens_to_ids(",</w>")
-    found: list[list[Token]] = []
+    tokenize = cache(partial(_tokenize, tokenizer, _multi_vector_tokens(tokenizer)))
+    chunks: list[list[Token]] = []
     for number, part in enumerate(text, 1):
-        tokens = [token for words, weight in part for token in _tokens(tokenizer, words, weight)]
-        if not tokens and found and number == len(text):
-            break  # nothing comes after the last BREAK
+        tokens = [token for words, weight in part for token in tokenize(words, weight)]
+        if not tokens and chunks and number == len(text):
+            break  # nothing follows the last BREAK
         start = 0
         while True:
-            end = _end(tokens, start, room, comma)
-            found.append(tokens[start:end])
+            end = _find_end(tokens, start, capacity, comma)
+            chunks.append(tokens[start:end])
             if end == len(tokens):
                 break
             start = end
-    return found
+    return chunks
 
 
-def _tokens(tokenizer: "CLIPTokenizer", words: str, weight: float) -> list[Token]:
-    cut = tokenizer(words, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    places = zip(cut.input_ids, cut.offset_mapping, strict=True)
-    several = _several(tokenizer)
+def _tokenize(
+    tokenizer: "CLIPTokenizer",
+    multi_vector: Mapping[int, tuple[int, ...]],
+    words: str,
+    weight: float,
+) -> list[Token]:
+    found = tokenizer(words, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return [
-        Token(own, weight, words, start, end, part)
-        for i, (start, end) in places
-        for part, own in enumerate(several.get(i, (i,)))
+        Token(vector_id, weight, words, start, end, vector)
+        for id_, (start, end) in zip(found.input_ids, found.offset_mapping, strict=True)
+        for vector, vector_id in enumerate(multi_vector.get(id_, (id_,)))
     ]
 
 
-def _several(tokenizer: "CLIPTokenizer") -> dict[int, tuple[int, ...]]:
-    """The tokens for which the first one of a textual inversion stands, by their names.
+def _multi_vector_tokens(tokenizer: "CLIPTokenizer") -> dict[int, tuple[int, ...]]:
+    """Maps the first token id of each textual inversion to all its ids.
 
-    Those are word, word_1, word_2 and so on, as diffusers names them too.
+    The tokens are called word, word_1, word_2 and so on, as in diffusers.
     """
     added = tokenizer.added_tokens_encoder
-    found = {}
+    vectors = {}
     for word, first in added.items():
-        more = itertools.takewhile(
-            lambda i: i is not None, (added.get(f"{word}_{n}") for n in itertools.count(1))
+        others = itertools.takewhile(
+            lambda id_: id_ is not None, (added.get(f"{word}_{n}") for n in itertools.count(1))
         )
-        found[first] = (first, *more)
-    return found
+        vectors[first] = (first, *others)
+    return vectors
 
 
-def _end(tokens: Sequence[Token], start: int, room: int, comma: int) -> int:
-    """Where a chunk ends that begins at `start`; never among the tokens of a textual inversion."""
-    end = start + room
+def _find_end(tokens: Sequence[Token], start: int, capacity: int, comma: int) -> int:
+    """The end of the chunk that begins at `start`; never between vectors of one word."""
+    end = start + capacity
     if end >= len(tokens):
         return len(tokens)
-    near = range(max(start, end - NEAR), end)
-    commas = [i for i in near if tokens[i].id == comma]
+    last_tokens = range(max(start, end - COMMA_BACKTRACK), end)
+    commas = [i for i in last_tokens if tokens[i].id == comma]
     if commas and tokens[end].id != comma:
         return commas[-1] + 1
-    whole = end - tokens[end].part
-    return whole if whole > start else end
+    before_word = end - tokens[end].vector
+    return before_word if before_word > start else end
 
 
-def _chunk(tokenizer: "CLIPTokenizer", tokens: Sequence[Token]) -> Chunk:
+def _make_chunk(tokenizer: "CLIPTokenizer", tokens: Sequence[Token]) -> Chunk:
     padding = tokenizer.model_max_length - 2 - len(tokens)
     ids = (tokenizer.bos_token_id, *(token.id for token in tokens), tokenizer.eos_token_id)
     weights = (1.0, *(token.weight for token in tokens), 1.0)

@@ -82,7 +82,7 @@ def check_attention(prompt: str, g: Scale | None) -> None:
         UsageError: a prompt without words, or with changing ones, or g 0.
     """
     read = parse(prompt)
-    if read.changes:
+    if read.is_scheduled:
         raise UsageError(
             "the prompt changes over the steps, so its words have no places of their own; take one "
             "without [cat:dog:0.5] and [cat|dog]."

@@ -12,7 +12,7 @@ from sdpipe.denoise import Step, predict_x0
 from sdpipe.errors import NotFiniteError
 from sdpipe.guidance import predict
 from sdpipe.latents import add_noise, draw_noise, latents_to_pil, make_generators, pil_to_latents
-from sdpipe.prompt.encode import condition
+from sdpipe.prompt.encode import encode_prompts
 from sdpipe.schedule import alpha_bars
 from sdpipe.show import style
 from sdpipe.show.checks import LAST_TIMESTEP, check_times
@@ -116,7 +116,7 @@ def denoise_data(
     x_t = add_noise(x_0, eps, alpha_bar[None])
 
     clip = (parts.tokenizer, parts.text_encoder)
-    said = condition(*clip, [prompt], [""], steps=own.steps, clip_skip=own.clip_skip).cond
+    said = encode_prompts(*clip, [prompt], [""], steps=own.steps, clip_skip=own.clip_skip).cond
     text = said[(LAST_TIMESTEP - t) * len(said) // (LAST_TIMESTEP + 1)].to(parts.unet.dtype)
     with torch.no_grad():
         output = predict(parts.unet, x_t, torch.tensor(t, device=x_t.device), text)

@@ -19,7 +19,7 @@ from sdpipe.latents import (
     slerp,
     vae_factor,
 )
-from sdpipe.prompt.encode import condition
+from sdpipe.prompt.encode import encode_prompts
 from sdpipe.schedule import make_scheduler
 from sdpipe.show import style
 from sdpipe.show.checks import check_way
@@ -93,7 +93,7 @@ def interpolate_data(
     assert a.scheduler is not None
     assert a.steps is not None
     assert a.g is not None
-    text = condition(
+    text = encode_prompts(
         parts.tokenizer,
         parts.text_encoder,
         [first, last],

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sdpipe.errors import UsageError
 from sdpipe.guidance import Guidance
-from sdpipe.prompt.chunks import chunk_count
+from sdpipe.prompt.chunks import split_tokens
 from sdpipe.prompt.syntax import parse
 from sdpipe.runtime.device import dtype_name
 from sdpipe.settings import Settings
@@ -61,7 +61,7 @@ def plain_text(prompt: str) -> str:
     """
     read = parse(prompt)
     parts = read.at(0, 1)
-    if read.changes or len(parts) > 1 or any(weight != 1 for _, weight in parts[0]):
+    if read.is_scheduled or len(parts) > 1 or any(weight != 1 for _, weight in parts[0]):
         raise UsageError(
             f"prompt={prompt!r} has weights or other signs, which diffusers' pipeline takes for "
             r"text: there is nothing to compare with; leave them out, or write \( for a bracket."
@@ -76,7 +76,7 @@ def check_length(parts: "Components", text: str) -> None:
         UsageError: it has more tokens than the text encoder takes at once.
     """
     room = parts.tokenizer.model_max_length
-    if chunk_count(parts.tokenizer, text) > 1:
+    if len(split_tokens(parts.tokenizer, (((text, 1.0),),))) > 1:
         raise UsageError(
             f"prompt={text!r} has more than {room - 2} tokens, of which diffusers' pipeline drops "
             "the rest: there is nothing to compare with; take a shorter one."

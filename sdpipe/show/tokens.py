@@ -8,7 +8,7 @@ in chunks.
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.prompt.chunks import chunks
+from sdpipe.prompt.chunks import make_chunks
 from sdpipe.prompt.syntax import MAX_STEP, parse
 from sdpipe.show import style
 from sdpipe.show.style import CROSS, MARGIN, WIDTH, Sheet
@@ -62,7 +62,7 @@ def tokens_data(tokenizer: "CLIPTokenizer", prompt: str) -> Tokens:
     """
     length, read = tokenizer.model_max_length, parse(prompt)
     text = read.at(0, MAX_STEP)
-    ids = [i for chunk in chunks(tokenizer, text) for i in chunk.ids]
+    ids = [i for chunk in make_chunks(tokenizer, text) for i in chunk.ids]
     found = split(tokenizer, text)
     used = [0] * (len(ids) // length)
     for word in found:
@@ -74,7 +74,7 @@ def tokens_data(tokenizer: "CLIPTokenizer", prompt: str) -> Tokens:
         tokens=tuple(tokenizer.convert_ids_to_tokens(ids)),
         words=tuple(found),
         padding=tuple(length - 2 - tokens for tokens in used),
-        changes=read.changes,
+        changes=read.is_scheduled,
         vocabulary=len(tokenizer),
     )
 

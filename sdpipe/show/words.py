@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdpipe.prompt.chunks import tokens_of
-from sdpipe.prompt.syntax import Text
+from sdpipe.prompt.chunks import split_tokens
+from sdpipe.prompt.tree import Text
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -36,13 +36,13 @@ class Word:
 def split(tokenizer: "CLIPTokenizer", text: Text) -> list[Word]:
     """All words of a text, in all of its chunks; one that is parted by an end of a chunk is two."""
     words = []
-    for number, chunk in enumerate(tokens_of(tokenizer, text)):
+    for number, chunk in enumerate(split_tokens(tokenizer, text)):
         tokens = tokenizer.convert_ids_to_tokens([token.id for token in chunk])
         begun = 0
         for i, token in enumerate(tokens):
             last = i + 1 == len(tokens)
             whole = token.endswith(WORD_END) or chunk[i].id in tokenizer.added_tokens_decoder
-            if last or (whole and chunk[i + 1].part == 0):
+            if last or (whole and chunk[i + 1].vector == 0):
                 own = chunk[begun : i + 1]
                 words.append(
                     Word(

@@ -15,8 +15,8 @@ from sdpipe.io.files import atomic_write
 from sdpipe.io.lettering import transliterate
 from sdpipe.io.sheet import Table, draw_sheet, split_table
 from sdpipe.latents import draw_noise, latents_to_pil, make_generators
-from sdpipe.prompt.encode import condition
-from sdpipe.prompt.syntax import literal
+from sdpipe.prompt.encode import encode_prompts
+from sdpipe.prompt.syntax import escape
 from sdpipe.schedule import make_scheduler
 from sdpipe.settings import DEFAULTS
 from sdpipe.training.dataset import CaptionedLatents
@@ -80,7 +80,7 @@ class SampleSheets:
         shape = (self.data.latents.shape[1], *self.data.latents.shape[2:])
         images = []
         for seed, caption in enumerate(self.captions):
-            text = condition(self.data.tokenizer, loss.text_encoder, [literal(caption)], [""])
+            text = encode_prompts(self.data.tokenizer, loss.text_encoder, [escape(caption)], [""])
             generators = make_generators([seed])
             scheduler = make_scheduler(
                 "ddim", self.model.scheduler, self.recipe.steps, device=device

@@ -17,8 +17,8 @@ from sdpipe.cli.app import main
 from sdpipe.components import inspect_model, load
 from sdpipe.errors import ModelError
 from sdpipe.loading.textual_inversion import CONVERT, Embedding
-from sdpipe.prompt.chunks import chunks, tokens_of
-from sdpipe.prompt.encode import condition
+from sdpipe.prompt.chunks import make_chunks, split_tokens
+from sdpipe.prompt.encode import encode_prompts
 from sdpipe.prompt.syntax import parse
 
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew")  # the weights are random
@@ -42,7 +42,7 @@ def write(path, name, *shape):
 
 def said(tokenizer, prompt):
     """The tokens of a prompt, without marks and padding."""
-    return [[t.id for t in chunk] for chunk in tokens_of(tokenizer, parse(prompt).at(0, 1))]
+    return [[t.id for t in chunk] for chunk in split_tokens(tokenizer, parse(prompt).at(0, 1))]
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,11 @@ def test_embeddings_are_those_of_diffusers(tiny, tmp_path, name, shape):
     )
     pipe.load_textual_inversion(path, token="my-cat")
     theirs = pipe.encode_prompt(PROMPT, "cpu", 1, True, negative_prompt="my-cat")
-    text = condition(ours.tokenizer, ours.text_encoder, [PROMPT], ["my-cat"])
+    text = encode_prompts(ours.tokenizer, ours.text_encoder, [PROMPT], ["my-cat"])
     assert torch.equal(text.cond[0], theirs[0])
     assert torch.equal(text.uncond[0], theirs[1])
     plain = load(tiny, dtype="float32")
-    without = condition(plain.tokenizer, plain.text_encoder, [PROMPT], [""])
+    without = encode_prompts(plain.tokenizer, plain.text_encoder, [PROMPT], [""])
     assert not torch.allclose(text.cond[0], without.cond[0], atol=0.1)
 
 
@@ -91,7 +91,7 @@ def test_a_word_is_all_of_its_vectors_and_only_where_it_stands_alone(tiny, tmp_p
     assert said(tokenizer, "red style, cat")[0][1:4] == own
     assert not {first, second, third} & {*said(tokenizer, "styles restyle my_style")[0]}
     assert said(tokenizer, "<s>")[0] == tokenizer.convert_tokens_to_ids(["<s>", "<s>_1", "<s>_2"])
-    (chunk,) = chunks(tokenizer, parse("a (style:1.5) cat").at(0, 1))
+    (chunk,) = make_chunks(tokenizer, parse("a (style:1.5) cat").at(0, 1))
     assert chunk.weights[:6] == (1.0, 1.0, 1.5, 1.5, 1.5, 1.0)
     assert said(tokenizer, "[cat:style:0]") == [own]
 

@@ -1,12 +1,16 @@
+"""The prompt syntax, held against the examples and rules of A1111."""
+
+import io
 import subprocess
 import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.errors import raises
 
 from sdpipe import Settings, UsageError
-from sdpipe.prompt.syntax import MAX_DEPTH, literal, parse
+from sdpipe.prompt.syntax import MAX_DEPTH, escape, parse
 
 
 def said(text, step=0, steps=1):
@@ -73,7 +77,7 @@ def test_weights_are_those_of_a1111(text, pieces):
 )
 def test_changes_over_the_steps_are_those_of_a1111(text, expected):
     assert course(text) == expected
-    assert parse(text).changes == ("[" in text)
+    assert parse(text).is_scheduled == ("[" in text)
 
 
 def test_a_share_of_the_steps_is_rounded_down():
@@ -112,7 +116,7 @@ def test_break_parts_the_text_also_in_brackets():
 @pytest.mark.parametrize("text", ["", "a | b: c", "o'clock; 16:9 {x|y} <a:b>", ":-D", "日本"])
 def test_a_prompt_without_brackets_is_text(text):
     assert said(text) == ([(text, 1.0)] if text else [])
-    assert not parse(text).changes
+    assert not parse(text).is_scheduled
 
 
 def test_other_characters_after_a_backslash_and_colons_in_brackets_are_text():
@@ -127,47 +131,55 @@ def test_other_characters_after_a_backslash_and_colons_in_brackets_are_text():
     ]
 
 
-# What A1111 takes for text, or does in silence.
+# What A1111 takes for text, or ignores.
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "value", "rule"),
     [
-        ("a cat (on", r"bracket \( in column 7 is never closed; close it, or write \\\( for"),
-        ("a [cat", r"bracket \[ in column 3 is never closed"),
-        ("(a (b)", r"bracket \( in column 1 is never closed"),
-        (":)", r"bracket \) in column 2 closes nothing; open it before, or write \\\) for"),
-        ("a] [b]", r"bracket \] in column 2 closes nothing"),
-        ("(a [b)]", r"bracket \[ in column 4 meets \) in column 6; close it before with \]"),
-        ("one\ntwo (three", "in line 2, column 5 is never closed"),
-        ("(cat:high)", r"'high' after the colon in column 5 is no weight; .* 0 to 10.*write \\:"),
-        ("(cat:)", "no weight follows the colon in column 5; one is a number"),
-        ("(cat:nan)", "'nan' after the colon in column 5 is no weight"),
-        ("(cat:1e3)", "'1e3' after the colon in column 5 is no weight"),
-        ("(cat:1,3)", "'1,3' after the colon in column 5 is no weight"),
-        ("(cat:(dog:1.2))", r"'\(dog:1.2\)' after the colon in column 5 is no weight"),
-        ("(cat:-0.5)", "weight -0.5 after the colon in column 5 is out of range: 0 to 10"),
-        ("(cat:10.5)", "weight 10.5 after the colon in column 5 is out of range: 0 to 10"),
-        ("((cat:5) dog:5)", r"bracket \( in column 1 and those inside it multiply .* of 25;"),
-        ("(" * 25 + "x" + ")" * 25, "column 1 and those inside it multiply to a weight of 10.83"),
-        ("[cat:1.3]", r"1.3 after the colon in column 5 is out of .* a weight is \(cat:1.3\)"),
-        ("[cat:dog]", "'dog' after the colon in column 5 is neither a number of steps"),
-        ("[cat:dog:-1]", "-1 after the colon in column 9 is out of range: a share"),
-        ("[cat:dog:1000]", r"1000 after the colon in column 9 is out of range: .* 0 to 999;"),
-        ("[cat:dog:1.5]", r"1\.5 after the colon in column 9 is out of range: .* 0\.0 to 1\.0"),
-        ("[a:b:c:0.5]", r"bracket \[ in column 1 has 3 colons, and \[cat:dog:0.5\] has two"),
-        ("[a|b:0.5]", r"bracket \[ in column 1 has both \| and :, and takes one"),
-        ("[" * (MAX_DEPTH + 1), r"bracket \[ in column 51 is inside 50 others, the most"),
+        ("a cat (on", "bracket ( in column 7", "never closed"),
+        ("a [cat", "bracket [ in column 3", "never closed"),
+        ("(a (b)", "bracket ( in column 1", "never closed"),
+        (":)", "bracket ) in column 2", "closes nothing"),
+        ("a] [b]", "bracket ] in column 2", "closes nothing"),
+        ("(a [b)]", "bracket [ in column 4", "meets ) in column 6"),
+        ("one\ntwo (three", "bracket ( in line 2, column 5", "never closed"),
+        ("(cat:high)", "'high' after the colon in column 5", "not a weight from 0 to 10"),
+        ("(cat:)", "nothing after the colon in column 5", "not a weight"),
+        ("(cat:nan)", "'nan' after", "not a weight"),
+        ("(cat:1e3)", "'1e3' after", "not a weight"),
+        ("(cat:1,3)", "'1,3' after", "not a weight"),
+        ("(cat:(dog:1.2))", "'(dog:1.2)' after the colon in column 5", "not a weight"),
+        ("(cat:-0.5)", "'-0.5' after the colon in column 5", "not a weight"),
+        ("(cat:10.5)", "'10.5' after the colon in column 5", "not a weight"),
+        (f"(cat:{'0' * 5000}1)", "'0000", "not a weight"),
+        ("((cat:5) dog:5)", "bracket ( in column 1", "a weight of 25"),
+        ("(" * 25 + "x" + ")" * 25, "bracket ( in column 1", "a weight of 10.83"),
+        ("[cat:1.3]", "'1.3' after the colon in column 5", "neither a number of steps"),
+        ("[cat:dog]", "'dog' after the colon in column 5", "neither a number of steps"),
+        ("[cat:dog:-1]", "'-1' after the colon in column 9", "from 0 to 999"),
+        ("[cat:dog:1000]", "'1000' after the colon in column 9", "from 0 to 999"),
+        ("[cat:dog:1.5]", "'1.5' after the colon in column 9", "from 0.0 to 1.0"),
+        (f"[a:b:{'0' * 5000}1]", "'0000", "neither a number of steps"),
+        ("[a:b:c:0.5]", "bracket [ in column 1", "has 3 colons"),
+        ("[a|b:0.5]", "bracket [ in column 1", "both | and :"),
+        ("[" * (MAX_DEPTH + 1), "bracket [ in column 51", "deeper than 50"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_its_column(text, told):
-    with pytest.raises(UsageError, match=told) as caught:
+def test_a_malformed_prompt_is_refused_with_its_column(text, value, rule):
+    with raises(UsageError, value, rule, remedy=" ") as info:
         Settings(prompt=text)
-    assert str(caught.value).startswith("prompt: ")
-    assert str(caught.value).endswith(".")
-    with pytest.raises(UsageError, match=f"^negative_prompt: .*{told}"):
+    assert info.value.value.startswith("prompt: ")
+    with raises(UsageError, value, rule) as info:
         Settings(prompt="x", negative_prompt=text)
+    assert info.value.value.startswith("negative_prompt: ")
 
 
-def test_weights_up_to_the_bounds_are_taken():
+def test_a_malformed_prompt_is_refused_before_any_model_is_loaded(refused, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("red apple\n(apple:11)\n"))
+    for arguments in (["a (cat"], ["cat", "--negative-prompt", ":)"], ["-"]):
+        assert "in column" in refused(["generate", *arguments, "--model", "no-such-model"])
+
+
+def test_weights_up_to_the_bounds_are_accepted():
     assert said("(a:0)(b:10)([c]:10)((d:4):2.5)") == [
         ("a", 0.0),
         ("b", 10.0),
@@ -208,7 +220,7 @@ def test_every_letter_has_the_product_of_the_brackets_around_it(content):
 
 @settings(derandomize=True, max_examples=300, deadline=None, database=None)
 @given(st.text(alphabet="()[]:|\\ ab1.BREAK\n", max_size=60))
-def test_any_text_is_read_or_refused_in_a_sentence_and_can_be_meant(text):
+def test_any_text_is_parsed_or_refused_and_can_be_escaped(text):
     try:
         prompt, refusal = parse(text), "prompt: ."
     except UsageError as error:
@@ -216,18 +228,31 @@ def test_any_text_is_read_or_refused_in_a_sentence_and_can_be_meant(text):
     assert (refusal[:8], refusal[-1]) == ("prompt: ", ".")
     for step in range(3):
         assert all(weight <= 10 for part in prompt.at(step, 3) for _, weight in part)
-    assert parse(literal(text)).at(0, 1) == (((text, 1.0),) if text else (),)
+    assert parse(escape(text)).at(0, 1) == (((text, 1.0),) if text else (),)
 
 
-def test_a_long_text_of_a_stranger_is_read_in_no_time():
-    code = (
-        "import resource; resource.setrlimit(resource.RLIMIT_CPU, (10, 10));"
-        "from sdpipe.prompt.syntax import parse\n"
-        "for text in (' ' * 65536, '\\\\(' * 32768, '[a|b]' * 13000, '(' * 49 + ':' * 60000):\n"
-        "    try: prompt = parse(text)\n"
-        "    except Exception as error: print(len(str(error)))\n"
-        "    else: prompt.at(0, 1)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+LONG = """
+import resource
+resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
+from sdpipe.prompt.syntax import parse
+texts = [' ' * 65536, '\\\\(' * 32768, '[a|b]' * 13000, '(' * 49 + ':' * 60000, '(a)\\n' * 16000,
+    '(' + ':' * 64000 + '1)', '(a:' + '1' * 60000 + 'x)', '[x|y]' + '(a)(b:1.2)' * 6000]
+for text in texts:
+    try: prompt = parse(text)
+    except Exception as error: print(len(str(error)))
+    else: prompt.schedule(999)
+"""
+
+
+def test_a_text_of_64_kb_is_parsed_in_linear_time():
+    done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert int(done.stdout) < 300
+    assert all(int(length) < 300 for length in done.stdout.split())
+
+
+def test_the_schedule_has_the_text_of_every_step():
+    prompt = parse("[a:b:3] [c|d|] [e:f:0.5] g")
+    texts, schedule = prompt.schedule(8)
+    assert [texts[i] for i in schedule] == [prompt.at(step, 8) for step in range(8)]
+    assert len(texts) == len(set(texts))
+    assert parse("a (b)").schedule(8) == ([parse("a (b)").at(0, 8)], (0,))

@@ -9,7 +9,7 @@ from support.drawn import assert_legible
 from sdpipe.denoise import predict_x0
 from sdpipe.errors import NotFiniteError, UsageError
 from sdpipe.latents import pil_to_latents
-from sdpipe.prompt.encode import condition
+from sdpipe.prompt.encode import encode_prompts
 from sdpipe.show.denoise import denoise_data, denoise_figure, noise_in
 
 # Few steps save time; whether a model draws well in them is not looked at here.
@@ -66,7 +66,7 @@ def test_it_is_one_call_of_the_unet_by_hand(emoji, picture):
     x_t = a**0.5 * x_0 + (1 - a) ** 0.5 * eps
     assert torch.allclose(data.x_t[None], x_t, atol=1e-5)
     with torch.no_grad():
-        (text,) = condition(parts.tokenizer, parts.text_encoder, ["red apple"], [""]).cond
+        (text,) = encode_prompts(parts.tokenizer, parts.text_encoder, ["red apple"], [""]).cond
         output = parts.unet(data.x_t[None], 400, text).sample
     noise, x0 = {
         "epsilon": (output, (x_t - (1 - a) ** 0.5 * output) / a**0.5),

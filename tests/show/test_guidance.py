@@ -7,7 +7,7 @@ from support.drawn import assert_legible
 from sdpipe.denoise import predict_x0
 from sdpipe.errors import UsageError
 from sdpipe.latents import latents_to_pil
-from sdpipe.prompt.encode import condition
+from sdpipe.prompt.encode import encode_prompts
 from sdpipe.schedule import make_scheduler
 from sdpipe.show.guidance import clean_each, guidance_data, guidance_figure
 
@@ -26,7 +26,7 @@ def test_every_number_is_that_of_two_calls_of_the_unet_by_hand(emoji, guided):
     parts = emoji.components
     result = emoji.generate("red apple", save_int=True, **SETTINGS)
     scheduler = make_scheduler("lms", parts.scheduler_config, 4)
-    text = condition(parts.tokenizer, parts.text_encoder, ["red apple"], [""])
+    text = encode_prompts(parts.tokenizer, parts.text_encoder, ["red apple"], [""])
     (empty,), (prompt,) = text.uncond, text.cond
     kind = parts.scheduler_config.get("prediction_type", "epsilon")
     kept = []

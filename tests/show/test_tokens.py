@@ -6,7 +6,7 @@ from support.drawn import assert_legible, drawn_texts
 from support.tiny import write_tokenizer
 
 from sdpipe.loading.parts import load_tokenizer
-from sdpipe.prompt.chunks import chunks
+from sdpipe.prompt.chunks import make_chunks
 from sdpipe.prompt.syntax import parse
 from sdpipe.show.tokens import tokens_data, tokens_figure
 from sdpipe.show.words import spelled, split
@@ -52,7 +52,7 @@ def test_the_tokenizer_alone_is_that_of_the_pipeline(built_in, emoji):
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_ids_are_those_that_the_encoder_gets(tokenizer, prompt):
     data = tokens_data(tokenizer, prompt)
-    found = chunks(tokenizer, parse(prompt).at(0, 999))
+    found = make_chunks(tokenizer, parse(prompt).at(0, 999))
     assert data.ids == sum((chunk.ids for chunk in found), ())
     assert data.length == tokenizer.model_max_length
     assert list(data.tokens) == tokenizer.convert_ids_to_tokens(list(data.ids))
