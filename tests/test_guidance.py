@@ -204,7 +204,7 @@ def test_what_is_shown_is_what_is_typed(g):
 def test_invokeai_calls_it_cfg_rescale_multiplier():
     record = invokeai.read({**INVOKEAI, "cfg_rescale_multiplier": 0.7})
     assert record.settings().guidance_rescale == 0.7
-    assert record.remarks == ("left out: loras, vae.",)
+    assert record.notes == ("left out: loras, vae.",)
 
 
 def test_a_sweep_takes_pairs_among_the_values_of_g_and_several_intervals():

@@ -55,10 +55,6 @@ INSIDE_FUNCTIONS = {("pipeline", "metadata")}  # Result.save and Pipeline.replay
 # What is still to be mended; each of the three must shrink to nothing.
 ARROWS: set[tuple[str, str]] = {
     ("loading", "settings"),
-    ("metadata", "Pipeline"),
-    ("metadata", "cli"),
-    ("metadata", "show"),
-    ("metadata", "sweep"),
 }
 LONG = {
     *("show/attention.py", "sweep/folder.py"),

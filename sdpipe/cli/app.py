@@ -13,9 +13,10 @@ import sdpipe
 from sdpipe.cli import compare as cli_compare
 from sdpipe.cli import console as messages
 from sdpipe.cli import doctor as cli_doctor
+from sdpipe.cli import info as cli_info
 from sdpipe.cli import names as cli_names
 from sdpipe.cli import options, progress
-from sdpipe.cli import replay as cli_repeat
+from sdpipe.cli import replay as cli_replay
 from sdpipe.cli import sweep as cli_sweep
 from sdpipe.cli import train as cli_train
 from sdpipe.cli.groups import (
@@ -26,10 +27,10 @@ from sdpipe.cli.groups import (
     grouped,
 )
 from sdpipe.cli.interrupt import interruptible
+from sdpipe.cli.save import save
 from sdpipe.cli.show import show_app
 from sdpipe.errors import UsageError
 from sdpipe.io import files
-from sdpipe.metadata.save import saved, saved_steps
 from sdpipe.settings import Settings
 
 DONE, INTERRUPTED = 0, 130
@@ -106,14 +107,7 @@ def generate(
 
     written: list[dict[str, Any]] = []
     try:
-        for entry in saved(pipe, result, destination, not no_metadata):
-            written.append(entry)
-            if not as_json:
-                messages.print_result(entry["path"])
-            messages.say_flagged(entry["path"], entry.get("safety"))
-        if inputs["save_int"]:
-            for k, entry in enumerate(written):
-                entry["steps"] = saved_steps(pipe, result, k, entry["path"], not no_metadata)
+        save(pipe, result, destination, written, show=not as_json, with_metadata=not no_metadata)
     finally:
         if as_json:
             messages.print_result(json.dumps(written, ensure_ascii=False, indent=2))
@@ -133,8 +127,8 @@ app.command(
     short_help="List what a model draws, by name.",
     epilog="Example:  sdpipe names cat",
 )(cli_names.names)
-app.command(short_help="Tell how pictures were drawn.")(cli_repeat.info)
-app.command(short_help="Draw a picture again, and verify that it is the same.")(cli_repeat.replay)
+app.command(short_help="Show the metadata of images.")(cli_info.info)
+app.command(short_help="Draw an image again, and verify that it is the same.")(cli_replay.replay)
 app.command(
     short_help="Compare with diffusers' pipeline, step by step.",
     epilog="Example:  sdpipe compare 'red apple' --model emoji --seed 42 --out curve.png",

@@ -92,14 +92,9 @@ def explain(error: Exception) -> int:
 def say_flagged(path: str, safety: Mapping[str, Any] | None) -> None:
     """One line of a picture that the safety checker flagged; none of another."""
     if safety is not None and safety["flagged"]:
-        say(f"{path}: {marked(safety)}")
+        from sdpipe.metadata.info import describe_safety
 
-
-def marked(safety: Mapping[str, Any]) -> str:
-    """What a picture's mark says, in words."""
-    if not safety["flagged"]:
-        return "not flagged by the model's safety checker"
-    return "flagged by the model's safety checker; nothing was changed"
+        say(f"{path}: {describe_safety(safety)}")
 
 
 def _guidance(settings: Settings) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The commands that begin with a picture: what it tells, and the same picture again."""
+"""The command that draws an image again."""
 
 import json
 import time
@@ -8,25 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdpipe.cli import console as messages
-from sdpipe.cli import options, progress
-from sdpipe.errors import SdpipeError, UsageError
+from sdpipe.cli import console, options, progress
+from sdpipe.cli.save import save
+from sdpipe.errors import UsageError
 from sdpipe.io import files
-from sdpipe.metadata import save as saving
+from sdpipe.metadata.save import metadata_for
 from sdpipe.settings import DEFAULT_OF, FROM_IMAGE, IMAGE, OUTPUT, RULES, check_name
 
 if TYPE_CHECKING:
-    from sdpipe.metadata.replay import Job
+    from sdpipe.metadata.replay import ReplayJob
     from sdpipe.metadata.verify import Verdict
     from sdpipe.pipeline import Pipeline, Result
 
-Pictures = Annotated[list[str], typer.Argument(metavar="PICTURE", help="PNG, JPEG or WebP.")]
-Picture = Annotated[str, typer.Argument(metavar="PICTURE", help="PNG, JPEG or WebP.")]
+Image = Annotated[str, typer.Argument(metavar="IMAGE", help="PNG, JPEG or WebP.")]
 Verify = Annotated[
     bool,
-    options.flag(
-        OUTPUT, "Write nothing; say whether it is the same, or by how much not.", "--verify"
-    ),
+    options.flag(OUTPUT, "Write nothing; say whether the images are the same.", "--verify"),
 ]
 Set = Annotated[
     list[str] | None,
@@ -41,31 +38,31 @@ Init = Annotated[
     str | None,
     options.option(
         FROM_IMAGE,
-        "The picture that it was drawn from; it tells only which that was.",
+        "The image that it was drawn from; its metadata holds only name and hash.",
         metavar="FILE",
     ),
 ]
-Mask = Annotated[str | None, options.option(FROM_IMAGE, "And its mask.", metavar="FILE")]
+Mask = Annotated[str | None, options.option(FROM_IMAGE, "The mask of that image.", metavar="FILE")]
 Model = Annotated[
     str | None,
     options.option(
         options.MODEL,
-        "In place of the model that the picture names; a path, or what is not here yet, is only "
-        "loaded if given here.",
+        "In place of the model that the image names. A path, or a model that is not on this "
+        "machine, is only loaded if given here.",
         metavar="NAME",
     ),
 ]
 Vae = Annotated[
     str | None,
     options.option(
-        options.MODEL, "The VAE that took the place of the model's own, or another.", metavar="NAME"
+        options.MODEL, "The VAE that replaced the model's own, or another.", metavar="NAME"
     ),
 ]
 LoraFiles = Annotated[
     list[str] | None,
     options.option(
         options.MODEL,
-        "A LoRA that it was drawn with; it tells only which that was, and how much of it.",
+        "A LoRA that it was drawn with; its metadata holds name, hash and weight.",
         "--lora",
         metavar="FILE",
     ),
@@ -81,16 +78,16 @@ EmbeddingFiles = Annotated[
 ]
 Device = Annotated[
     str | None,
-    options.option(options.MODEL, "Left out: the picture's, if it is here.", metavar="NAME"),
+    options.option(options.MODEL, "Default: the image's, if this machine has it.", metavar="NAME"),
 ]
 Dtype = Annotated[
-    str | None, options.option(options.MODEL, "Left out: the picture's.", metavar="NAME")
+    str | None, options.option(options.MODEL, "Default: the image's.", metavar="NAME")
 ]
 Out = Annotated[
     str | None,
     options.option(
         OUTPUT,
-        "A folder, or a .png, .jpg or .webp file. Left out: outputs, or nowhere with --verify.",
+        "A folder, or a .png, .jpg or .webp file. Default: outputs, or nothing with --verify.",
         "--out",
         "-o",
         metavar="PATH",
@@ -98,30 +95,8 @@ Out = Annotated[
 ]
 
 
-def info(
-    picture: Pictures, as_json: options.PrintJson = False, debug: options.Debug = False
-) -> int:
-    """Prints what pictures tell of how they were drawn: those of sdpipe, A1111 and InvokeAI."""
-    from sdpipe.metadata.info import info as tell
-
-    told: list[dict[str, Any]] = []
-    status = 0
-    for path in picture:
-        try:
-            found = tell(path)
-        except SdpipeError as error:
-            status = messages.explain(error)
-            continue
-        if not as_json:
-            messages.print_result(f"\n{found}" if told else str(found))
-        told.append(found.to_dict())
-    if as_json:
-        messages.print_result(json.dumps(told, ensure_ascii=False, indent=2))
-    return status
-
-
 def replay(
-    picture: Picture,
+    image: Image,
     changes: Set = None,
     init_image: Init = None,
     mask_image: Mask = None,
@@ -137,20 +112,20 @@ def replay(
     as_json: options.PrintJson = False,
     debug: options.Debug = False,
 ) -> int:
-    """Draws a picture again from what it carries, or, with --set, another one like it.
+    """Draws an image again from its metadata, or with --set another image like it.
 
-    With --verify the exit status is 0 where it came out identical, 3 where it is as close as
-    another machine may draw it, and 1 where it is not.
+    With --verify the exit status is 0 if the two are identical, 3 if they are as close as on
+    another machine, and 1 otherwise.
     """
     from sdpipe.metadata.replay import prepare
 
     new = parse_changes(changes or [])
     if verify and new:
         raise UsageError(
-            "--verify holds a picture against itself, and --set makes another of it; leave one out."
+            "--verify", "compares an image with itself, and --set makes another", "leave one out"
         )
     job = prepare(
-        picture,
+        image,
         model=model,
         vae=vae,
         device=device,
@@ -163,65 +138,50 @@ def replay(
     )
     destination = None
     if out is not None or not verify:
-        destination = files.Destination("outputs" if out is None else out, len(job.wanted))
-    remarks = list(job.remarks)
-    _say(picture, remarks)
+        destination = files.Destination("outputs" if out is None else out, len(job.indices))
+    notes = list(job.notes)
+    _print_notes(image, notes)
     with progress.status("loading the model ..."):
         pipe = job.load(low_memory=low_memory)
-    _say(picture, found := job.check(pipe))
-    remarks += found
+    _print_notes(image, found := job.compare_weights(pipe))
+    notes += found
     started = time.monotonic()
     with progress.step_bar(job.n) as on_step:
         result = job.draw(pipe, on_step, save_int=None if destination else False)
     seconds = time.monotonic() - started
 
-    report: dict[str, Any] = {"picture": picture, "remarks": remarks}
+    report: dict[str, Any] = {"image": image, "notes": notes}
     status = 0
     if verify:
-        verdict = _verdict(picture, job, pipe, result)
+        verdict = _verdict(image, job, pipe, result)
         status = verdict.status
         report.update(verdict.to_dict())
         if not as_json:
-            messages.print_result(str(verdict))
+            console.print_result(str(verdict))
     if destination is not None:
-        report["written"] = _written(job, pipe, result, destination, not as_json)
+        report["written"] = []
+        save(pipe, result, destination, report["written"], show=not as_json, indices=job.indices)
     if as_json:
-        messages.print_result(json.dumps(report, ensure_ascii=False, indent=2))
-    drawn = [result.settings[k] for k in job.wanted]
-    messages.say(messages.summary(drawn, seconds) + _compared(job, result))
+        console.print_result(json.dumps(report, ensure_ascii=False, indent=2))
+    drawn = [result.settings[k] for k in job.indices]
+    console.say(console.summary(drawn, seconds) + _compare_hashes(job, result))
     return status
 
 
-def _say(picture: str, remarks: Iterable[str]) -> None:
-    for remark in remarks:
-        messages.say(f"{Path(picture).name}: {remark}")
+def _print_notes(image: str, notes: Iterable[str]) -> None:
+    for note in notes:
+        console.say(f"{Path(image).name}: {note}")
 
 
-def _verdict(picture: str, job: "Job", pipe: "Pipeline", result: "Result") -> "Verdict":
+def _verdict(image: str, job: "ReplayJob", pipe: "Pipeline", result: "Result") -> "Verdict":
     from sdpipe.metadata.verify import verify
 
-    now = saving.carried(pipe, result, job.index)["sdpipe"]
-    return verify(picture, job.record, result.images[job.index], now)
+    now = metadata_for(pipe, result, job.index)["sdpipe"]
+    return verify(image, job.record, result.images[job.index], now)
 
 
-def _written(
-    job: "Job", pipe: "Pipeline", result: "Result", destination: files.Destination, show: bool
-) -> list[dict[str, Any]]:
-    """Writes what was wanted, and its steps where they were kept."""
-    written = []
-    for entry in saving.saved(pipe, result, destination, some=job.wanted):
-        written.append(entry)
-        if show:
-            messages.print_result(entry["path"])
-        messages.say_flagged(entry["path"], entry.get("safety"))
-    if result.steps:
-        for k, entry in zip(job.wanted, written, strict=True):
-            entry["steps"] = saving.saved_steps(pipe, result, k, entry["path"])
-    return written
-
-
-def _compared(job: "Job", result: "Result") -> str:
-    """The end of the summary: whether it is the same again, where that can be told at once."""
+def _compare_hashes(job: "ReplayJob", result: "Result") -> str:
+    """The end of the summary: whether the pixels are the recorded ones, if a hash is recorded."""
     from sdpipe.io.pixels import pixels_sha256
 
     recorded = job.record.pixels_sha256

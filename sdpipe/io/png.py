@@ -53,6 +53,7 @@ OBJECTS = ("sdpipe", "invokeai_metadata", "sd-metadata")  # keys of JSON objects
 MAX_TEXT = 2**20  # characters of a text that is read; an image may come from anybody
 JPEG_LIMIT = 65533  # bytes of EXIF in a JPEG: one segment
 IMAGE_DESCRIPTION, EXIF_IFD, USER_COMMENT = 0x010E, 0x8769, 0x9286
+FORMAT = 2  # of the metadata that is written
 MARK = "sdpipe: "  # prefix that identifies an ImageDescription written by sdpipe
 
 
@@ -80,7 +81,7 @@ def metadata(
     safety: the result of the safety checker, if it ran.
     """
     own = {
-        "format": 2,
+        "format": FORMAT,
         "settings": settings.to_dict(),
         "model": {**identity, "name": _without_home(identity["name"])},
         "batch": {"n": n, "index": index},

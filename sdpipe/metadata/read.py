@@ -1,4 +1,4 @@
-"""Reading a picture's record, whichever program wrote it."""
+"""Reading an image's record, whichever program wrote it."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -7,33 +7,31 @@ from typing import Any
 from sdpipe.errors import SdpipeError
 from sdpipe.io import png
 from sdpipe.metadata import a1111, invokeai
-from sdpipe.metadata.record import Record, RecordError
+from sdpipe.metadata.record import Record, RecordError, about_image
 
 READERS: Mapping[str, Callable[[Any], Record]] = {
-    "sdpipe": Record.of_sdpipe,
+    "sdpipe": Record.from_sdpipe,
     "parameters": a1111.read,
     "invokeai_metadata": invokeai.read,
-    "sd-metadata": invokeai.read_2,
+    "sd-metadata": invokeai.read_version_2,
     "Dream": invokeai.read_dream,
 }
-"""By the names under which files carry it, as `png.read` finds them: the first that is there."""
+"""By the names under which files carry metadata, as `png.read` finds them; the first one counts."""
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:
-    """What a picture tells of how it was drawn.
+    """Reads what an image says of how it was drawn.
 
-    Our own metadata goes before what other programs would read, and that before InvokeAI's.
+    Our own metadata comes before A1111's text, and that before InvokeAI's.
 
     Raises:
-        SdpipeError: there is no such picture, it is damaged, it tells nothing, or nonsense.
+        SdpipeError: there is no such image, it is damaged, or its metadata is missing or invalid.
     """
-    carried = png.read(path)
+    found = png.read(path)
     for key, reader in READERS.items():
-        if key in carried:
+        if key in found:
             try:
-                return reader(carried[key])
+                return reader(found[key])
             except RecordError as error:
-                raise SdpipeError(f"{path} has metadata that makes no sense: {error}") from error
-    raise SdpipeError(
-        f"{path} does not tell how it was drawn: it carries nothing of sdpipe, A1111 or InvokeAI."
-    )
+                raise about_image(path, "has metadata that makes no sense", error) from error
+    raise SdpipeError(f"{path}", "has no metadata of sdpipe, A1111 or InvokeAI", "")

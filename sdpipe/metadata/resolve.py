@@ -1,8 +1,9 @@
-"""What a picture was drawn with, as far as it is at hand.
+"""Finds what an image was drawn with on this machine.
 
-A picture may come from anybody. Nothing is fetched, and no path opened, because it says so: a model
-or VAE of the hub has to be cached, and a person hands over the pictures and files that it was drawn
-from, the very same. Where something is left out or assumed, `remarks` gets a sentence more.
+An image may come from anybody. Nothing is downloaded and no path is opened because of what it says:
+a model or VAE of the hub has to be cached already, and a person gives the images and files that it
+was drawn from, exactly the same ones. `notes` gets a sentence for everything that is left out or
+assumed.
 """
 
 import dataclasses
@@ -12,170 +13,183 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sdpipe.canvas import LoadedImage, Source, load_images
-from sdpipe.errors import ModelError, SdpipeError, UsageError
+from sdpipe.errors import ModelError, UsageError
 from sdpipe.loading.hub import is_hub_id
 from sdpipe.loading.locate import BUILT_IN, is_cached, is_checker_cached, is_part_cached
 from sdpipe.loading.single_file import check_prediction_type
 from sdpipe.loading.weights import find_file, sha256
-from sdpipe.metadata.record import Record, brief
+from sdpipe.metadata.record import Record, RecordError, truncate
 from sdpipe.runtime.device import DTYPES, SPEEDS, check_device, pick_device
 from sdpipe.settings import Settings
 
+NO_PATH = "and no path is opened because an image names it"
+NO_FETCH = "and nothing is downloaded because an image names it"
 
-def pictures(
+
+def resolve_images(
     settings: Settings,
-    picture: str | os.PathLike[str],
-    init: Source | None,
-    mask: Source | None,
+    path: str | os.PathLike[str],
+    init_image: Source | None,
+    mask_image: Source | None,
 ) -> tuple[LoadedImage | None, LoadedImage | None]:
-    """The pictures that it was drawn from: those of `settings`, which a person handed over.
+    """The images that the image at `path` was drawn from, out of those that a person gives.
 
     Raises:
-        UsageError: one is missing, too many, or not the very same.
+        UsageError: one is missing, not needed, or another image than the recorded one.
     """
-    given = {"init_image": init, "mask_image": mask}
+    given = {"init_image": init_image, "mask_image": mask_image}
     known = {"init_image": settings.init_image, "mask_image": settings.mask_image}
     for name, recorded in known.items():
+        option = f"--{name.replace('_', '-')}"
         if recorded is None and given[name] is not None:
-            raise UsageError(
-                f"{picture} was drawn without {name}; leave --{name.replace('_', '-')} out."
-            )
+            raise UsageError(f"{path}", f"was drawn without {name}", f"leave {option} out")
         if recorded is not None and given[name] is None:
             raise UsageError(
-                f"{picture} was drawn from the picture {brief(recorded.name)}, which it does not "
-                f"hold; give that one: --{name.replace('_', '-')} FILE."
+                f"{path}",
+                f"was drawn from the image {truncate(recorded.name)}, which it does not contain",
+                f"give that image: {option} FILE",
             )
-    taken = load_images(init, mask)
-    for found, (name, recorded) in zip(taken, known.items(), strict=True):
+    loaded = load_images(init_image, mask_image)
+    for found, (name, recorded) in zip(loaded, known.items(), strict=True):
         if recorded is not None and found is not None and found.sha256 != recorded.sha256:
             raise UsageError(
-                f"--{name.replace('_', '-')} is not the picture that {picture} was drawn from, "
-                f"{brief(recorded.name)}: the SHA-256 of its pixels is {found.sha256[:12]}..., and "
-                f"not {recorded.sha256[:12]}...; give that one."
+                f"{name}={found.name!r}",
+                f"is not the image that {path} was drawn from, {truncate(recorded.name)}: the "
+                f"SHA-256 of its pixels is {found.sha256[:12]}... and not "
+                f"{recorded.sha256[:12]}...",
+                "give that image",
             )
-    return taken
+    return loaded
 
 
-def files(
+def resolve_files(
     kind: str,
     recorded: Iterable[Mapping[str, Any]],
-    picture: str | os.PathLike[str],
+    path: str | os.PathLike[str],
     given: Iterable[str],
 ) -> list[tuple[str, Mapping[str, Any]]]:
-    """The files that were added to its model, each with what is recorded of it.
+    """The files that were added to the model, each with what is recorded of it.
 
-    kind: "lora" or "embedding". given: those that a person handed over, in any order.
+    kind: "lora" or "embedding".
+    given: the files that a person gives, in any order.
 
     Raises:
-        UsageError: one is missing, too many, or another.
-        ModelError: one can't be read.
+        UsageError: one is missing, not needed, or another file than the recorded one.
+        ModelError: one cannot be read.
     """
     by_hash = {sha256(find_file(file, f"{kind}={file!r}")): file for file in given}
     found = []
-    for told in recorded:
-        if told["sha256"] not in by_hash:
-            others = [brief(file) for file in by_hash.values()]
+    for entry in recorded:
+        if entry["sha256"] not in by_hash:
+            unfit = ", ".join(truncate(file) for file in by_hash.values())
             raise UsageError(
-                f"{picture} was drawn with the {kind} {brief(told['name'])}, which it does not "
-                f"hold; give that file, whose SHA-256 is {told['sha256'][:12]}...: --{kind} FILE"
-                + (f" ({', '.join(others)} is another)." if others else ".")
+                f"{path}",
+                f"was drawn with the {kind} {truncate(entry['name'])}, which it does not contain",
+                f"give that file, whose SHA-256 is {entry['sha256'][:12]}...: --{kind} FILE"
+                + (f" ({unfit} is another file)" if unfit else ""),
             )
-        found.append((by_hash[told["sha256"]], told))
+        found.append((by_hash[entry["sha256"]], entry))
     for file in set(by_hash.values()) - {file for file, _ in found}:
-        raise UsageError(f"{picture} was drawn without {brief(file)}; leave --{kind} {file} out.")
+        raise UsageError(
+            f"{path}", f"was drawn without {truncate(file)}", f"leave --{kind} {file} out"
+        )
     return found
 
 
-def model(
-    record: Record, picture: str | os.PathLike[str], full: bool, remarks: list[str]
+def resolve_model(
+    record: Record, path: str | os.PathLike[str], full_precision: bool, notes: list[str]
 ) -> str | None:
-    """The model to load on the word of a picture: a built-in one, or one of the hub that is here.
+    """The model to load because an image names it: built-in, or of the hub and cached.
 
-    None is the default model: the picture does not tell which it was.
+    None is the default model, where the image does not name one of ours.
 
     Raises:
-        ModelError: it is a path, or not here.
+        ModelError: the image names a path, or a model that is not cached.
     """
     name, revision = record.model.get("name", ""), record.model.get("revision", "")
     program = record.versions.get("program", "")
     if name in BUILT_IN and (record.source == "sdpipe" or program.startswith("sdpipe ")):
         return name
     if record.source != "sdpipe":
-        told = f"which model {brief(name)} is, is not told" if name else "it tells no model"
-        remarks.append(f"{told}; the default model draws, or the one that --model names.")
+        unknown = f"its model {truncate(name)} is not known here" if name else "it names no model"
+        notes.append(f"{unknown}; the default model draws, or the one given by --model.")
         return None
     hub_id = f"{name.partition('@')[0]}@{revision}"
     if not re.fullmatch("[0-9a-f]{40}", revision) or not is_hub_id(hub_id):
         raise ModelError(
-            f"{picture} was drawn by the model {brief(name)}, a path on the machine that drew it, "
-            "and no path is opened on a picture's word; give the model yourself: --model NAME."
+            f"{path}",
+            f"was drawn by the model {truncate(name)}, a path on another machine, {NO_PATH}",
+            "give the model: --model NAME",
         )
-    if not is_cached(hub_id, full_precision=full):
+    if not is_cached(hub_id, full_precision=full_precision):
         raise ModelError(
-            f"{picture} was drawn by a model that is not here, and none is fetched on a picture's "
-            f"word; to have it fetched, give it yourself: --model {hub_id}"
+            f"{path}",
+            f"was drawn by a model that is not on this machine, {NO_FETCH}",
+            f"to have it downloaded, give it: --model {hub_id}",
         )
     return hub_id
 
 
-def without_fetching(
-    settings: Settings, name: str | None, full: bool, remarks: list[str]
+def without_missing_checker(
+    settings: Settings, name: str | None, full_precision: bool, notes: list[str]
 ) -> Settings:
-    """The settings with the safety checker left out, where it would have to be fetched."""
+    """The settings with the safety checker off where it would have to be downloaded."""
     if settings.safety == "off" or name is None or not is_hub_id(name):
         return settings
-    if is_checker_cached(name, full_precision=full):
+    if is_checker_cached(name, full_precision=full_precision):
         return settings
-    remarks.append(
-        "the safety checker that looked at it is not here, and none is fetched on a picture's "
-        "word; to have it fetched, and drawn anew: --set safety=flag"
+    notes.append(
+        f"its safety checker is not on this machine, {NO_FETCH}; to have it downloaded, draw the "
+        "image anew: --set safety=flag."
     )
     return dataclasses.replace(settings, dim=None, safety="off")
 
 
-def vae(record: Record, picture: str | os.PathLike[str], full: bool) -> str | None:
-    """The VAE that took the place of the model's own: one of the hub that is here, or none.
+def resolve_vae(record: Record, path: str | os.PathLike[str], full_precision: bool) -> str | None:
+    """The VAE of the hub that replaced the model's own, if it is cached.
 
-    One that was handed over as a module has no name to find it by; None then too.
+    None where nothing did, or a module without a name, which cannot be found again.
 
     Raises:
-        ModelError: it is a path, or not here.
+        ModelError: the image names a path, or a VAE that is not cached.
     """
-    told = record.parts.get("vae", "")
-    name, _, mark = told.partition("@")
+    recorded = record.parts.get("vae", "")
+    name, _, mark = recorded.partition("@")
     if not re.fullmatch("[0-9a-f]{40}|sha256:[0-9a-f]{64}", mark):
         return None
-    if mark.startswith("sha256:") or not is_hub_id(told):
+    if mark.startswith("sha256:") or not is_hub_id(recorded):
         raise ModelError(
-            f"{picture} was drawn with the VAE {brief(name)}, a path on the machine that drew it, "
-            f"whose SHA-256 is {mark.removeprefix('sha256:')[:12]}..., and no path is opened on a "
-            "picture's word; give that VAE yourself: --vae NAME."
+            f"{path}",
+            f"was drawn with the VAE {truncate(name)}, a path on another machine, whose SHA-256 is "
+            f"{mark.removeprefix('sha256:')[:12]}..., {NO_PATH}",
+            "give that VAE: --vae NAME",
         )
-    if not is_part_cached(told, "vae", full_precision=full):
+    if not is_part_cached(recorded, "vae", full_precision=full_precision):
         raise ModelError(
-            f"{picture} was drawn with a VAE that is not here, and none is fetched on a picture's "
-            f"word; to have it fetched, give it yourself: --vae {told}"
+            f"{path}",
+            f"was drawn with a VAE that is not on this machine, {NO_FETCH}",
+            f"to have it downloaded, give it: --vae {recorded}",
         )
-    return told
+    return recorded
 
 
-def prediction(record: Record) -> str | None:
-    """What the U-Net predicts, where the person who drew it said so.
+def resolve_prediction(record: Record) -> str | None:
+    """The prediction type of the U-Net, where the person who drew the image gave it.
 
     Raises:
-        SdpipeError: it is nothing that a U-Net predicts.
+        RecordError: no U-Net predicts this.
     """
-    told = record.model.get("prediction") if record.source == "sdpipe" else None
-    if told is not None:
+    recorded = record.model.get("prediction") if record.source == "sdpipe" else None
+    if recorded is not None:
         try:
-            check_prediction_type(told)
+            check_prediction_type(recorded)
         except UsageError as error:
-            raise SdpipeError(f"it cannot be drawn again: {error}") from error
-    return told
+            raise RecordError(*error.args) from error
+    return recorded
 
 
-def device(record: Record, remarks: list[str]) -> str:
-    """The device that drew the picture, where this machine has it."""
+def resolve_device(record: Record, notes: list[str]) -> str:
+    """The device that drew the image, where this machine has it, else "auto"."""
     if record.device is None:
         return "auto"
     for name in (record.device, record.device.partition(":")[0]):
@@ -185,21 +199,21 @@ def device(record: Record, remarks: list[str]) -> str:
         except (UsageError, RuntimeError):  # the latter of torch, for a number beyond its range
             continue
         return name
-    remarks.append(f"it was drawn on {brief(record.device)}, which is not here.")
+    notes.append(f"it was drawn on {truncate(record.device)}, which is not on this machine.")
     return "auto"
 
 
-def speed(record: Record, remarks: list[str]) -> str:
+def resolve_speed(record: Record, notes: list[str]) -> str:
     """How the networks ran, one of `device.SPEEDS`."""
     if record.speed is None or record.speed in SPEEDS:
         return record.speed or "default"
-    remarks.append(f"it was drawn with speed {brief(record.speed)}, which is not known here.")
+    notes.append(f"it was drawn with speed {truncate(record.speed)}, which is not known here.")
     return "default"
 
 
-def dtype(record: Record, remarks: list[str]) -> str:
-    """The number type that it was drawn in, where a model can be loaded in it."""
+def resolve_dtype(record: Record, notes: list[str]) -> str:
+    """The number type of the image, where a model can be loaded in it, else "auto"."""
     if record.dtype is None or record.dtype in DTYPES:
         return record.dtype or "auto"
-    remarks.append(f"it was drawn in {brief(record.dtype)}, which no model is loaded in here.")
+    notes.append(f"it was drawn in {truncate(record.dtype)}, which no model is loaded in here.")
     return "auto"

@@ -1,10 +1,8 @@
-"""From a result to the files that a command leaves: pictures, what they carry, their steps."""
+"""From a result to image files that say how they were drawn."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.cli import progress
 from sdpipe.io import files
 from sdpipe.runtime.device import dtype_name
 
@@ -12,34 +10,33 @@ if TYPE_CHECKING:
     from sdpipe.pipeline import Pipeline, Result
 
 
-def saved(
+def save_images(
     pipe: "Pipeline",
     result: "Result",
     destination: files.Destination,
-    describe: bool = True,
-    some: Iterable[int] | None = None,
+    with_metadata: bool = True,
+    indices: Iterable[int] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Writes one picture after the other and tells of each when it is there.
+    """Writes one image after the other, and yields a description of each when its file is there.
 
-    describe: give them their metadata.
-    some: the numbers of those that are wanted, from 0; None is all.
+    with_metadata: write into each image how it was drawn.
+    indices: which images, from 0; None is all of them.
 
     Raises:
         SdpipeError: a file cannot be written.
     """
     from sdpipe.io import png
 
-    numbers = range(len(result.images)) if some is None else some
-    for place, k in enumerate(numbers):
+    for place, k in enumerate(range(len(result.images)) if indices is None else indices):
         settings = result.settings[k]
-        notes = carried(pipe, result, k) if describe else None
-        path = png.save(result.images[k], destination.path(place, settings.prompt), notes)
-        told = {"path": str(path), "seed": settings.seed, "settings": settings.to_dict()}
-        yield told | ({"safety": result.safety[k].to_dict()} if result.safety else {})
+        metadata = metadata_for(pipe, result, k) if with_metadata else None
+        path = png.save(result.images[k], destination.path(place, settings.prompt), metadata)
+        entry = {"path": str(path), "seed": settings.seed, "settings": settings.to_dict()}
+        yield entry | ({"safety": result.safety[k].to_dict()} if result.safety else {})
 
 
-def carried(pipe: "Pipeline", result: "Result", k: int) -> dict[str, Any]:
-    """The metadata of picture k of a result; see `png.metadata`."""
+def metadata_for(pipe: "Pipeline", result: "Result", k: int) -> dict[str, Any]:
+    """The metadata of image k of a result; see `png.metadata`."""
     from sdpipe.io import png
 
     parts = pipe.components
@@ -55,21 +52,3 @@ def carried(pipe: "Pipeline", result: "Result", k: int) -> dict[str, Any]:
         index=index,
         safety=result.safety[k].to_dict() if result.safety else None,
     )
-
-
-def saved_steps(
-    pipe: "Pipeline", result: "Result", k: int, path: str, describe: bool = True
-) -> str:
-    """Writes the steps of picture k, which is at `path`, into a folder beside it: which one.
-
-    Raises:
-        SdpipeError: the folder is there already, or cannot be written.
-    """
-    from sdpipe.runtime.modules import on_device
-    from sdpipe.show.steps import save_steps
-
-    folder = files.steps_folder(Path(path))
-    vae, device = pipe.components.vae, pipe.components.device
-    with progress.bar(f"writing {folder.name}") as move, on_device(vae, device):
-        save_steps(vae, result, k, folder, describe=describe, on_decoded=move)
-    return str(folder)

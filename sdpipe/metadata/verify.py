@@ -1,4 +1,4 @@
-"""Whether a picture that was drawn again came out the same, and if not, by how much and why."""
+"""Whether an image that was drawn again came out the same, and if not, by how much and why."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -8,119 +8,123 @@ from typing import Any
 from PIL import Image
 
 from sdpipe.io.pixels import Difference, compare_pixels, load_pixels, pixels_sha256
-from sdpipe.metadata.info import plain
+from sdpipe.metadata.info import escape_control
 from sdpipe.metadata.record import Record
 
 TOLERANCE = 35.0
-"""dB of PSNR: what is at least as near, another machine may have drawn. With the built-in model a
-picture alone and in a batch of four were 92 dB apart or the same, float32 and bfloat16 52 to 54 (in
-four steps 48), and two seeds of one prompt, on the same white background, 23."""
+"""PSNR in dB from which on another machine may account for the difference. With the built-in model,
+an image alone and in a batch of four differed by 92 dB or not at all, float32 and bfloat16 by 52 to
+54 dB (48 in four steps), and two seeds of one prompt, on the same white background, by 23 dB."""
 
 LOSSY = 30.0
-"""dB: at least as near is a JPEG to what was saved in it. One of ours, of quality 95, was at 44."""
+"""PSNR in dB from which on JPEG compression may. Ours, at quality 95, differed by 44 dB."""
 
 IDENTICAL, DIFFERENT, CLOSE = 0, 1, 3  # exit statuses
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of drawing a picture again.
+    """What came of drawing an image again.
 
-    word: "identical"; "close", as far off as another machine may be; "different"; or "edited",
-        where the file no longer holds the pixels that were drawn.
-    off: how far the file's pixels and those drawn again are apart; None where their sizes differ.
-    as_recorded: what was drawn again has the recorded hash; None where none was recorded.
-    kept: the file's own pixels have it; None also for a JPEG, which never does.
-    changed: what differs between then and now, name: (then, now).
+    outcome: "identical"; "close", no further off than another machine may be; "different"; or
+        "edited", where the file no longer holds the pixels that were drawn.
+    difference: between the file's pixels and the redrawn ones; None where their sizes differ.
+    redraw_matches: whether the redrawn image has the recorded hash; None where none is recorded.
+    file_matches: whether the file's pixels have it; None also for a JPEG, which never has.
+    changed: what differs between then and now: {name: (then, now)}.
     """
 
-    word: str
-    off: Difference | None
-    as_recorded: bool | None
-    kept: bool | None
+    outcome: str
+    difference: Difference | None
+    redraw_matches: bool | None
+    file_matches: bool | None
     changed: Mapping[str, tuple[str, str]]
 
     @property
     def status(self) -> int:
-        """The exit status that it deserves."""
-        return {"identical": IDENTICAL, "close": CLOSE}.get(self.word, DIFFERENT)
+        """The exit status of the command."""
+        return {"identical": IDENTICAL, "close": CLOSE}.get(self.outcome, DIFFERENT)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON types."""
-        off = self.off
+        off = self.difference
         return {
-            "verdict": self.word,
+            "outcome": self.outcome,
             "largest": None if off is None else off.largest,
             "mean": None if off is None else off.mean,
             "psnr": None if off is None else off.psnr,
-            "drawn_as_recorded": self.as_recorded,
-            "file_as_recorded": self.kept,
+            "redraw_matches": self.redraw_matches,
+            "file_matches": self.file_matches,
             "changed": {name: {"then": a, "now": b} for name, (a, b) in self.changed.items()},
         }
 
     def __str__(self) -> str:
         lines = [self._first_line()]
-        if self.word != "identical" and self.as_recorded is not True:
+        if self.outcome != "identical" and self.redraw_matches is not True:
             for name, values in self.changed.items():
                 then, now = (v if len(v) <= 60 else f"{v[:12]}..." for v in values)
                 lines.append(f"  {name}: {then} then, {now} now")
             if not self.changed:
-                lines.append("  Nothing that was recorded is another now; the processor may be.")
+                lines.append("  Nothing that was recorded has changed; the processor may have.")
         return "\n".join(lines)
 
     def _first_line(self) -> str:
-        off = "their sizes differ" if self.off is None else str(self.off)
-        if self.word == "edited":
-            again = "it has" if self.as_recorded else "it does not have"
+        off = "their sizes differ" if self.difference is None else str(self.difference)
+        if self.outcome == "edited":
+            matches = "matches" if self.redraw_matches else "does not match"
             return (
-                f"edited: the file's pixels are no longer those that were drawn ({off}); drawn "
-                f"again {again} the recorded hash"
+                f"edited: the file's pixels are no longer those that were drawn ({off}); the "
+                f"redrawn image {matches} the recorded hash"
             )
-        if self.word != "identical":
-            return f"{self.word}: {off}"
-        if self.as_recorded is False:
-            return "identical, although the hash that the file carries is another"
-        if self.off is not None and self.off.psnr is not None:
-            return f"identical to what was saved; what the JPEG lost: {off}"
+        if self.outcome != "identical":
+            return f"{self.outcome}: {off}"
+        if self.redraw_matches is False:
+            return "identical, although the file carries another hash"
+        if self.difference is not None and self.difference.psnr is not None:
+            return f"identical to what was saved; lost by the JPEG: {off}"
         return "identical"
 
 
 def verify(
-    path: str | os.PathLike[str], record: Record, drawn: Image.Image, now: Mapping[str, Any]
+    path: str | os.PathLike[str], record: Record, redrawn: Image.Image, now: Mapping[str, Any]
 ) -> Verdict:
-    """Holds a picture that was drawn again against the file, and against the recorded hash.
+    """Compares a redrawn image with the file, and with the recorded hash.
 
-    now: our own metadata of `drawn`; see `png.metadata`.
+    now: our own metadata of `redrawn`; see `png.metadata`.
 
     Raises:
-        SdpipeError: the file's pixels can't be read.
+        SdpipeError: the file's pixels cannot be read.
     """
     file = load_pixels(path)
     recorded = record.pixels_sha256
-    as_recorded = kept = None
+    redraw_matches = file_matches = None
     if recorded is not None:
-        as_recorded = pixels_sha256(drawn) == recorded
-        kept = None if file.format == "JPEG" else pixels_sha256(file) == recorded
-    off = compare_pixels(file, drawn) if file.size == drawn.size else None
-    changed = _changed(record, now)
-    return Verdict(_word(off, as_recorded, kept, file.format), off, as_recorded, kept, changed)
+        redraw_matches = pixels_sha256(redrawn) == recorded
+        file_matches = None if file.format == "JPEG" else pixels_sha256(file) == recorded
+    off = compare_pixels(file, redrawn) if file.size == redrawn.size else None
+    outcome = _outcome(off, redraw_matches, file_matches, is_jpeg=file.format == "JPEG")
+    return Verdict(outcome, off, redraw_matches, file_matches, _changed(record, now))
 
 
-def _word(
-    off: Difference | None, as_recorded: bool | None, kept: bool | None, format: str | None
+def _outcome(
+    off: Difference | None,
+    redraw_matches: bool | None,
+    file_matches: bool | None,
+    *,
+    is_jpeg: bool,
 ) -> str:
     if off is not None and off.psnr is None:
         return "identical"
-    if kept is False or (off is None and as_recorded):
+    if file_matches is False or (off is None and redraw_matches):
         return "edited"
-    near = -1.0 if off is None or off.psnr is None else off.psnr
-    if format == "JPEG" and as_recorded:
-        return "identical" if near >= LOSSY else "edited"
-    return "close" if near >= (LOSSY if format == "JPEG" else TOLERANCE) else "different"
+    psnr = -1.0 if off is None or off.psnr is None else off.psnr
+    if is_jpeg and redraw_matches:
+        return "identical" if psnr >= LOSSY else "edited"
+    return "close" if psnr >= (LOSSY if is_jpeg else TOLERANCE) else "different"
 
 
 def _changed(record: Record, now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """What was recorded of model and machine, where it is another now."""
+    """What was recorded of the model and the machine and is different now."""
     then, model = record.model, now["model"]
     pairs: dict[str, tuple[object, object]] = {"model": (then.get("name"), model["name"])}
     if record.source == "sdpipe":
@@ -136,22 +140,25 @@ def _changed(record: Record, now: Mapping[str, Any]) -> dict[str, tuple[str, str
                 part: (record.parts.get(part), model["parts"].get(part))
                 for part in (*record.parts, *model["parts"])
             },
-            "loras": (_files(record.loras, "weight"), _files(model["loras"], "weight")),
-            "embeddings": (_files(record.embeddings, "word"), _files(model["embeddings"], "word")),
+            "loras": (_list_files(record.loras, "weight"), _list_files(model["loras"], "weight")),
+            "embeddings": (
+                _list_files(record.embeddings, "word"),
+                _list_files(model["embeddings"], "word"),
+            ),
         }
     else:
         pairs["program"] = (record.versions.get("program") or record.source, "sdpipe")
     return {
-        name: (_told(before), _told(after))
+        name: (_as_text(before), _as_text(after))
         for name, (before, after) in pairs.items()
         if before != after
     }
 
 
-def _files(files: Iterable[Mapping[str, Any]], key: str) -> str | None:
-    """What was added to a model, in a line."""
+def _list_files(files: Iterable[Mapping[str, Any]], key: str) -> str | None:
+    """The files that were added to a model, in one line."""
     return ", ".join(f"{file['name']}:{file[key]}" for file in files) or None
 
 
-def _told(value: object) -> str:
-    return "none" if value is None else plain(str(value))
+def _as_text(value: object) -> str:
+    return "none" if value is None else escape_control(str(value))

@@ -1,7 +1,6 @@
 """Drawing a sweep into a folder: what of it is there already, the rest in batches, the grid.
 
-    from sdpipe.values import format_scale
-from sdpipe import Pipeline
+    from sdpipe import Pipeline
     from sdpipe.sweep import Sweep
     from sdpipe.sweep.folder import SweepFolder
 
@@ -23,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -31,15 +30,17 @@ from sdpipe.errors import NotFiniteError, SdpipeError, UsageError
 from sdpipe.io import png
 from sdpipe.io.pixels import load_pixels, pixels_sha256
 from sdpipe.metadata.read import read_record
-from sdpipe.metadata.record import Record
-from sdpipe.metadata.save import carried
-from sdpipe.pipeline import Pipeline
+from sdpipe.metadata.record import Record, about_image
+from sdpipe.metadata.save import metadata_for
 from sdpipe.plan import plan
 from sdpipe.runtime.device import dtype_name
 from sdpipe.settings import DEFAULT_OF, RULES, ResolvedSettings, label
 from sdpipe.sweep.axes import format_values
 from sdpipe.sweep.grid import Place, draw_grid
 from sdpipe.sweep.sweep import SINGLE, SWEPT, Sweep
+
+if TYPE_CHECKING:
+    from sdpipe.pipeline import Pipeline
 
 BATCH = 8  # cells that are drawn at once, at most
 BATCH_PIXELS = BATCH * 512 * 512  # and their pixels: large cells are fewer
@@ -65,7 +66,7 @@ class SweepFolder:
         UsageError: a cell breaks a rule of the model, or two are the same picture with it.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], sweep: Sweep, pipe: Pipeline) -> None:
+    def __init__(self, folder: str | os.PathLike[str], sweep: Sweep, pipe: "Pipeline") -> None:
         self._folder, self._pipe = Path(folder), pipe
         self._identity = pipe.components.model.identity()
         self.paths: dict[int, Path] = {}
@@ -145,7 +146,7 @@ class SweepFolder:
                 yield from self._draw([i], tell)
             return
         for k, i in enumerate(numbers):
-            notes = carried(self._pipe, result, k)
+            notes = metadata_for(self._pipe, result, k)
             if result.safety:
                 self.safety[i] = result.safety[k].to_dict()
             self.paths[i] = png.save(result.images[k], self._path(self._names[i]), notes)
@@ -317,6 +318,32 @@ def batches(settings: Sequence[ResolvedSettings], most: int = BATCH) -> list[lis
 def _a1111_axis(name: str) -> str:
     """What A1111 calls a setting in the metadata of its own grids."""
     return RULES[name].a1111_axis or RULES[name].a1111 or name
+
+
+def sweep_command(path: str | os.PathLike[str], record: Record) -> str:
+    """The command line that draws the sweep again whose grid is the image at `path`.
+
+    Raises:
+        SdpipeError: what is recorded of the sweep breaks one of its rules.
+    """
+    options: dict[str, str | list[str]] = {}
+    if name := record.model.get("name"):
+        revision = record.model.get("revision")
+        options["model"] = name if "@" in name or revision is None else f"{name}@{revision}"
+    if prediction := record.model.get("prediction"):
+        options["prediction_type"] = prediction
+    if vae := record.parts.get("vae"):
+        options["vae"] = vae.partition("@sha256:")[0]
+    if record.loras:
+        options["lora"] = [f"{lora['name']}:{lora['weight']:g}" for lora in record.loras]
+    if record.embeddings:
+        options["embedding"] = [f"{each['name']}:{each['word']}" for each in record.embeddings]
+    if record.dtype is not None:
+        options["dtype"] = record.dtype
+    try:
+        return Sweep.from_dict(record.sweep or {}).command(**options)
+    except UsageError as error:
+        raise about_image(path, "has metadata that makes no sense", error) from error
 
 
 def _pictures(sweep: Sweep) -> dict[str, Any]:

@@ -10,16 +10,16 @@ from PIL import Image, ImageChops
 from safetensors.torch import load_file
 from support.images import PROMPTS, Img2Img, reference
 from support.images import diffusers_run as draw_over
+from support.metadata import change, our_image
 from support.parity import assert_equal
 from support.parity import diffusers_run as draw
 
 from sdpipe import latents, latents_to_pil
 from sdpipe.cli.app import main
-from sdpipe.errors import UsageError
+from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.io.png import parameters, read, save
 from sdpipe.metadata import a1111
-from sdpipe.metadata.record import Record
-from sdpipe.metadata.replay import _check_size, prepare
+from sdpipe.metadata.replay import prepare
 from sdpipe.metadata.verify import verify
 from sdpipe.plan import plan
 from sdpipe.settings import Settings
@@ -115,12 +115,12 @@ def test_sizes():
         plan("x", defaults=V1_4, factor=16, layers=1, width=48, height=64, hires_scale=1.5)
 
 
-def test_a_picture_may_not_ask_for_more_than_it_may_without():
+def test_a_picture_may_not_ask_for_more_than_it_may_without(tmp_path):
     record = {"prompt": "x", "seed": 1, "width": 2048, "height": 2048, "hires_scale": 4}
-    settings = Record(source="sdpipe", values=record).settings()
-    with pytest.raises(Exception, match="it wants 8192 x 8192 pixels"):
-        _check_size(settings, {})
-    _check_size(settings, {"hires_scale": 4})
+    path = our_image(tmp_path / "x.png", change("settings", record))
+    with pytest.raises(SdpipeError, match="its size of 8192 x 8192 is more than"):
+        prepare(path)
+    assert prepare(path, changes={"hires_scale": 4}).settings.output_size == (8192, 8192)
 
 
 def apart(a, b):
@@ -190,9 +190,9 @@ def test_a1111_writes_and_reads_it_by_its_own_names():
     assert "Size: 512x512" in text
     record = a1111.read(text)
     assert (record.values["hires_scale"], record.values["hires_strength"]) == (2.0, 0.4)
-    assert not record.remarks
+    assert not record.notes
     theirs = text.replace("Hires steps: 8", "Hires steps: 12").replace("Lanczos", "Latent")
-    remarks = " ".join(a1111.read(theirs).remarks)
+    remarks = " ".join(a1111.read(theirs).notes)
     assert "scaled up by 'Latent' there" in remarks
     assert "its second pass took 12 steps there, and takes 8 here" in remarks
     record = a1111.read("x\nSteps: 20, Sampler: LMS, Seed: 1, Size: 512x512, Hires upscale: 2")

@@ -253,10 +253,8 @@ def test_a_picture_drawn_from_a_picture_is_drawn_again_from_the_same(
     # The file of that name lies right here; it still has to be named by a person.
     status, out, err = run(capsys, "replay", "out.png", "--verify", *model)
     assert (status, out) == (2, "")
-    assert (
-        "drawn from the picture 'in.png', which it does not hold; give that one: --init-image"
-        in err
-    )
+    assert "drawn from the image 'in.png', which it does not contain" in err
+    assert "give that image: --init-image" in err
     status, _, err = run(
         capsys, "replay", "out.png", "--init-image", "other.png", "--verify", *model
     )
@@ -389,5 +387,5 @@ def test_a_sweep_over_strengths_begins_with_the_picture_and_goes_on_where_it_was
 )  # fmt: skip
 def test_what_a_picture_says_of_another_is_checked(told):
     with pytest.raises(RecordError) as refused:
-        Record.of_sdpipe({"settings": {"prompt": "", "width": 512, **told}}).settings()
+        Record.from_sdpipe({"settings": {"prompt": "", "width": 512, **told}}).settings()
     assert len(str(refused.value)) < 400

@@ -142,7 +142,7 @@ def test_each_of_four_files_replays_alone_from_the_lowest_seed(folder, tmp_path,
     assert result.settings[3].to_dict() == now["settings"]
     assert verify(last, job.record, result.images[3], now).status == 0
     changed = prepare(last, model=str(folder), changes={"n": 2, "variation_seed": 7})
-    assert len(changed.draw(pipe).images) == len(changed.wanted) == 2
+    assert len(changed.draw(pipe).images) == len(changed.indices) == 2
 
 
 def test_a1111_writes_and_reads_it_by_its_own_names():
@@ -155,7 +155,7 @@ def test_a1111_writes_and_reads_it_by_its_own_names():
     record = a1111.read(text)
     assert record.values["variation_strength"] == 0.25
     assert record.values["variation_seed"] == 8
-    assert not any("left out" in remark for remark in record.remarks)
+    assert not any("left out" in note for note in record.notes)
     plain = parameters(Settings(prompt="x", seed=3).resolved(V1_4), {"name": "m"})
     assert "Variation" not in plain
 

@@ -303,9 +303,9 @@ def test_an_image_tells_its_loras_and_wants_them_back(tiny, tmp_path, monkeypatc
     again = ["replay", image, "--model", tiny, "--verify"]
     status, _, err = run(*again)
     assert status == 2
-    assert "was drawn with the lora 'pencil.safetensors', which it does not hold; give" in err
+    assert "was drawn with the lora 'pencil.safetensors', which it does not contain; give" in err
     status, _, err = run(*again, "--lora", "other.safetensors")
-    assert (status, "('other.safetensors' is another)" in err) == (2, True)
+    assert (status, "('other.safetensors' is another file)" in err) == (2, True)
     status, _, err = run(*again, "--lora", "pencil.safetensors", "--lora", "other.safetensors")
     assert (status, "without 'other.safetensors'; leave --lora" in err) == (2, True)
     assert run(*again, "--lora", "pencil.safetensors")[:2] == (0, "identical\n")

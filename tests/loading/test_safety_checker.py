@@ -24,7 +24,7 @@ from sdpipe.io import png
 from sdpipe.loading.layout import select_checker
 from sdpipe.metadata.read import read_record
 from sdpipe.metadata.replay import prepare
-from sdpipe.metadata.save import carried
+from sdpipe.metadata.save import metadata_for
 
 # A model of random weights draws no image, and its latents know no bounds.
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew")
@@ -284,12 +284,12 @@ def test_of_the_hub_it_is_fetched_when_asked_for_and_not_before(folders, monkeyp
         about = ("safety_checker", "feature_extractor")
         assert not [r for r in hub.requests if any(name in r for name in about)]
         plain = pipe.generate("cat", **FAST)
-        notes = carried(pipe, plain, 0)
+        notes = metadata_for(pipe, plain, 0)
         notes["sdpipe"]["settings"]["safety"] = "flag"
         image = png.save(plain.images[0], tmp_path / "x.png", notes)
         job = prepare(image)  # on whose word nothing is fetched
         assert job.settings.safety == "off"
-        assert "none is fetched" in job.remarks[0]
+        assert "nothing is downloaded" in job.notes[0]
         assert not [r for r in hub.requests if any(name in r for name in about)]
         assert prepare(image, changes={"safety": "flag"}).settings.safety == "flag"
 

@@ -9,14 +9,12 @@ from safetensors.torch import load_file, save_file
 from support.checkpoints import ldm_vae
 from support.errors import raises
 from support.hub_server import Hub
-from support.metadata import change, mine
 from support.tiny import tiny_model, tiny_vae
 
 from sdpipe.cli.app import main
 from sdpipe.components import inspect_model, load
 from sdpipe.errors import ModelError
-from sdpipe.loading.locate import DEFAULT, find_part
-from sdpipe.metadata.replay import prepare
+from sdpipe.loading.locate import DEFAULT
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -165,27 +163,10 @@ def test_an_image_tells_its_vae_and_wants_it_back(models, file, tmp_path, monkey
 
     again = ["replay", image, "--model", one, "--verify"]
     status, _, err = run(*again)
-    assert (status, "with the VAE 'mse.safetensors', a path on the machine" in err) == (1, True)
+    assert (status, "with the VAE 'mse.safetensors', a path on another machine" in err) == (1, True)
     assert run(*again, "--vae", path)[:2] == (0, "identical\n")
     status, out, err = run(*again, "--vae", two)  # the same weights, in another file
     assert (status, out) == (0, "identical\n")
     assert "its VAE is another: 'mse.safetensors' @sha256:" in err
     status, _, err = run("generate", "a cat", *fast, "--vae", "nowhere/mse.safetensors")
     assert (status, "vae='nowhere/mse.safetensors' does not exist" in err) == (1, True)
-
-
-@pytest.mark.parametrize("here", [True, False])
-def test_a_vae_of_the_hub_is_loaded_if_it_is_here(models, monkeypatch, tmp_path, here):
-    monkeypatch.chdir(tmp_path)
-    with Hub() as hub:
-        hub.use(monkeypatch, tmp_path / "cache")
-        name = f"owner/mse@{hub.add('owner/mse', models[1]).commit}"
-        path = mine("x.png", change("model", "parts", {"vae": name}))
-        if here:
-            find_part(name, "vae")
-            hub.requests.clear()
-            assert prepare(path).vae == name
-        else:
-            with pytest.raises(ModelError, match=f"--vae {name}"):
-                prepare(path)
-        assert hub.requests == []

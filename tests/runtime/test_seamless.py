@@ -185,6 +185,6 @@ def test_a1111_writes_and_reads_it_by_its_own_name():
     assert ", Tiling: True" in text
     record = a1111.read(text)
     assert record.values["seamless"] == "xy"
-    assert not record.remarks
+    assert not record.notes
     text = parameters(Settings(prompt="x", seed=3, seamless="x").resolved(V1_4), {"name": "m"})
     assert "Tiling" not in text

@@ -1,14 +1,15 @@
-"""Files as strangers may hand them in: mutated by Hypothesis, read, told of, prepared for replay.
+"""Files as a stranger may send them: mutated by Hypothesis, read, shown, prepared for replay.
 
     python tests/support/fuzz_metadata.py 10000
 
-makes that many files, with a limit on the memory and on the time of each, and counts what came of
-them. `test_fuzz.py` runs a few hundred, always the same. Needs no torch.
+makes that many files, with a limit on the memory and the time of each, and counts the outcomes.
+`test_fuzz.py` runs a few hundred, always the same. Needs no torch.
 """
 
 import argparse
 import collections
 import copy
+import dataclasses
 import io
 import json
 import os
@@ -33,6 +34,7 @@ from sdpipe.io import png
 from sdpipe.metadata.info import info
 from sdpipe.metadata.replay import prepare
 from sdpipe.settings import Settings
+from sdpipe.sweep.folder import sweep_command
 
 SECONDS = 5  # of processor time for one file
 MEMORY = 2**30  # bytes that reading one may take beyond what the process has at the start
@@ -75,19 +77,29 @@ SD_METADATA = {
 DREAM = '"a robot [text]" -s50 -S1618 -W512 -H512 -C7.5 -Ak_lms'
 
 
-def picture():
+def sample_image():
     return Image.frombytes("RGB", (16, 8), random.Random(0).randbytes(16 * 8 * 3))
 
 
-def own():
+def our_metadata():
     drawn = Settings(prompt="red apple", seed=42, g=3, steps=30, width=8, height=4096).resolved({})
     model = {"name": "emoji", "revision": None, "variant": None, "sha256": "a" * 64, "parts": {}}
     machine = {"device": "cpu", "dtype": "float32", "n": 4, "index": 2}
-    return png.metadata(drawn, model, image=picture(), **machine)
+    return png.metadata(drawn, model, image=sample_image(), **machine)
 
 
+SWEEP = {
+    "prompt": "a {cat|dog}",
+    "negative_prompt": "red",
+    "g": [1, "12:4"],
+    "seed": 3,
+    "outpaint": [0, 0, 8, 0],
+    "init_image": {"name": "in.png", "sha256": "a" * 64},
+}
+GRID = {k: v for k, v in our_metadata()["sdpipe"].items() if k not in ("settings", "batch")}
+GRID["sweep"] = SWEEP
 TEXTS = {
-    "sdpipe": own()["sdpipe"],
+    "sdpipe": our_metadata()["sdpipe"],
     "parameters": A1111,
     "invokeai_metadata": INVOKEAI,
     "sd-metadata": SD_METADATA,
@@ -124,7 +136,7 @@ values = st.recursive(
 
 
 def like(value):
-    """Others of the same type, which come further than those of another."""
+    """Values of the same type, which pass more checks than those of another."""
     if isinstance(value, str):
         return st.one_of(any_text, st.sampled_from(TOKENS))
     if isinstance(value, int) and not isinstance(value, bool):
@@ -143,7 +155,7 @@ def places(value, path=()):
 
 @st.composite
 def objects(draw, original):
-    """A JSON object in which some values are others, are gone, or have another name."""
+    """A JSON object in which some values are changed, removed or renamed."""
     value = copy.deepcopy(original)
     for _ in range(draw(st.integers(1, 4))):
         path = draw(st.sampled_from(list(places(value))))
@@ -166,7 +178,7 @@ def objects(draw, original):
 
 @st.composite
 def texts(draw, original):
-    """A text in which pieces are gone, doubled, or put in."""
+    """A text in which pieces are removed, doubled or inserted."""
     text = original
     for _ in range(draw(st.integers(1, 5))):
         a = draw(st.integers(0, len(text)))
@@ -178,7 +190,7 @@ def texts(draw, original):
 
 @st.composite
 def edits(draw, original):
-    """Bytes of which some are others, missing, doubled, or added."""
+    """Bytes of which some are changed, removed, doubled or added."""
     data = bytearray(original)
     for _ in range(draw(st.integers(1, 6))):
         a = draw(st.integers(0, len(data)))
@@ -217,7 +229,7 @@ def joined(found):
 
 @st.composite
 def chunk_edits(draw, original):
-    """A PNG whose chunks are whole, but are others: their order, their kind, what is in them."""
+    """A PNG whose chunks are whole, in another order, of another kind or with other content."""
     found = chunks(original)
     for _ in range(draw(st.integers(1, 3))):
         k = draw(st.integers(0, len(found) - 1))
@@ -242,7 +254,7 @@ def chunk_edits(draw, original):
 
 
 def packed(key, value, form):
-    """A picture of that form which carries a value under a key; in EXIF under our own two."""
+    """An image in that format which carries a value under a key; in EXIF under our own two."""
     text = value if isinstance(value, str) else json.dumps(value)
     buffer, options = io.BytesIO(), {}
     if form == "PNG":
@@ -262,18 +274,18 @@ def packed(key, value, form):
         options["exif"] = exif.tobytes()
     if len(options.get("exif", b"")) > png.JPEG_LIMIT:
         form = "WEBP"
-    picture().save(buffer, form, **options)
+    sample_image().save(buffer, form, **options)
     return buffer.getvalue()
 
 
-ORIGINALS = {(key, form): packed(key, TEXTS[key], form) for key in TEXTS for form in ("PNG",)}
+ORIGINALS = {(key, "PNG"): packed(key, TEXTS[key], "PNG") for key in TEXTS}
 for _key in ("sdpipe", "parameters"):
     ORIGINALS |= {(_key, form): packed(_key, TEXTS[_key], form) for form in ("JPEG", "WEBP")}
 
 
 @st.composite
 def files(draw):
-    """A picture of a stranger."""
+    """An image of a stranger."""
     key, form = draw(st.sampled_from(list(ORIGINALS)))
     original = ORIGINALS[key, form]
     ways = ["value", "value", "bytes", *(["chunks"] if form == "PNG" else [])]
@@ -282,8 +294,8 @@ def files(draw):
         return draw(edits(original))
     if way == "chunks":
         return draw(chunk_edits(original))
-    told = TEXTS[key]
-    value = draw(texts(told) if isinstance(told, str) else objects(told))
+    written = GRID if key == "sdpipe" and draw(st.booleans()) else TEXTS[key]
+    value = draw(texts(written) if isinstance(written, str) else objects(written))
     if not isinstance(value, str) and draw(st.integers(0, 9)) == 0:
         value = draw(texts(json.dumps(value)))
     return packed(key, value, form)
@@ -298,7 +310,7 @@ def _too_long(number, frame):
 
 
 def look(path):
-    """Everything that is done with a picture before a model is loaded; what came of it."""
+    """Everything that is done with an image before a model is loaded; the outcome."""
     signal.signal(signal.SIGPROF, _too_long)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
@@ -308,14 +320,16 @@ def look(path):
             check_message(str(error))
             return "refused"
         check_shown(str(found))
+        if found.record.sweep is not None:
+            return check_sweep(path, found)
         json.dumps(found.to_dict(), ensure_ascii=False, allow_nan=False).encode()
         try:
             job = prepare(path, device="cpu")
         except SdpipeError as error:
             check_message(str(error))
-            return "told"
-        for remark in job.remarks:
-            check_message(remark)
+            return "shown"
+        for note in job.notes:
+            check_message(note)
         assert (job.settings.width or 8) * (job.settings.height or 8) * job.n <= 2**24
         assert job.model in (None, "emoji")
         return "prepared"
@@ -323,8 +337,18 @@ def look(path):
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
+def check_sweep(path, found):
+    try:
+        command = sweep_command(path, found.record)
+    except SdpipeError as error:
+        check_message(str(error))
+        return "refused"
+    check_shown(str(dataclasses.replace(found, command=command)))
+    return "shown"
+
+
 def check_message(text):
-    """A sentence or a few that a terminal can show: no line breaks, no control, no megabytes."""
+    """A few sentences that a terminal can show: no line breaks, no control, no megabytes."""
     assert 0 < len(text) < 1200, len(text)
     assert text.isprintable(), ascii(text)
     assert "Traceback" not in text

@@ -1,3 +1,5 @@
+"""Images with metadata of sdpipe, A1111 and InvokeAI, and changes to it."""
+
 import json
 
 from PIL import Image
@@ -34,40 +36,44 @@ INVOKEAI = {
 }
 
 
-def picture():
+def sample_image():
     return Image.radial_gradient("L").resize((32, 16)).convert("RGB")
 
 
-def own(prompt="red apple", image=None, **values):
+def our_metadata(prompt="red apple", image=None, **values):
+    """What sdpipe writes into the third image of a batch of four."""
     given = {"seed": 7, "g": 3.25, "steps": 30, "dim": 128, "lms_order": 2, **values}
     settings = Settings(prompt=prompt, **given).resolved({})
     model = {"name": "emoji", "revision": None, "variant": None, "sha256": "ab" * 32, "parts": {}}
     machine = {"device": "cpu", "dtype": "float32", "n": 4, "index": 2}
-    return png.metadata(settings, model, image=image or picture(), **machine)
+    return png.metadata(settings, model, image=image or sample_image(), **machine)
 
 
-def foreign_picture(path, **texts):
-    notes = PngInfo()
+def foreign_image(path, **texts):
+    """An image with texts of other programs."""
+    info = PngInfo()
     for key, text in texts.items():
         key = key.replace("sd_", "sd-")
-        notes.add_text(key, text if isinstance(text, str) else json.dumps(text))
-    picture().save(path, pnginfo=notes)
+        info.add_text(key, text if isinstance(text, str) else json.dumps(text))
+    sample_image().save(path, pnginfo=info)
     return str(path)
 
 
-def mine(path, change):
-    """A picture with metadata of ours, as `change` left them."""
-    told = own()["sdpipe"]
-    change(told)
-    return foreign_picture(path, sdpipe=told)
+def our_image(path, *changes):
+    """An image with our metadata, as `changes` left it."""
+    written = our_metadata()["sdpipe"]
+    for change in changes:
+        change(written)
+    return foreign_image(path, sdpipe=written)
 
 
 def change(*path_and_value):
+    """A change for `our_image`: the last argument is the new value, the others its path."""
     *path, last, value = path_and_value
 
-    def apply(told):
+    def apply(written):
         for key in path:
-            told = told[key]
-        told[last] = value
+            written = written[key]
+        written[last] = value
 
     return apply

@@ -221,7 +221,7 @@ def test_the_grid_tells_how_it_was_made(run, sweep, models):
     told, _ = sweep(*arguments)
     status, out, _ = run("info", "o/grid.png")
     assert status == 0
-    assert "a sweep of 4 pictures" in out
+    assert "a sweep; this draws it again:" in out
     assert "as they were drawn" in out
     _, out, _ = run("info", "o/grid.png", "--json")
     (found,) = json.loads(out)
@@ -230,11 +230,8 @@ def test_the_grid_tells_how_it_was_made(run, sweep, models):
     command = found["command"]
     status, out, err = run("replay", "o/grid.png", "--verify")
     assert (status, out) == (1, "")
-    assert (
-        "is the grid of a sweep, whose cells are pictures of their own. This draws them all: "
-        in err
-    )
-    assert " ".join(command.split()) in err
+    assert "is the grid of a sweep" in err
+    assert "sdpipe info o/grid.png" in err
     # What it says is what draws it: nothing is left to draw, and the grid is the same.
     before = contents("o")
     status, out, err = run(*shlex.split(command)[1:], "--out", "o")

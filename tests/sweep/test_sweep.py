@@ -16,7 +16,7 @@ from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.io import png
 from sdpipe.metadata.read import read_record
 from sdpipe.settings import ResolvedSettings, Settings
-from sdpipe.sweep.folder import BATCH_PIXELS, batches
+from sdpipe.sweep.folder import BATCH_PIXELS, batches, sweep_command
 from sdpipe.sweep.sweep import Sweep
 
 
@@ -160,5 +160,5 @@ def test_a_grid_from_anybody_that_makes_no_sense_is_refused_at_once(told, tmp_pa
     png.save(Image.new("RGB", (8, 8)), path, notes)
     started = time.process_time()
     with pytest.raises(SdpipeError, match="makes no sense"):
-        read_record(path)
+        sweep_command(path, read_record(path))
     assert time.process_time() - started < 5

@@ -1,0 +1,94 @@
+"""The text of A1111's web UI, and ours in its format, read back."""
+
+import pytest
+from support.errors import raises
+from support.metadata import A1111, our_metadata
+
+from sdpipe.io import png
+from sdpipe.metadata import a1111
+from sdpipe.metadata.record import MAX_PROMPT, RecordError
+from sdpipe.settings import SCHEDULERS, Settings
+
+
+def test_a_text_of_the_web_ui():
+    record = a1111.read(A1111)
+    assert record.settings() == Settings(
+        prompt="girl with an artist's beret, (sitting:1.2)\non a chair",
+        negative_prompt="ugly, [blurry]",
+        steps=20,
+        g=7,
+        seed=965400086,
+        width=512,
+        height=768,
+        scheduler="euler_a",
+        clip_skip=2,
+    )
+    assert record.model == {"name": "realistic", "hash": "45dee52b"}
+    assert record.versions == {"program": "v1.10.1"}
+    assert record.extra == {"Lora hashes": "detail: 7c0b, x: y"}
+    noise, lost = record.notes
+    assert noise.startswith("its noise was drawn on a GPU")
+    assert lost == "left out: Lora hashes."
+
+
+def test_what_the_web_ui_reads_otherwise_is_noted():
+    record = a1111.read(A1111.replace("girl", "<lora:detail:0.8> girl AND (boy"))
+    assert any(note.startswith("<lora:...> and AND") for note in record.notes)
+    with raises(RecordError):  # the bracket is never closed
+        record.settings()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "expected", "noted"),
+    [
+        ("Sampler: DPM++ 2M Karras", ("dpm++", True, None), False),
+        ("Sampler: DPM++ 2M, Schedule type: Karras", ("dpm++", True, None), False),
+        ("Sampler: DPM++ 2M, Schedule type: Automatic", ("dpm++", True, None), False),
+        ("Sampler: DPM++ 2M, Schedule type: Uniform", ("dpm++", False, None), False),
+        ("Sampler: DPM++ 2M, Schedule type: Polyexponential", ("dpm++", False, None), True),
+        ("Sampler: LMS, Schedule type: Karras", ("lms", True, 4), False),
+        ("Sampler: LMS, Schedule type: Automatic", ("lms", False, 4), False),
+        ("Sampler: PLMS", ("pndm", False, None), False),
+        ("Sampler: Euler a, Schedule type: Karras", ("euler_a", False, None), True),
+        ("Sampler: DPM++ SDE Karras", ("dpm++", True, None), True),
+        ("Sampler: Restart", (None, False, None), True),
+        ("User: x", (None, False, None), False),
+    ],
+)
+def test_samplers(sampler, expected, noted):
+    record = a1111.read(f"cat\nSteps: 20, Seed: 1, Size: 64x64, RNG: CPU, {sampler}")
+    settings = record.settings()
+    assert (settings.scheduler, settings.karras, settings.lms_order) == expected
+    assert bool(record.notes) == noted
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_our_own_text_is_read_back_where_our_json_was_lost(scheduler):
+    given = {"seed": 7, "steps": 30, "dim": 64, "g": 7.5, "negative_prompt": "dark, grey"}
+    order = {"lms_order": 4} if scheduler == "lms" else {}
+    settings = Settings(prompt='a "b", c: d\ne', scheduler=scheduler, **given, **order)
+    record = a1111.read(png.parameters(settings, {"name": "emoji", "sha256": "ab" * 32}))
+    assert record.settings() == settings
+    assert record.notes == ()
+    assert record.versions["program"].startswith("sdpipe ")
+
+
+@pytest.mark.parametrize("text", ["", "just a prompt", "a cat\nSteps: 20, Seed: 3"])
+def test_a_text_with_fewer_than_three_values_is_a_prompt(text):
+    assert a1111.read(text).values["prompt"] == text
+
+
+def test_clip_skip_is_counted_as_here():
+    text = our_metadata(clip_skip=2)["parameters"]
+    assert ", Clip skip: 2, " in text
+    assert a1111.read(text).settings().clip_skip == 2
+    assert "Clip skip" not in our_metadata()["parameters"]
+    invalid = a1111.read(text.replace("skip: 2", "skip: two"))
+    with raises(RecordError, value="clip_skip='two'"):
+        invalid.settings()
+
+
+def test_a_line_without_end_is_refused_and_a_long_prompt_is_not():
+    with raises(RecordError, value="a line of 1000000 characters"):
+        a1111.read("x" * 1_000_000)
+    assert a1111.read("ab " * (MAX_PROMPT // 3)).values["prompt"].startswith("ab ab")

@@ -1,0 +1,87 @@
+"""What the versions of InvokeAI wrote."""
+
+import pytest
+from support.errors import raises
+from support.metadata import INVOKEAI, foreign_image
+
+from sdpipe.metadata import invokeai
+from sdpipe.metadata.read import read_record
+from sdpipe.metadata.record import MAX_PROMPT, RecordError
+from sdpipe.prompt.syntax import parse
+from sdpipe.settings import Settings
+
+SD_METADATA = {
+    "model": "stable diffusion",
+    "model_weights": "stable-diffusion-1.5",
+    "model_hash": "cc6c",
+    "app_id": "invoke-ai/InvokeAI",
+    "app_version": "2.3.5",
+    "image": {
+        "prompt": [{"prompt": "a lonely robot [blurry, text] reading", "weight": 1.0}],
+        "steps": 50,
+        "cfg_scale": 7.5,
+        "height": 512,
+        "width": 512,
+        "seed": 1618033988,
+        "type": "txt2img",
+        "postprocessing": None,
+        "sampler": "k_lms",
+        "variations": [],
+    },
+}
+DREAM = '"a lonely robot [blurry, text]" -s 50 -S 1618033988 -W 512 -H512 -C7.5 -A k_lms'
+
+
+def test_since_version_3():
+    record = invokeai.read(INVOKEAI)
+    assert record.settings() == Settings(
+        prompt="cabin",
+        steps=30,
+        g=7.5,
+        seed=27,
+        width=512,
+        height=640,
+        scheduler="dpm++",
+        karras=True,
+    )
+    assert record.model == {"name": "sd15", "hash": "blake3:ab"}
+    assert record.versions == {"program": "5.4.2"}
+    assert record.notes == ("left out: loras, vae.",)
+
+
+def test_weights_in_a_prompt_are_text_and_clip_skip_counts_from_0():
+    text = r"a (cat)1.3 [on a mat, :) BREAK \o/"
+    written = {**INVOKEAI, "positive_prompt": text, "negative_prompt": "dog)", "clip_skip": 1}
+    record = invokeai.read(written)
+    settings = record.settings()
+    assert parse(settings.prompt).at(0, 1) == (((text, 1.0),),)
+    assert parse(settings.negative_prompt).at(0, 1) == ((("dog)", 1.0),),)
+    assert settings.clip_skip == 2
+    assert any(note.startswith("signs that weight words") for note in record.notes)
+
+
+@pytest.mark.parametrize("texts", [{"sd_metadata": SD_METADATA}, {"Dream": DREAM}])
+def test_versions_1_and_2(tmp_path, texts):
+    record = read_record(foreign_image(tmp_path / "x.png", **texts))
+    settings = record.settings()
+    assert settings.prompt in ("a lonely robot reading", "a lonely robot")
+    assert (settings.negative_prompt, settings.seed) == ("blurry, text", 1618033988)
+    assert (settings.steps, settings.g, settings.scheduler) == (50, 7.5, "lms")
+    assert (settings.width, settings.height, settings.karras) == (512, 512, False)
+    assert (record.source, record.notes) == ("InvokeAI", ())
+
+
+def test_a_command_without_quotes():
+    assert invokeai.read_dream("a cat -s20 -S 3").values == {
+        "prompt": "a cat",
+        "negative_prompt": "",
+        "steps": 20,
+        "seed": 3,
+    }
+
+
+def test_metadata_without_its_image_and_a_command_without_end_are_refused():
+    with raises(RecordError, value="sd-metadata"):
+        invokeai.read_version_2({"image": 3})
+    with raises(RecordError, value="a command of"):
+        invokeai.read_dream("-s" * MAX_PROMPT + "x")
