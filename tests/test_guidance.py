@@ -288,7 +288,7 @@ def test_a_sweep_over_pairs_is_known_again(run):
     )
     assert (status, out) == (0, "o/grid.png\n"), err
     status, _, err = run(*same, "--g", "1,6:2", "--guidance-interval", "0,15;0.1,8", "--out", "o")
-    assert err == "sdpipe: 4 pictures: 4 there before\n"
+    assert err == "sdpipe: 4 images: 4 there before\n"
     assert run("replay", "o/g=6to2-guidance_interval=0.1to8.png", "--verify")[:2] == (
         0,
         "identical\n",

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sdpipe.cli import console as messages
-from sdpipe.cli import options, progress
+from sdpipe.cli import console, options
 from sdpipe.cli.groups import DeviceOptions, ModelOptions, SettingsOptions, grouped
 from sdpipe.errors import UsageError
 from sdpipe.io import files
@@ -86,21 +85,21 @@ def compare(
     figure_path = None if out is None else _figure_path(out)
     loaded = model.to_kwargs()
 
-    with progress.status("loading the model ..."):
+    with console.status("loading the model ..."):
         from sdpipe import Pipeline
 
         pipe = Pipeline(**loaded, **machine)
-    with progress.bar("drawing twice") as on_step:
+    with console.bar("drawing twice") as on_step:
         found = compare_with_diffusers(pipe, prompt, tolerance=tolerance, on_step=on_step, **inputs)
     written = {}
     if figure_path is not None:
         data = style.encoded(compare_figure(found), figure_path.suffix.lower())
         written["path"] = str(files.write(figure_path, data))
     if as_json:
-        messages.print_result(in_one_line({**found.numbers(), **written}))
+        console.print_result(in_one_line({**found.numbers(), **written}))
     else:
-        messages.print_result("\n".join([str(found), *written.values()]))
-    return 0 if found.within else messages.FAILED
+        console.print_result("\n".join([str(found), *written.values()]))
+    return 0 if found.within else console.FAILED
 
 
 def _figure_path(out: str) -> Path:

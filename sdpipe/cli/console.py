@@ -1,15 +1,18 @@
-"""What a person is told: results on standard output, all else on standard error."""
+"""What a person sees: results on standard output, messages and progress on standard error."""
 
+import contextlib
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 from sdpipe.errors import SdpipeError, SdpipeWarning, UsageError
-from sdpipe.settings import Settings
-from sdpipe.values import format_scale, num_steps_taken
+from sdpipe.settings import DEFAULT_OF, RULES, SAMPLING, ResolvedSettings, label
+
+if TYPE_CHECKING:
+    from sdpipe.denoise import Step
 
 FAILED, WRONG_USAGE = 1, 2
 
@@ -17,28 +20,28 @@ _debug = False
 
 
 def set_debug(value: bool) -> None:
-    """Once true, tracebacks and every warning are shown, until `tell_warnings` starts anew."""
+    """Shows tracebacks and every warning, until `install_warning_printer` is called again."""
     if value:
-        tell_warnings(debug=True)
+        install_warning_printer(debug=True)
 
 
-def say(text: str) -> None:
-    """One line, above a progress bar if there is one."""
+def print_status(text: str) -> None:
+    """Prints one line on standard error, above a progress bar if there is one."""
     line = f"sdpipe: {' '.join(text.split())}"
     if "tqdm" in sys.modules:
         from tqdm import tqdm
 
         tqdm.write(line, file=sys.stderr)
-    else:  # no bar was ever there, and its import takes a tenth of the time of a refusal
+    else:  # importing tqdm takes a tenth of the time of a refusal
         print(line, file=sys.stderr)
 
 
-def tell_warnings(debug: bool) -> None:
-    """Shows every `SdpipeWarning` as a line, and others, which nobody can act on, for debugging."""
+def install_warning_printer(debug: bool) -> None:
+    """Prints every `SdpipeWarning` as a line; warnings of libraries only for debugging."""
     global _debug
     _debug = debug
 
-    def tell(
+    def show(
         message: Warning | str,
         category: type[Warning],
         filename: str,
@@ -47,11 +50,11 @@ def tell_warnings(debug: bool) -> None:
         line: str | None = None,
     ) -> None:
         if issubclass(category, SdpipeWarning):
-            say(f"warning: {message}")
+            print_status(f"warning: {message}")
         elif debug:
-            say(f"warning: {filename}:{lineno}: {category.__name__}: {message}")
+            print_status(f"warning: {filename}:{lineno}: {category.__name__}: {message}")
 
-    warnings.showwarning = tell
+    warnings.showwarning = show
     warnings.simplefilter("always", SdpipeWarning)
     if not debug:
         # The libraries' own loggers read these when they are imported.
@@ -60,10 +63,9 @@ def tell_warnings(debug: bool) -> None:
 
 
 def print_result(text: str) -> None:
-    """A result on standard output, at once; a reader that has gone away is no error.
+    """Prints a result on standard output at once; a reader that has gone away is no error.
 
-    What the output's encoding has no sign for, as in a file's name that is no text, is written as
-    Python writes it.
+    Characters that the output's encoding lacks are escaped as Python does it.
     """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     text = text.encode(encoding, "backslashreplace").decode(encoding)
@@ -73,56 +75,111 @@ def print_result(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def explain(error: Exception) -> int:
-    """Says what went wrong in one paragraph, and returns the exit status that it deserves."""
+def report_error(error: Exception) -> int:
+    """Prints an error as one paragraph, and returns the exit status for it."""
     if _debug:
         traceback.print_exception(error)
     if isinstance(error, SdpipeError):
-        say(f"error: {error}")
+        print_status(f"error: {error}")
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        say("error: out of memory; draw fewer pictures at once (--n) or smaller ones (--dim).")
+        print_status(
+            "error: out of memory; draw fewer images at once (--n) or smaller ones (--dim)."
+        )
         return FAILED
     kind, what = type(error).__name__, str(error) or "no message"
     hint = "" if _debug else " This is a bug, or a broken installation: --debug shows where."
-    say(f"error: {kind}: {what.rstrip('.')}.{hint}")
+    print_status(f"error: {kind}: {what.rstrip('.')}.{hint}")
     return FAILED
 
 
-def say_flagged(path: str, safety: Mapping[str, Any] | None) -> None:
-    """One line of a picture that the safety checker flagged; none of another."""
+def print_flagged(path: str, safety: Mapping[str, Any] | None) -> None:
+    """Prints a line about an image that the safety checker flagged, none about others."""
     if safety is not None and safety["flagged"]:
         from sdpipe.metadata.info import describe_safety
 
-        say(f"{path}: {describe_safety(safety)}")
+        print_status(f"{path}: {describe_safety(safety)}")
 
 
-def _guidance(settings: Settings) -> Iterator[str]:
-    yield f"g {format_scale(settings.g or 0.0, 'g')}"
-    if settings.guidance_rescale:
-        yield f"rescale {settings.guidance_rescale:g}"
-    if settings.guidance_interval is not None:
-        yield "interval {:g},{:g}".format(*settings.guidance_interval)
+@contextlib.contextmanager
+def status(text: str) -> Iterator[None]:
+    """Shows a line on a terminal while something takes time."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    print(text, end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _steps(settings: Settings) -> str:
-    taken = num_steps_taken(settings.steps or 0, settings.strength or 1)
-    whole = "" if taken == settings.steps else f"{taken} of "
+@contextlib.contextmanager
+def bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, moved by a call with how many of how many are done."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from tqdm import tqdm
+
+    begin = f"{text} ..."  # the total is known when some of it is done
+    with tqdm(desc=text, file=sys.stderr, dynamic_ncols=True, bar_format=begin) as shown:
+
+        def move(done: int, total: int) -> None:
+            shown.bar_format, shown.total = None, total
+            shown.update(done - shown.n)
+
+        yield move
+
+
+@contextlib.contextmanager
+def step_bar(images: int) -> Iterator[Callable[["Step"], None]]:
+    """A progress bar for the steps of so many images, batch by batch: a consumer of `Step`."""
+    with bar("drawing" if images == 1 else f"drawing {images} images") as move:
+
+        def count(step: "Step") -> None:
+            before = step.images.start * step.total
+            move(before + len(step.images) * (step.index + 1), images * step.total)
+
+        yield count
+
+
+SUMMARIZED = ("g", "steps", "scheduler", "lms_order")  # elsewhere in a summary, or too well known
+
+
+def summary(drawn: Sequence[ResolvedSettings], seconds: float) -> str:
+    """What was drawn, in a line: what a person needs to draw it again."""
+    first, last = drawn[0], drawn[-1]
+    parts = [
+        "1 image" if len(drawn) == 1 else f"{len(drawn)} images",
+        _size(first),
+        _seeds(first, last),
+        f"{_steps(first)} of {first.scheduler}",
+        label("g", first.g),
+    ]
+    for name, rule in RULES.items():
+        value = getattr(first, name)
+        if rule.panel == SAMPLING and name not in SUMMARIZED and value != DEFAULT_OF[name]:
+            parts.append(label(name, value))
+    return ", ".join([*parts, f"{seconds:.1f} s"])
+
+
+def _steps(settings: ResolvedSettings) -> str:
+    taken = settings.num_steps_taken(settings.strength)
+    of_all = "" if taken == settings.steps else f"{taken} of "
     more = ""
     if settings.hires_strength is not None:
-        more = f" and {num_steps_taken(settings.steps or 0, settings.hires_strength)}"
-    return f"{whole}{settings.steps}{more} steps"
+        more = f" and {settings.num_steps_taken(settings.hires_strength)}"
+    return f"{of_all}{settings.steps}{more} steps"
 
 
-def _size(settings: Settings) -> str:
+def _size(settings: ResolvedSettings) -> str:
     width, height = settings.output_size
-    first = (
-        f" from {settings.width} x {settings.height}" if settings.hires_scale is not None else ""
-    )
+    first = f" from {settings.width} x {settings.height}" if settings.hires_scale else ""
     return f"{width} x {height}{first}"
 
 
-def _seeds(first: Settings, last: Settings) -> str:
+def _seeds(first: ResolvedSettings, last: ResolvedSettings) -> str:
     one = first.seed == last.seed
     text = f"seed {first.seed}" if one else f"seeds {first.seed} to {last.seed}"
     if first.variation_strength is None:
@@ -130,18 +187,3 @@ def _seeds(first: Settings, last: Settings) -> str:
     one = first.variation_seed == last.variation_seed
     to = f"{first.variation_seed}" if one else f"{first.variation_seed} to {last.variation_seed}"
     return f"{text}, {100 * first.variation_strength:g} % on the way to {to}"
-
-
-def summary(drawn: Sequence[Settings], seconds: float) -> str:
-    """What was drawn, in a line: what a person needs to draw it again."""
-    first, last = drawn[0], drawn[-1]
-    one = len(drawn) == 1
-    parts = [
-        "1 picture" if one else f"{len(drawn)} pictures",
-        _size(first),
-        _seeds(first, last),
-        f"{_steps(first)} of {first.scheduler}",
-        *_guidance(first),
-        f"{seconds:.1f} s",
-    ]
-    return ", ".join(parts)

@@ -4,8 +4,7 @@ import json
 from dataclasses import asdict
 from typing import Annotated
 
-from sdpipe.cli import console as messages
-from sdpipe.cli import options, progress
+from sdpipe.cli import console, options
 
 Offline = Annotated[
     bool,
@@ -25,15 +24,15 @@ def doctor(
 
     found, remaining = [], examine(offline=offline)
     while True:
-        with progress.status("importing torch and drawing a small image ..."):
+        with console.status("importing torch and drawing a small image ..."):
             finding = next(remaining, None)
         if finding is None:
             break
         found.append(finding)
         if not as_json:
-            messages.print_result(str(finding))
+            console.print_result(str(finding))
     works = is_working(found)
     if as_json:
         values = {"works": works, "findings": [asdict(finding) for finding in found]}
-        messages.print_result(json.dumps(values, ensure_ascii=False, indent=2))
-    return 0 if works else messages.FAILED
+        console.print_result(json.dumps(values, ensure_ascii=False, indent=2))
+    return 0 if works else console.FAILED

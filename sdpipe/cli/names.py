@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sdpipe.cli import console as messages
-from sdpipe.cli import options
+from sdpipe.cli import console, options
 from sdpipe.errors import ModelError, UsageError
 from sdpipe.loading.locate import BUILT_IN, chosen_model
 from sdpipe.loading.vocabulary import find_vocabulary
@@ -47,6 +46,6 @@ def names(
             f"is in none of the {len(vocabulary.names):,} names of {model}",
             f"try {suggestion!r}" if suggestion else "use fewer words, or none to list all names",
         )
-    messages.print_result(
+    console.print_result(
         json.dumps(found, ensure_ascii=False, indent=2) if as_json else "\n".join(found)
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdpipe.cli import console as messages
+from sdpipe.cli import console
 from sdpipe.errors import UsageError
 from sdpipe.settings import DEFAULT_OF, OUTPUT, RULES
 
@@ -135,7 +135,7 @@ Out = Annotated[
     str,
     option(
         OUTPUT,
-        "A folder, or a .png, .jpg or .webp file. What exists is never overwritten.",
+        "A folder, or a .png, .jpg or .webp file. Existing files are never overwritten.",
         "--out",
         "-o",
         metavar="PATH",
@@ -153,7 +153,7 @@ Debug = Annotated[
         None,
         "Show tracebacks and every warning.",
         "--debug",
-        callback=messages.set_debug,
+        callback=console.set_debug,
         is_eager=True,
         envvar="SDPIPE_DEBUG",
     ),

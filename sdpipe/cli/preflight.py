@@ -1,6 +1,6 @@
-"""What is told of a run before torch is imported: a refusal costs no waiting.
+"""Checks of a run before torch is imported, so that a refusal takes no time.
 
-Only of a model that is here; one that has to be fetched is looked at when it is.
+Only against a model on this machine; one that has to be fetched is checked when it is loaded.
 """
 
 import warnings
@@ -17,7 +17,7 @@ Run = tuple[str | Sequence[str], Mapping[str, Any]]
 
 
 def check_early(weights: Mapping[str, Any], dtype: str, runs: Iterable[Run]) -> None:
-    """Holds runs against the model that `weights` name, see `groups.Weights`.
+    """Checks runs against the model that `weights` name, see `groups.ModelOptions`.
 
     Raises:
         UsageError, ModelError: as `Pipeline` and `Pipeline.generate`.
@@ -36,9 +36,9 @@ def check_early(weights: Mapping[str, Any], dtype: str, runs: Iterable[Run]) -> 
 
 def cells(sweep: Sweep) -> Iterable[Run]:
     """What a sweep draws, cell by cell."""
-    pictures: dict[str, Any] = {
+    images: dict[str, Any] = {
         name: sweep.values[name] for name in ("init_image", "mask_image") if name in sweep.values
     }
     for cell in sweep.cells:
-        settings = {**cell.settings.to_dict(), **pictures}
+        settings = {**cell.settings.to_dict(), **images}
         yield settings.pop("prompt"), settings

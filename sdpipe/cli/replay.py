@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdpipe.cli import console, options, progress
+from sdpipe.cli import console, options
 from sdpipe.cli.save import save
 from sdpipe.errors import UsageError
 from sdpipe.io import files
@@ -141,12 +141,12 @@ def replay(
         destination = files.Destination("outputs" if out is None else out, len(job.indices))
     notes = list(job.notes)
     _print_notes(image, notes)
-    with progress.status("loading the model ..."):
+    with console.status("loading the model ..."):
         pipe = job.load(low_memory=low_memory)
     _print_notes(image, found := job.compare_weights(pipe))
     notes += found
     started = time.monotonic()
-    with progress.step_bar(job.n) as on_step:
+    with console.step_bar(job.n) as on_step:
         result = job.draw(pipe, on_step, save_int=None if destination else False)
     seconds = time.monotonic() - started
 
@@ -164,13 +164,13 @@ def replay(
     if as_json:
         console.print_result(json.dumps(report, ensure_ascii=False, indent=2))
     drawn = [result.settings[k] for k in job.indices]
-    console.say(console.summary(drawn, seconds) + _compare_hashes(job, result))
+    console.print_status(console.summary(drawn, seconds) + _compare_hashes(job, result))
     return status
 
 
 def _print_notes(image: str, notes: Iterable[str]) -> None:
     for note in notes:
-        console.say(f"{Path(image).name}: {note}")
+        console.print_status(f"{Path(image).name}: {note}")
 
 
 def _verdict(image: str, job: "ReplayJob", pipe: "Pipeline", result: "Result") -> "Verdict":

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.cli import console, progress
+from sdpipe.cli import console
 from sdpipe.io import files
 from sdpipe.metadata.save import save_images
 
@@ -36,7 +36,7 @@ def save(
         written.append(entry)
         if show:
             console.print_result(entry["path"])
-        console.say_flagged(entry["path"], entry.get("safety"))
+        console.print_flagged(entry["path"], entry.get("safety"))
     if result.steps:
         for k, entry in zip(kept, written, strict=True):
             entry["steps"] = _save_steps(pipe, result, k, entry["path"], with_metadata)
@@ -49,6 +49,6 @@ def _save_steps(pipe: "Pipeline", result: "Result", k: int, path: str, with_meta
 
     folder = files.steps_folder(Path(path))
     vae, device = pipe.components.vae, pipe.components.device
-    with progress.bar(f"writing {folder.name}") as move, on_device(vae, device):
+    with console.bar(f"writing {folder.name}") as move, on_device(vae, device):
         save_steps(vae, result, k, folder, describe=with_metadata, on_decoded=move)
     return str(folder)

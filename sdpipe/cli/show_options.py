@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdpipe.cli import options, progress
+from sdpipe.cli import console, options
 from sdpipe.cli.groups import DeviceOptions, ModelOptions
 from sdpipe.settings import OUTPUT
 
@@ -49,13 +49,13 @@ def one_of_two(text: str) -> int:
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")]
 Picture = Annotated[
-    str, typer.Argument(metavar="PICTURE", help="Any picture file; its middle is taken.")
+    str, typer.Argument(metavar="IMAGE", help="Any image file, cropped to its middle.")
 ]
 Out = Annotated[
     str | None,
     options.option(
         OUTPUT,
-        "A folder, or a .png, .svg or .pdf file. What exists is never overwritten. Left out: "
+        "A folder, or a .png, .svg or .pdf file. Existing files are never overwritten. Left out: "
         "outputs, or nowhere with --json, --gif or --mp4.",
         "--out",
         "-o",
@@ -72,7 +72,7 @@ def load(model: ModelOptions, device: DeviceOptions) -> "Pipeline":
     """Checks both, and loads the model."""
     machine = device.to_kwargs()
     loaded = model.to_kwargs()
-    with progress.status("loading the model ..."):
+    with console.status("loading the model ..."):
         from sdpipe import Pipeline
 
         return Pipeline(**loaded, **machine)

@@ -1,10 +1,9 @@
-"""The commands that draw a part of the way by itself, without drawing a picture for it."""
+"""The commands that draw a part of the way by itself, without drawing an image for it."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
-from sdpipe.cli import console as messages
-from sdpipe.cli import options
+from sdpipe.cli import console, options
 from sdpipe.cli.groups import DeviceOptions, ModelOptions, embeddings, grouped
 from sdpipe.cli.show_options import (
     SHOW,
@@ -41,7 +40,7 @@ def tokens(
     from sdpipe.show.tokens import tokens_data, tokens_figure
 
     data = tokens_data(load_tokenizer(model, inversions), prompt)
-    messages.print_result(output.finish(data.numbers(), lambda: tokens_figure(data)))
+    console.print_result(output.finish(data.numbers(), lambda: tokens_figure(data)))
 
 
 def schedule(
@@ -70,7 +69,7 @@ def schedule(
 
     steps = read_defaults(model).get("steps") if steps is None else steps
     data = schedule_data(read_scheduler(model), chosen, steps, karras=karras)
-    messages.print_result(output.finish(data.numbers(), lambda: schedule_figure(data)))
+    console.print_result(output.finish(data.numbers(), lambda: schedule_figure(data)))
 
 
 @grouped
@@ -95,7 +94,7 @@ def noise(
     as_json: Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draws the forward process: a picture with the noise of some timesteps, in latents."""
+    """Draws the forward process: an image with the noise of some timesteps, in latents."""
     from sdpipe.io.pixels import read_image
 
     times = Numbers((0, 100, 250, 500, 750, 999)) if t is None else t
@@ -107,7 +106,7 @@ def noise(
     from sdpipe.show.noise import noise_data, noise_figure
 
     data = noise_data(pipe, image, times, seed=seed, dim=dim)
-    messages.print_result(output.finish(data.numbers(), lambda: noise_figure(data)))
+    console.print_result(output.finish(data.numbers(), lambda: noise_figure(data)))
 
 
 @grouped
@@ -121,7 +120,7 @@ def latents(
     as_json: Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draws the channels of a picture's latents, what they decode to, and the difference."""
+    """Draws the channels of an image's latents, what they decode to, and the difference."""
     from sdpipe.io.pixels import read_image
 
     Settings(prompt="", dim=dim)
@@ -131,4 +130,4 @@ def latents(
     from sdpipe.show.latents import latents_data, latents_figure
 
     data = latents_data(pipe, image, dim=dim)
-    messages.print_result(output.finish(data.numbers(), lambda: latents_figure(data)))
+    console.print_result(output.finish(data.numbers(), lambda: latents_figure(data)))

@@ -1,11 +1,10 @@
-"""The commands that draw a picture, and what happened on its way."""
+"""The commands that draw an image, and what happened on its way."""
 
 from typing import Annotated
 
 import typer
 
-from sdpipe.cli import console as messages
-from sdpipe.cli import options, progress
+from sdpipe.cli import console, options
 from sdpipe.cli.groups import DeviceOptions, ModelOptions, SamplingOptions, grouped
 from sdpipe.cli.show_options import (
     SHOW,
@@ -41,7 +40,7 @@ def denoise(
     as_json: Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draws a noised picture, the noise that one call of the U-Net sees in it, and what is left."""
+    """Draws a noised image, the noise that one call of the U-Net sees in it, and what is left."""
     from sdpipe.io.pixels import read_image
 
     checks.check_times([t])
@@ -51,9 +50,9 @@ def denoise(
     pipe = load(model, device)
     from sdpipe.show.denoise import denoise_data, denoise_figure
 
-    with progress.step_bar(1) as on_step:
+    with console.step_bar(1) as on_step:
         data = denoise_data(pipe, prompt, t, picture=image, on_step=on_step, **inputs)
-    messages.print_result(output.finish(data.numbers(), lambda: denoise_figure(data)))
+    console.print_result(output.finish(data.numbers(), lambda: denoise_figure(data)))
 
 
 @grouped
@@ -67,7 +66,7 @@ def steps(
         str | None,
         options.option(
             OUTPUT,
-            "A folder, or a .png file. What exists is never overwritten. Left out: outputs, or "
+            "A folder, or a .png file. Existing files are never overwritten. Left out: outputs, or "
             "nowhere with --json, --gif or --mp4.",
             metavar="PATH",
         ),
@@ -77,18 +76,18 @@ def steps(
     as_json: Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draws a filmstrip of x_t and of the picture that is predicted from it, or a film of all."""
+    """Draws a filmstrip of x_t and of the image that is predicted from it, or a film of all."""
     inputs = sampling.check(prompt)
     output = Output("steps", prompt, out=out, as_json=as_json, gif=gif, mp4=mp4, formats=PIXELS)
     pipe = load(model, device)
     from sdpipe.show.course import steps_data
     from sdpipe.show.films import MOST, steps_film
 
-    with progress.step_bar(1) as on_step:
+    with console.step_bar(1) as on_step:
         data = steps_data(pipe, prompt, on_step=on_step, **inputs)
-    with progress.status("decoding the steps ..."):
+    with console.status("decoding the steps ..."):
         told = output.finish(data.numbers(), data.strip, lambda: steps_film(data.columns(MOST)))
-    messages.print_result(told)
+    console.print_result(told)
 
 
 @grouped
@@ -123,9 +122,9 @@ def guidance(
     pipe = load(model, device)
     from sdpipe.show.guidance import guidance_data, guidance_figure
 
-    with progress.step_bar(1) as on_step:
+    with console.step_bar(1) as on_step:
         data = guidance_data(pipe, prompt, chosen, on_step=on_step, **inputs)
-    messages.print_result(output.finish(data.numbers(), lambda: guidance_figure(data)))
+    console.print_result(output.finish(data.numbers(), lambda: guidance_figure(data)))
 
 
 @grouped
@@ -139,16 +138,16 @@ def attention(
     as_json: Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draws a picture, and over it for each word how much attention it got in every place."""
+    """Draws an image, and over it for each word how much attention it got in every place."""
     inputs = sampling.check(prompt)
     checks.check_attention(prompt, sampling.values["g"])
     output = Output("attention", prompt, out=out, as_json=as_json)
     pipe = load(model, device)
     from sdpipe.show.attention import attention_data, attention_figure
 
-    with progress.step_bar(1) as on_step:
+    with console.step_bar(1) as on_step:
         data = attention_data(pipe, prompt, on_step=on_step, **inputs)
-    messages.print_result(output.finish(data.numbers(), lambda: attention_figure(data)))
+    console.print_result(output.finish(data.numbers(), lambda: attention_figure(data)))
 
 
 class EndsOptions(SamplingOptions):
@@ -182,7 +181,7 @@ def interpolate(
     as_json: Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draws the pictures between two: noises on the arc between them, prompts on a line."""
+    """Draws the images between two: noises on the arc between them, prompts on a line."""
     if context.args:
         raise UsageError(
             f"{' '.join(context.args)!r} is too much: there are two prompts, each in quotation "
@@ -197,9 +196,9 @@ def interpolate(
     from sdpipe.show.films import way_film
     from sdpipe.show.interpolate import interpolate_data, interpolate_figure
 
-    with progress.bar("drawing") as on_frame:
+    with console.bar("drawing") as on_frame:
         data = interpolate_data(
             pipe, first, last, seeds=chosen, frames=frames, on_frame=on_frame, **inputs
         )
     told = output.finish(data.numbers(), lambda: interpolate_figure(data), lambda: way_film(data))
-    messages.print_result(told)
+    console.print_result(told)

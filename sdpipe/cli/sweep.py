@@ -1,4 +1,4 @@
-"""The command that draws many pictures: every combination of some settings' values, and a grid."""
+"""`sdpipe sweep`: draws every combination of the values of some settings, and a grid."""
 
 import json
 import time
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdpipe.cli import console as messages
-from sdpipe.cli import options, progress
+from sdpipe.cli import console, options
 from sdpipe.cli.groups import (
     DeviceOptions,
     ModelOptions,
@@ -43,7 +42,7 @@ Prompt = Annotated[
 Batch = Annotated[
     int,
     options.whole(
-        options.MODEL, "Pictures at once, at most; 1 takes the least memory. Seeds make batches."
+        options.MODEL, "Images at once, at most; 1 takes the least memory. Seeds make batches."
     ),
 ]
 Out = Annotated[
@@ -56,7 +55,7 @@ Out = Annotated[
         metavar="FOLDER",
     ),
 ]
-Json = Annotated[bool, options.flag(OUTPUT, "Print the grid and every picture, as JSON.", "--json")]
+Json = Annotated[bool, options.flag(OUTPUT, "Print the grid and every image, as JSON.", "--json")]
 
 
 @grouped
@@ -85,20 +84,20 @@ def sweep(
     plan = _plan(prompt, settings, list(context.params))
     machine = {**device.to_kwargs(), **speed.to_kwargs()}
     if batch < 1:
-        raise UsageError(f"batch={batch} is out of range: 1 or more pictures are drawn at once.")
+        raise UsageError(f"batch={batch}", "is out of range", "draw 1 image or more at once")
     folder = _folder(out, plan)
     check_early(loaded, device.dtype, cells(plan))
     for remark in plan.notes:
-        messages.say(remark)
+        console.print_status(remark)
 
     with warnings.catch_warnings():
         warnings.simplefilter("once", SdpipeWarning)  # what is true of every cell is said once
-        with progress.status("loading the model ..."):
+        with console.status("loading the model ..."):
             from sdpipe import Pipeline
             from sdpipe.sweep.folder import SweepFolder
 
             pipe = Pipeline(**loaded, **machine)
-        with progress.status("looking what is there ..."):
+        with console.status("looking for images ..."):
             work = SweepFolder(folder, plan, pipe)
         return _drawn(work, batch, as_json)
 
@@ -122,7 +121,7 @@ def _plan(prompt: str, settings: SweepOptions, typed: list[str]) -> Sweep:
 
 
 def _folder(out: str | None, plan: Sweep) -> Path:
-    """Where the pictures go: the same for the same command.
+    """Where the images go: the same for the same command.
 
     Raises:
         UsageError: it is a file, or cannot be written.
@@ -133,8 +132,9 @@ def _folder(out: str | None, plan: Sweep) -> Path:
         out = f"outputs/sweep-{files.slug(plan.prompt)}{by}"
     elif Path(out).suffix.lower() in (*files.FORMATS, *files.OTHER_SUFFIXES):
         raise UsageError(
-            f"{out} is the name of a picture, and a sweep fills a folder; give one, such as "
-            f"{Path(out).stem or 'sweep'}."
+            f"--out {out}",
+            "is the name of an image, and a sweep fills a folder",
+            f"give one, such as {Path(out).stem or 'sweep'}",
         )
     return files.Destination(f"{out}/", len(plan.cells)).folder
 
@@ -142,35 +142,37 @@ def _folder(out: str | None, plan: Sweep) -> Path:
 def _drawn(work: "SweepFolder", batch: int, as_json: bool) -> int:
     """Draws what is missing, then the grid; prints where they are. The exit status."""
     for remark in work.notes:
-        messages.say(remark)
+        console.print_status(remark)
     cells, there = len(work.settings), set(work.paths)
     if 0 < len(there) < cells:
-        messages.say(f"{len(there)} of {cells} pictures are there already.")
+        console.print_status(f"{len(there)} of {cells} images are there already.")
     grid = None
     started = time.monotonic()
     try:
         if len(there) < cells:
-            with progress.bar(f"drawing {_pictures(cells - len(there))}") as on_step:
+            with console.bar(f"drawing {_count(cells - len(there))}") as on_step:
                 for i in work.draw(batch, on_step):
-                    messages.say_flagged(str(work.paths[i]), work.safety.get(i))
-        with progress.status("putting the grid together ..."):
+                    console.print_flagged(str(work.paths[i]), work.safety.get(i))
+        with console.status("drawing the grid ..."):
             grid = str(work.save_grid())
         if not as_json:
-            messages.print_result(grid)
+            console.print_result(grid)
     except KeyboardInterrupt:
-        messages.say(f"{len(work.paths)} of {cells} pictures are done; the same command goes on.")
+        console.print_status(
+            f"{len(work.paths)} of {cells} images are done; the same command goes on."
+        )
         raise
     finally:
         if as_json:
-            messages.print_result(_json(work, there, grid))
+            console.print_result(_json(work, there, grid))
     for i, reason in work.failed.items():
-        messages.say(f"error: {work.sweep.cells[i].name}: {reason}")
+        console.print_status(f"error: {work.sweep.cells[i].name}: {reason}")
     drawn = len(work.paths) - len(there)
     parts = [f"{drawn} drawn in {time.monotonic() - started:.1f} s"] if drawn else []
     parts += [f"{len(there)} there before"] if there else []
-    parts += [f"{len(work.failed)} without a picture"] if work.failed else []
-    messages.say(f"{_pictures(cells)}: {', '.join(parts)}")
-    return messages.FAILED if work.failed else 0
+    parts += [f"{len(work.failed)} without an image"] if work.failed else []
+    console.print_status(f"{_count(cells)}: {', '.join(parts)}")
+    return console.FAILED if work.failed else 0
 
 
 def _json(work: "SweepFolder", there: set[int], grid: str | None) -> str:
@@ -186,9 +188,9 @@ def _json(work: "SweepFolder", there: set[int], grid: str | None) -> str:
                 **({"safety": work.safety[i]} if i in work.safety else {}),
             }
         )
-    told = {"grid": grid, "sweep": work.sweep.to_dict(), "cells": cells}
-    return json.dumps(told, ensure_ascii=False, indent=2)
+    report = {"grid": grid, "sweep": work.sweep.to_dict(), "cells": cells}
+    return json.dumps(report, ensure_ascii=False, indent=2)
 
 
-def _pictures(count: int) -> str:
-    return "1 picture" if count == 1 else f"{count} pictures"
+def _count(images: int) -> str:
+    return "1 image" if images == 1 else f"{images} images"

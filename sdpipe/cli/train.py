@@ -10,8 +10,7 @@ from typing import Annotated, Any, Self
 
 import typer
 
-from sdpipe.cli import console as messages
-from sdpipe.cli import options, progress
+from sdpipe.cli import console, options
 from sdpipe.errors import SdpipeError
 
 PANEL = "Training"
@@ -93,17 +92,17 @@ def train(
         )
     except SdpipeError:
         if os.environ.get("RANK", "0") != "0":  # one of several processes: the first reports it
-            raise typer.Exit(messages.FAILED) from None
+            raise typer.Exit(console.FAILED) from None
         raise
-    with progress.status("loading the libraries ..."):
+    with console.status("loading the libraries ..."):
         from sdpipe.training.train import train as run
     with TrainingProgress() as show:
-        folder = run(job, progress=show, log=messages.say)
+        folder = run(job, progress=show, log=console.print_status)
     if folder is not None:  # else this is not the first process
-        messages.print_result(str(folder))
+        console.print_result(str(folder))
         caption = "red apple" if job.entries is None else job.entries[0].text
         prompt, model = shlex.quote(caption), shlex.quote(str(folder))
-        messages.say(f"draw with it: sdpipe generate {prompt} --model {model}")
+        console.print_status(f"draw with it: sdpipe generate {prompt} --model {model}")
 
 
 class TrainingProgress:
@@ -131,7 +130,7 @@ class TrainingProgress:
             now = time.monotonic()
             if done == total or now - self.reported > REPORT_EVERY:
                 self.reported = now
-                messages.say(f"{task}: {done} of {total}{', ' if note else ''}{note}")
+                console.print_status(f"{task}: {done} of {total}{', ' if note else ''}{note}")
             return
         if task != self.task:
             from tqdm import tqdm

@@ -130,7 +130,7 @@ def test_each_of_four_files_replays_alone_from_the_lowest_seed(folder, tmp_path,
     out, err = capsys.readouterr()
     paths = out.split()
     assert [path.rpartition("/")[2] for path in paths] == [f"cat-{i}.png" for i in (1, 2, 3, 4)]
-    assert "4 pictures" in err
+    assert "4 images" in err
     assert "seed 0, 25 % on the way to 1 to 4" in err
     last = paths[3]
     assert "variation_seed" in str(info(last))

@@ -54,7 +54,7 @@ def contents(folder):
 
 def test_every_cell_is_the_picture_that_the_library_draws(sweep, models):
     told, err = sweep("a {cat|dog}", "--seed", "3-5", "--steps", "3,4", "--g", "1", "--out", "o")
-    assert re.search(r"sdpipe: 12 pictures: 12 drawn in \d+\.\d s\n$", err)
+    assert re.search(r"sdpipe: 12 images: 12 drawn in \d+\.\d s\n$", err)
     pipe = sdpipe.pipeline.Pipeline(models[0], device="cpu", dtype="float32")
     assert len(told["cells"]) == 12
     for cell in told["cells"]:
@@ -93,11 +93,11 @@ def test_what_is_there_is_not_drawn_again_and_more_values_only_add(sweep):
     first, _ = sweep("red apple", "--seed", "1-2", *more)
     before = contents("o")
     again, err = sweep("red apple", "--seed", "1-2", *more)
-    assert err == "sdpipe: 4 pictures: 4 there before\n"
+    assert err == "sdpipe: 4 images: 4 there before\n"
     assert contents("o") == before
     assert again["grid"] == first["grid"] == "o/grid.png"
     wider, err = sweep("red apple", "--seed", "1-3", *more)
-    assert err.startswith("sdpipe: 4 of 6 pictures are there already.\n")
+    assert err.startswith("sdpipe: 4 of 6 images are there already.\n")
     assert [cell["drawn"] for cell in wider["cells"]] == [False, False, True] * 2
     assert wider["grid"] == "o/grid-1.png"
     assert contents("o").items() > before.items()
@@ -116,17 +116,17 @@ def test_a_terminal_shows_a_bar_while_there_is_something_to_draw(run, models, mo
         return sys.stderr.getvalue()
 
     first = shown()
-    assert "\rdrawing 4 pictures ..." in first
-    assert "drawing 4 pictures: 100%" in first
+    assert "\rdrawing 4 images ..." in first
+    assert "drawing 4 images: 100%" in first
     assert ": 0it [" not in first
     assert re.fullmatch(
-        r"putting the grid together \.\.\.\r\x1b\[Ksdpipe: 4 pictures: 4 drawn in \S+ s",
+        r"drawing the grid \.\.\.\r\x1b\[Ksdpipe: 4 images: 4 drawn in \S+ s",
         first.split("\n")[-2],
     )
     again = shown()
     assert "drawing" not in again
     assert again.count("\n") == 1
-    assert again.endswith("\x1b[Ksdpipe: 4 pictures: 4 there before\n")
+    assert again.endswith("\x1b[Ksdpipe: 4 images: 4 there before\n")
 
 
 def test_a_file_counts_only_where_it_is_the_cell(sweep):
@@ -196,7 +196,7 @@ def test_what_overflows_costs_no_other_picture(sweep):
         *("o/g=2-seed=1.png", None, "o/g=2-seed=2.png", None)
     ]
     assert len(re.findall(r"error: g=3e\+38-seed=[12]: .*NaN or infinity", err)) == 2
-    assert "4 pictures: 2 drawn in" in err
+    assert "4 images: 2 drawn in" in err
     assert ", 2 without a picture\n" in err
     assert os.path.exists("o/grid.png")
 
@@ -236,7 +236,7 @@ def test_the_grid_tells_how_it_was_made(run, sweep, models):
     before = contents("o")
     status, out, err = run(*shlex.split(command)[1:], "--out", "o")
     assert (status, out) == (0, "o/grid.png\n")
-    assert err == "sdpipe: 4 pictures: 4 there before\n"
+    assert err == "sdpipe: 4 images: 4 there before\n"
     assert contents("o") == before
     text = png.read("o/grid.png")["parameters"]
     assert text.startswith("a cat\nNegative prompt: red\nSteps: 2, Sampler: DDIM")
@@ -267,7 +267,7 @@ def test_interrupted_it_goes_on_where_it_was(run, sweep, models, tmp_path):
     assert (process.returncode, out) == (130, "")
     before = contents("o")
     assert err == (
-        f"sdpipe: {len(before)} of 177 pictures are done; the same command goes on.\n"
+        f"sdpipe: {len(before)} of 177 images are done; the same command goes on.\n"
         "sdpipe: interrupted\n"
     )
     assert 7 <= len(before) < 177
