@@ -57,7 +57,7 @@ ARROWS: set[tuple[str, str]] = {
     ("loading", "settings"),
 }
 LONG = {
-    *("show/attention.py", "sweep/folder.py"),
+    "show/attention.py",
 }
 ROOT_FILES: set[str] = set()
 

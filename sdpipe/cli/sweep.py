@@ -153,7 +153,7 @@ def _drawn(work: "SweepFolder", batch: int, as_json: bool) -> int:
             with console.bar(f"drawing {_count(cells - len(there))}") as on_step:
                 for i in work.draw(batch, on_step):
                     console.print_flagged(str(work.paths[i]), work.safety.get(i))
-        with console.status("drawing the grid ..."):
+        with console.status("laying out the grid ..."):
             grid = str(work.save_grid())
         if not as_json:
             console.print_result(grid)

@@ -1,4 +1,4 @@
-"""Drawing a sweep into a folder: what of it is there already, the rest in batches, the grid.
+"""Draws a sweep into a folder: finds the cells that are there, draws the others, and the grid.
 
     from sdpipe import Pipeline
     from sdpipe.sweep import Sweep
@@ -9,27 +9,23 @@
         print(folder.paths[i])
     print(folder.save_grid())
 
-Every cell is a picture of its own that tells how it was drawn. That is also how it is known again:
-a file counts as a cell where its settings, weights, device and number type are the cell's and its
-pixels are those that were drawn. Whatever else has a cell's name stays as it is, and the cell is
-written beside it.
+Every cell is an image of its own, found again by its metadata, see `sdpipe.sweep.match`. A file
+that has a cell's name but is not that cell stays as it is, and the cell is written beside it.
 """
 
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from sdpipe.errors import NotFiniteError, SdpipeError, UsageError
+from sdpipe.errors import NotFiniteError, UsageError
 from sdpipe.io import png
-from sdpipe.io.pixels import load_pixels, pixels_sha256
-from sdpipe.metadata.read import read_record
+from sdpipe.io.pixels import load_pixels
 from sdpipe.metadata.record import Record, about_image
 from sdpipe.metadata.save import metadata_for
 from sdpipe.plan import plan
@@ -37,33 +33,28 @@ from sdpipe.runtime.device import dtype_name
 from sdpipe.settings import DEFAULT_OF, RULES, ResolvedSettings, label
 from sdpipe.sweep.axes import format_values
 from sdpipe.sweep.grid import Place, draw_grid
-from sdpipe.sweep.sweep import SINGLE, SWEPT, Sweep
+from sdpipe.sweep.match import carries, mismatch, read_or_none, settings_key
+from sdpipe.sweep.sweep import BATCH, SINGLE, SWEPT, Sweep, batches
 
 if TYPE_CHECKING:
     from sdpipe.pipeline import Pipeline
 
-BATCH = 8  # cells that are drawn at once, at most
-BATCH_PIXELS = BATCH * 512 * 512  # and their pixels: large cells are fewer
-
 FILLED = tuple(name for name in SWEPT if DEFAULT_OF[name] is None)
 """The settings that get the model's value where all cells have the same."""
 
-MARKS = ("revision", "variant", "sha256", "prediction")
-"""What tells one model from another, besides its parts and what was added."""
-
 
 class SweepFolder:
-    """A folder that gets the pictures of a sweep.
+    """A folder for the images of a sweep.
 
     sweep: with every value filled in that is the model's, and its seed.
     settings: of each cell, resolved, in the order of `sweep.cells`.
     paths: of the cells that are there, by their numbers.
-    failed: why a cell has no picture, by its number.
+    failed: why a cell has no image, by its number.
     safety: what the safety checker says of a cell, by its number, where it was asked.
     notes: which files have a cell's name and are not that cell, a sentence each.
 
     Raises:
-        UsageError: a cell breaks a rule of the model, or two are the same picture with it.
+        UsageError: a cell breaks a rule of the model, or two are the same image with it.
     """
 
     def __init__(self, folder: str | os.PathLike[str], sweep: Sweep, pipe: "Pipeline") -> None:
@@ -86,7 +77,7 @@ class SweepFolder:
     ) -> Iterator[int]:
         """Draws what is missing and yields the number of each cell when its file is there.
 
-        A cell whose numbers overflow has no picture; see `failed`. `batch` is how many are drawn at
+        A cell whose numbers overflow has no image; see `failed`. `batch` is how many are drawn at
         once, at most. `on_step` is called with how many steps of how many are done.
 
         Raises:
@@ -124,13 +115,13 @@ class SweepFolder:
         drawn = draw_grid(self.sweep.axes, largest, picture, self.sweep.prompt, self._subtitle())
         notes = self._grid_notes(drawn)
         for path in self._files("grid"):
-            if _carries(path, notes):
+            if carries(path, notes):
                 return path
         return png.save(drawn, self._folder / "grid.png", notes)
 
     def _draw(self, numbers: list[int], tell: Callable[[float], None]) -> Iterator[int]:
         first = self.settings[numbers[0]]
-        values = {**first.to_dict(), "n": len(numbers), **_pictures(self.sweep)}
+        values = {**first.to_dict(), "n": len(numbers), **_images(self.sweep)}
         whole = self._steps(numbers)
         try:
             result = self._pipe.generate(
@@ -160,11 +151,11 @@ class SweepFolder:
         rules = self._pipe.components.constraints
         found: dict[ResolvedSettings, str] = {}
         for cell in sweep.cells:
-            values = {**cell.settings.to_dict(), **_pictures(sweep)}
+            values = {**cell.settings.to_dict(), **_images(sweep)}
             (settings,) = plan(values.pop("prompt"), **rules, **values)
             if settings in found:
                 raise UsageError(
-                    f"{found[settings]} and {cell.name} are the same picture with this model; "
+                    f"{found[settings]} and {cell.name} are the same image with this model; "
                     "leave one out."
                 )
             found[settings] = cell.name
@@ -184,20 +175,22 @@ class SweepFolder:
         return sweep.with_values(**values)
 
     def _find(self) -> None:
-        """Looks for the cells that are there, and says what else has their names."""
-        wanted = {_key(settings.to_dict()) for settings in self.settings}
+        """Finds the cells that are there, and notes which other files have their names."""
+        wanted = {settings_key(settings.to_dict()) for settings in self.settings}
         others: list[str] = []
         for i, settings in enumerate(self.settings):
             values, reasons = settings.to_dict(), []
             for path in self._files(self._names[i]):
-                record = _record(path)
-                reason = self._mismatch(path, record, values)
+                record = read_or_none(path)
+                reason = mismatch(path, record, values, self._pipe)
                 if reason is None:
                     self.paths[i] = path
                     if record is not None and record.safety is not None:
                         self.safety[i] = record.safety
                     break
-                if record is None or _key(record.values) not in wanted - {_key(values)}:
+                if record is None or settings_key(record.values) not in wanted - {
+                    settings_key(values)
+                }:
                     reasons.append(f"{path} {reason}")
             if i not in self.paths:
                 others += reasons
@@ -209,36 +202,14 @@ class SweepFolder:
 
     def _previous_seed(self, settings: list[ResolvedSettings]) -> int | None:
         """The seed that was drawn when the same sweep began in this folder."""
-        for i, each in enumerate(settings):
+        for i, cell in enumerate(settings):
             for path in self._files(self._names[i]):
-                record = _record(path)
+                record = read_or_none(path)
                 seed = None if record is None else record.values.get("seed")
-                values = {**each.to_dict(), "seed": seed}
-                if isinstance(seed, int) and self._mismatch(path, record, values) is None:
+                values = {**cell.to_dict(), "seed": seed}
+                if isinstance(seed, int) and mismatch(path, record, values, self._pipe) is None:
                     return seed
         return None
-
-    def _mismatch(self, path: Path, record: Record | None, values: Mapping[str, Any]) -> str | None:
-        """What speaks against a file being the cell with these settings; None if nothing does."""
-        if record is None or record.source != "sdpipe" or record.sweep is not None:
-            return "is no picture of sdpipe's"
-        if _key(record.values) != _key(values):
-            return "was drawn from other settings"
-        then = {name: record.model.get(name) for name in MARKS}
-        now = {name: self._identity[name] for name in then}
-        if then != now or dict(record.parts) != self._identity["parts"]:
-            return f"was drawn by other weights ({_weights(then)}, not {_weights(now)})"
-        if list(map(dict, record.loras)) != self._identity["loras"]:
-            return "was drawn with other LoRAs"
-        if list(map(dict, record.embeddings)) != self._identity["embeddings"]:
-            return "was drawn with other embeddings"
-        parts = self._pipe.components
-        here = (dtype_name(parts.dtype), parts.device.type)
-        if (record.dtype, (record.device or "").partition(":")[0]) != here:
-            return f"was drawn on {record.device} in {record.dtype}, not on {here[1]} in {here[0]}"
-        if record.speed != self._pipe.speed:
-            return f"was drawn with speed {record.speed}, not {self._pipe.speed}"
-        return None if _kept(path, record.pixels_sha256) else "was changed after it was drawn"
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.png"
@@ -265,7 +236,7 @@ class SweepFolder:
         return " · ".join([*shown, Path(str(self._identity["name"])).name])
 
     def _grid_notes(self, drawn: Image.Image) -> dict[str, Any]:
-        """What the grid carries: as a picture does, with the sweep in place of the settings."""
+        """What the grid carries: as an image does, with the sweep in place of the settings."""
         parts = self._pipe.components
         notes = png.metadata(
             self.settings[0],
@@ -283,36 +254,6 @@ class SweepFolder:
                 f"{letter} Values: {json.dumps(format_values(axis.values), ensure_ascii=False)}"
             )
         return {"parameters": ", ".join(told), "sdpipe": {"sweep": self.sweep.to_dict(), **own}}
-
-
-def batches(settings: Sequence[ResolvedSettings], most: int = BATCH) -> list[list[int]]:
-    """Which images can be drawn in one call of `Pipeline.generate`: their numbers, from 0.
-
-    Those of a call differ in nothing but the seed, or of variations the variation seed, which goes
-    up by one. There are never more than `most`, nor more pixels than `BATCH_PIXELS` unless it is
-    one image. `settings` are resolved.
-    """
-
-    def seed_of(i: int) -> int:
-        seed = settings[i].variation_seed
-        return settings[i].seed if seed is None else seed
-
-    alike: dict[ResolvedSettings, list[int]] = {}
-    for i, one in enumerate(settings):
-        same = replace(one, variation_seed=0) if one.is_variation else replace(one, seed=0)
-        alike.setdefault(same, []).append(i)
-    found: list[list[int]] = []
-    for same, numbers in alike.items():
-        width, height = same.output_size
-        room = min(most, BATCH_PIXELS // (width * height))
-        batch: list[int] = []
-        for i in sorted(numbers, key=seed_of):
-            if batch and (len(batch) >= room or seed_of(i) != seed_of(batch[-1]) + 1):
-                found.append(batch)
-                batch = []
-            batch.append(i)
-        found.append(batch)
-    return found
 
 
 def _a1111_axis(name: str) -> str:
@@ -346,41 +287,8 @@ def sweep_command(path: str | os.PathLike[str], record: Record) -> str:
         raise about_image(path, "has metadata that makes no sense", error) from error
 
 
-def _pictures(sweep: Sweep) -> dict[str, Any]:
-    """Those that the cells begin with, and not only which they are."""
+def _images(sweep: Sweep) -> dict[str, Any]:
+    """The images that the cells begin with, with their pixels."""
     return {
         name: sweep.values[name] for name in ("init_image", "mask_image") if name in sweep.values
     }
-
-
-def _key(values: Mapping[str, Any]) -> str:
-    """The settings that are not at their default; images older than a setting lack it."""
-    given = {name: value for name, value in values.items() if value != DEFAULT_OF.get(name)}
-    return json.dumps(given, sort_keys=True)
-
-
-def _record(path: Path) -> Record | None:
-    try:
-        return read_record(path)
-    except SdpipeError:
-        return None
-
-
-def _kept(path: Path, recorded: str | None) -> bool:
-    try:
-        return pixels_sha256(load_pixels(path)) == recorded
-    except SdpipeError:
-        return False
-
-
-def _carries(path: Path, notes: dict[str, Any]) -> bool:
-    """Whether a file tells the same, and still has the pixels that it tells of."""
-    try:
-        same = png.read(path).get("sdpipe") == json.loads(json.dumps(notes["sdpipe"]))
-    except SdpipeError:
-        return False
-    return same and _kept(path, notes["sdpipe"]["pixels_sha256"])
-
-
-def _weights(model: Mapping[str, Any]) -> str:
-    return str(model.get("sha256") or model.get("revision") or "unknown")[:12]

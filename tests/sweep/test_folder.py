@@ -120,7 +120,7 @@ def test_a_terminal_shows_a_bar_while_there_is_something_to_draw(run, models, mo
     assert "drawing 4 images: 100%" in first
     assert ": 0it [" not in first
     assert re.fullmatch(
-        r"drawing the grid \.\.\.\r\x1b\[Ksdpipe: 4 images: 4 drawn in \S+ s",
+        r"laying out the grid \.\.\.\r\x1b\[Ksdpipe: 4 images: 4 drawn in \S+ s",
         first.split("\n")[-2],
     )
     again = shown()
@@ -145,7 +145,7 @@ def test_a_file_counts_only_where_it_is_the_cell(sweep):
     paths[3].write_bytes(good[4])  # another cell of the same sweep, under its name
     mine = contents("o")
     again, err = sweep(*arguments)
-    assert "o/seed=2.png is no picture of sdpipe's (and so on: 2 files); what is there stays" in err
+    assert "o/seed=2.png is not an image by sdpipe (and so on: 2 files); what is there stays" in err
     assert [cell["drawn"] for cell in again["cells"]] == [True, True, True, True, False]
     names = ["seed=1", "seed=2-1", "seed=3-1", "seed=4-1", "seed=5"]
     assert [cell["path"] for cell in again["cells"]] == [f"o/{name}.png" for name in names]
@@ -197,13 +197,13 @@ def test_what_overflows_costs_no_other_picture(sweep):
     ]
     assert len(re.findall(r"error: g=3e\+38-seed=[12]: .*NaN or infinity", err)) == 2
     assert "4 images: 2 drawn in" in err
-    assert ", 2 without a picture\n" in err
+    assert ", 2 without an image\n" in err
     assert os.path.exists("o/grid.png")
 
 
 def test_a_warning_for_all_cells_is_said_once(sweep):
     _, err = sweep("[red:green:90] apple", "--g", "1,2,3", "--steps", "2", "--out", "o")
-    assert err.count("changes after 90 steps") == 1
+    assert err.count("changes after step 90") == 1
 
 
 def test_the_grid_tells_how_it_was_made(run, sweep, models):

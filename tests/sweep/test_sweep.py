@@ -16,8 +16,8 @@ from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.io import png
 from sdpipe.metadata.read import read_record
 from sdpipe.settings import ResolvedSettings, Settings
-from sdpipe.sweep.folder import BATCH_PIXELS, batches, sweep_command
-from sdpipe.sweep.sweep import Sweep
+from sdpipe.sweep.folder import sweep_command
+from sdpipe.sweep.sweep import BATCH_PIXELS, Sweep, batches
 
 
 def test_cells_are_every_combination_row_by_row():
