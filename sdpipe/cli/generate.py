@@ -58,7 +58,7 @@ def generate(
 
     written: list[dict[str, Any]] = []
     try:
-        save(pipe, result, destination, written, show=not as_json, with_metadata=not no_metadata)
+        save(result, destination, written, show=not as_json, with_metadata=not no_metadata)
     finally:
         if as_json:
             console.print_result(json.dumps(written, ensure_ascii=False, indent=2))

@@ -18,7 +18,7 @@ from sdpipe.settings import DEFAULT_OF, FROM_IMAGE, IMAGE, OUTPUT, RULES, check_
 if TYPE_CHECKING:
     from sdpipe.metadata.replay import ReplayJob
     from sdpipe.metadata.verify import Verdict
-    from sdpipe.pipeline import Pipeline, Result
+    from sdpipe.pipeline import Result
 
 Image = Annotated[str, typer.Argument(metavar="IMAGE", help="PNG, JPEG or WebP.")]
 Verify = Annotated[
@@ -153,14 +153,14 @@ def replay(
     report: dict[str, Any] = {"image": image, "notes": notes}
     status = 0
     if verify:
-        verdict = _verdict(image, job, pipe, result)
+        verdict = _verdict(image, job, result)
         status = verdict.status
         report.update(verdict.to_dict())
         if not as_json:
             console.print_result(str(verdict))
     if destination is not None:
         report["written"] = []
-        save(pipe, result, destination, report["written"], show=not as_json, indices=job.indices)
+        save(result, destination, report["written"], show=not as_json, indices=job.indices)
     if as_json:
         console.print_result(json.dumps(report, ensure_ascii=False, indent=2))
     drawn = [result.settings[k] for k in job.indices]
@@ -173,10 +173,10 @@ def _print_notes(image: str, notes: Iterable[str]) -> None:
         console.print_status(f"{Path(image).name}: {note}")
 
 
-def _verdict(image: str, job: "ReplayJob", pipe: "Pipeline", result: "Result") -> "Verdict":
+def _verdict(image: str, job: "ReplayJob", result: "Result") -> "Verdict":
     from sdpipe.metadata.verify import verify
 
-    now = metadata_for(pipe, result, job.index)["sdpipe"]
+    now = metadata_for(result, job.index)["sdpipe"]
     return verify(image, job.record, result.images[job.index], now)
 
 

@@ -8,7 +8,7 @@
 
 An image of ours names its model, settings, device and number type, and the size of its batch, which
 influences the last bits (see benchmarks/batch_effect.json). What the other images of the batch
-show does not matter: in their places the same prompt is drawn from other seeds.
+show does not matter: in their places the same image is drawn.
 """
 
 import os
@@ -23,7 +23,7 @@ from sdpipe.metadata import resolve
 from sdpipe.metadata.read import read_record
 from sdpipe.metadata.record import Record, RecordError, about_image, truncate
 from sdpipe.runtime.device import check_device, check_dtype, pick_device
-from sdpipe.settings import KARRAS_SCHEDULERS, MAX_SEED, Settings
+from sdpipe.settings import KARRAS_SCHEDULERS, Settings
 
 if TYPE_CHECKING:
     from sdpipe.denoise import Step
@@ -125,14 +125,16 @@ class ReplayJob:
             UsageError: the settings break a rule of the model.
             NotFiniteError: a stage produced NaN or infinity.
         """
+        from sdpipe.pipeline import Result
+
         values = self.settings.to_dict()
         if save_int is not None:
             values["save_int"] = save_int
-        if not self.changed:
-            values[_incrementing_seed(self.settings)] -= self.index
-            values["n"] = self.n
         values |= {"init_image": self.init_image, "mask_image": self.mask_image}
-        return pipe.generate(values.pop("prompt"), on_step=on_step, **values)
+        images, canvas = pipe.plan(values.pop("prompt"), **values)
+        if not self.changed:
+            images *= self.n
+        return Result.join(list(pipe.draw(images, canvas, on_step=on_step)))
 
 
 def prepare(
@@ -264,16 +266,10 @@ def _batch(record: Record, settings: Settings, notes: list[str]) -> tuple[int, i
         return 1, 0
     width, height = settings.output_size
     pixels = n * (width or 512) * (height or 512)
-    seed = getattr(settings, _incrementing_seed(settings))
-    if pixels > MAX_PIXELS or seed is None or not 0 <= seed - index <= MAX_SEED - n + 1:
+    if pixels > MAX_PIXELS:
         notes.append(f"it was drawn in a batch of {n}; drawn alone its last bits may differ.")
         return 1, 0
     return n, index
-
-
-def _incrementing_seed(settings: Settings) -> str:
-    """The setting that increments from image to image of a batch."""
-    return "variation_seed" if settings.is_variation else "seed"
 
 
 def _mark(part: str | None) -> str:

@@ -137,7 +137,7 @@ class SweepFolder:
                 yield from self._draw([i], tell)
             return
         for k, i in enumerate(numbers):
-            notes = metadata_for(self._pipe, result, k)
+            notes = metadata_for(result, k)
             if result.safety:
                 self.safety[i] = result.safety[k].to_dict()
             self.paths[i] = png.save(result.images[k], self._path(self._names[i]), notes)

@@ -284,7 +284,7 @@ def test_of_the_hub_it_is_fetched_when_asked_for_and_not_before(folders, monkeyp
         about = ("safety_checker", "feature_extractor")
         assert not [r for r in hub.requests if any(name in r for name in about)]
         plain = pipe.generate("cat", **FAST)
-        notes = metadata_for(pipe, plain, 0)
+        notes = metadata_for(plain, 0)
         notes["sdpipe"]["settings"]["safety"] = "flag"
         image = png.save(plain.images[0], tmp_path / "x.png", notes)
         job = prepare(image)  # on whose word nothing is fetched

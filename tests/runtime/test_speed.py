@@ -92,7 +92,7 @@ def test_channels_last_stays_from_layer_to_layer(wide, for_speed):
 def test_the_speed_is_recorded_and_replayed(folder, tmp_path, speed):
     pipe = Pipeline(folder, device="cpu", dtype="bfloat16", speed=speed == "default")
     result = pipe.generate("cat", seed=1, steps=2, dim=64)
-    path = png.save(result.images[0], tmp_path / "x.png", metadata_for(pipe, result, 0))
+    path = png.save(result.images[0], tmp_path / "x.png", metadata_for(result, 0))
     assert png.read(path)["sdpipe"]["speed"] == speed
     job = prepare(path, model=str(folder))
     assert job.speed == speed
