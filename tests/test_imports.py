@@ -56,9 +56,7 @@ INSIDE_FUNCTIONS = {("pipeline", "metadata")}  # Result.save and Pipeline.replay
 ARROWS: set[tuple[str, str]] = {
     ("loading", "settings"),
 }
-LONG = {
-    "show/attention.py",
-}
+LONG: set[str] = set()
 ROOT_FILES: set[str] = set()
 
 

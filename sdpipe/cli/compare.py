@@ -12,7 +12,7 @@ from sdpipe.io import files
 from sdpipe.settings import OUTPUT, Settings
 from sdpipe.show import style
 from sdpipe.show.output import DRAWINGS
-from sdpipe.show.output import as_json as in_one_line
+from sdpipe.show.output import to_json as in_one_line
 
 CHECK = "Check"
 
@@ -93,13 +93,13 @@ def compare(
         found = compare_with_diffusers(pipe, prompt, tolerance=tolerance, on_step=on_step, **inputs)
     written = {}
     if figure_path is not None:
-        data = style.encoded(compare_figure(found), figure_path.suffix.lower())
+        data = style.encode(compare_figure(found), figure_path.suffix.lower())
         written["path"] = str(files.write(figure_path, data))
     if as_json:
-        console.print_result(in_one_line({**found.numbers(), **written}))
+        console.print_result(in_one_line({**found.to_dict(), **written}))
     else:
         console.print_result("\n".join([str(found), *written.values()]))
-    return 0 if found.within else console.FAILED
+    return 0 if found.passed else console.FAILED
 
 
 def _figure_path(out: str) -> Path:
@@ -115,5 +115,5 @@ def _figure_path(out: str) -> Path:
             f"give a name ending in {', '.join(DRAWINGS)}",
         )
     path = files.Destination(out, 1, DRAWINGS).path(0, "compare")
-    style.need_matplotlib()
+    style.check_matplotlib()
     return path

@@ -1,1 +1,1 @@
-"""Pictures of what happens inside: consumers of `Step` and of the stages."""
+"""Images of what happens inside: consumers of `Step` and of the stages."""

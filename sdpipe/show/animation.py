@@ -1,4 +1,4 @@
-"""Pictures that move: frames and how long each stays, as GIF or MP4."""
+"""Films: frames with their durations, encoded as GIF or MP4."""
 
 import io
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ TICK = 1000 // FRAMES_PER_SECOND
 
 @dataclass(frozen=True)
 class Film:
-    """Frames of one size, RGB with even sides, and for each how many milliseconds it stays.
+    """Frames of one size, RGB with even sides, and the duration of each in milliseconds.
 
-    The times are multiples of `TICK`, which both formats can keep.
+    Durations are multiples of `TICK`, which both formats can hold.
     """
 
     frames: list[Image.Image]
     milliseconds: list[int]
 
 
-def gif(film: Film) -> bytes:
-    """A film as a GIF that starts again at its end; each frame has 256 colours of its own."""
-    few = [in_few_colors(frame) for frame in film.frames]
+def encode_gif(film: Film) -> bytes:
+    """Encodes a film as a GIF that loops; each frame has its own 256 colours."""
+    few = [quantize_colors(frame) for frame in film.frames]
     buffer = io.BytesIO()
     few[0].save(
         buffer,
@@ -40,10 +40,11 @@ def gif(film: Film) -> bytes:
     return buffer.getvalue()
 
 
-def in_few_colors(frame: Image.Image) -> Image.Image:
-    """The 256 colours that suit a frame best, mixed from dots where one is between them.
+def quantize_colors(frame: Image.Image) -> Image.Image:
+    """Reduces a frame to the 256 colours that suit it best, with dithering.
 
-    White stays white: a mean of nearly white ones would tint the paper, another in each frame.
+    White stays white. Averaged with nearly white colours it would get a tint, different in each
+    frame.
     """
     palette = frame.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=2)
     few = frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
@@ -57,24 +58,25 @@ def in_few_colors(frame: Image.Image) -> Image.Image:
     return few
 
 
-def need_av() -> None:
-    """Says what to do where the library that writes MP4 is missing.
+def check_av() -> None:
+    """Checks that PyAV is installed, before any work is done.
 
     Raises:
-        SdpipeError: it is.
+        SdpipeError: it is not.
     """
     try:
         import av  # noqa: F401
     except ImportError as error:
         raise SdpipeError(
-            "an MP4 is written with PyAV, which is not installed: "
-            'pip install "sdpipe[show]", or take --gif.'
+            "PyAV",
+            "is needed for an MP4 and is not installed",
+            'pip install "sdpipe[show]", or use --gif',
         ) from error
 
 
-def mp4(film: Film) -> bytes:
-    """A film as an MP4, H.264 as every browser plays it."""
-    need_av()
+def encode_mp4(film: Film) -> bytes:
+    """Encodes a film as an MP4 with H.264, which every browser plays."""
+    check_av()
     import av
 
     buffer = io.BytesIO()
@@ -84,8 +86,8 @@ def mp4(film: Film) -> bytes:
         stream.pix_fmt = "yuv420p"
         for frame, milliseconds in zip(film.frames, film.milliseconds, strict=True):
             for _ in range(milliseconds // TICK):
-                picture = av.VideoFrame.from_image(frame)
-                for packet in stream.encode(picture):
+                video_frame = av.VideoFrame.from_image(frame)
+                for packet in stream.encode(video_frame):
                     container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)

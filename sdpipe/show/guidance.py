@@ -1,4 +1,4 @@
-"""Classifier-free guidance laid open: without the prompt, with it, and what goes beyond both."""
+"""Classifier-free guidance: the predictions without the prompt, with it, and guided."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,25 +16,24 @@ from sdpipe.latents import angle_between, latents_to_pil
 from sdpipe.show import style
 from sdpipe.show.checks import check_at, check_guidance
 from sdpipe.show.filmstrip import format_sigma, spread_states
-from sdpipe.show.listen import Listener
-from sdpipe.show.stages import sampling, settle
+from sdpipe.show.inputs import describe_sampling, resolve_one
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from sdpipe.pipeline import Pipeline
-    from sdpipe.settings import Settings
+    from sdpipe.settings import ResolvedSettings
 
 COLUMNS = 6
-GAP, LABELS = 8, 128  # pixels between pictures, and for the names of the rows
-FEW = 12  # steps that are dots on the curves; a single one would be no line
+GAP, LABELS = 8, 128  # pixels between images, and for the names of the rows
+FEW = 12  # steps up to which the curves have dots; one step would be no line
 LETTERS = {"epsilon": r"\epsilon", "v_prediction": "v"}
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """The two predictions of one step: their lengths, and how far apart they are.
+class GuidanceStats:
+    """The two predictions of one step: their norms and the angle between them.
 
     norm_uncond, norm_cond, norm_difference: the Euclidean norms of the U-Net's outputs without
         and with the prompt, and of the difference that guidance multiplies.
@@ -50,28 +49,28 @@ class Contrast:
 
 
 @dataclass(frozen=True, eq=False)
-class Guided:
+class GuidanceRun:
     """Guidance over a whole run.
 
-    settings: of the picture. size: how many numbers the latents have.
-    prediction_type: what the outputs are: "epsilon", "v_prediction" or "sample".
-    contrasts: one for every step.
-    at: the steps, from 0, that are shown as pictures; for each the clean latents predicted without
-        the prompt, with it, and under guidance, decoded.
+    settings: of the image. size: the number of elements of the latents.
+    prediction_type: of the outputs: "epsilon", "v_prediction" or "sample".
+    stats: one for every step.
+    at: the steps, from 0, that are shown as images. images: for each of them the clean latents
+        predicted without the prompt, with it, and guided, decoded.
     """
 
-    settings: "Settings"
+    settings: "ResolvedSettings"
     prediction_type: str
     size: int
-    contrasts: list[Contrast]
+    stats: list[GuidanceStats]
     at: list[int]
-    pictures: list[tuple[Image.Image, Image.Image, Image.Image]]
+    images: list[tuple[Image.Image, Image.Image, Image.Image]]
 
-    def numbers(self) -> dict[str, Any]:
-        """What can be said in JSON: lists with one entry for every step."""
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types: lists with one entry for every step."""
         lists = {
-            name: [getattr(contrast, name) for contrast in self.contrasts]
-            for name in Contrast.__dataclass_fields__
+            name: [getattr(item, name) for item in self.stats]
+            for name in GuidanceStats.__dataclass_fields__
         }
         return {
             "settings": self.settings.to_dict(),
@@ -82,6 +81,26 @@ class Guided:
         }
 
 
+class RecordingUNet:
+    """Wraps a U-Net and keeps its outputs.
+
+    outputs: one for each call, in float32, as `guidance.predict` returns it.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        self.outputs: list[Tensor] = []
+        self._unet = unet
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the U-Net."""
+        output = self._unet(*args, **kwargs)
+        self.outputs.append(output.sample.float())
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._unet, name)
+
+
 def guidance_data(
     pipe: "Pipeline",
     prompt: str,
@@ -89,46 +108,46 @@ def guidance_data(
     *,
     on_step: Callable[[Step], object] | None = None,
     **settings: Any,
-) -> Guided:
-    """Draws a picture as `Pipeline.generate` does, and compares both predictions at every step.
+) -> GuidanceRun:
+    """Draws an image as `Pipeline.generate` does, and compares both predictions at every step.
 
-    at: steps, counted from 0 as `Step.index` is, that are decoded; left out, some spread evenly.
-        Heun and PNDM have more of them than `settings` ask for: the U-Net's calls are counted.
+    at: the steps to decode, counted from 0 as `Step.index`; empty for some, evenly spread. They
+        count calls of the U-Net: with Heun and PNDM more than `settings` ask for.
 
     Raises:
-        UsageError: a value breaks its rule, or g is 1 or 0, if only at one step: then there is but
-            one prediction. So it is outside of an interval; and what rescale does is not shown.
+        UsageError: a value breaks its rule; or g is 1 or 0, at least at one step, which leaves one
+            prediction; or `guidance_rescale` or `guidance_interval` is set.
     """
-    own = settle(pipe, prompt, **settings)
-    check_guidance(own.g, own.steps, own.scheduler)
-    if own.guidance_rescale or own.guidance_interval is not None:
-        name = "guidance_rescale" if own.guidance_rescale else "guidance_interval"
-        raise UsageError(f"{name} has no place in this drawing; leave it out.")
-    guidance = Guidance(own.g or 0.0)
-    check_at(at, own.steps, own.scheduler)
-    listener = Listener(pipe.components.unet)
-    settings = {**settings, "seed": own.seed, "save_int": True, "on_step": on_step}
-    steps = pipe.with_parts(unet=listener).generate(prompt, **settings).steps
+    run = resolve_one(pipe, prompt, **settings)
+    check_guidance(run.g, run.steps, run.scheduler)
+    if run.guidance_rescale or run.guidance_interval is not None:
+        name = "guidance_rescale" if run.guidance_rescale else "guidance_interval"
+        raise UsageError(name, "cannot be shown here", "leave it out")
+    guidance = Guidance(run.g)
+    check_at(at, run.steps, run.scheduler)
+    recorder = RecordingUNet(pipe.components.unet)
+    settings = {**settings, "seed": run.seed, "save_int": True, "on_step": on_step}
+    steps = pipe.with_parts(unet=recorder).generate(prompt, **settings).steps
     at = list(at) or spread_states(len(steps) - 1, COLUMNS)
     kind = pipe.components.scheduler_config.get("prediction_type", "epsilon")
-    contrasts, pictures = [], []
-    for step, both in zip(steps, listener.outputs, strict=True):
-        contrasts.append(_contrast(step, *both.chunk(2)))
+    stats, images = [], []
+    for step, both in zip(steps, recorder.outputs, strict=True):
+        stats.append(_measure(step, *both.chunk(2)))
         if step.index in at:
             g_t = guidance.at(step.index, step.total, step.sigma)
-            three = torch.cat(clean_each(step, both, g_t, kind))
+            three = torch.cat(split_x0(step, both, g_t, kind))
             shown = [latents_to_pil(pipe.components.vae, z)[0] for z in three.split(1)]
-            pictures.append((shown[0], shown[1], shown[2]))
-    return Guided(own, kind, steps[0].x0.numel(), contrasts, sorted(set(at)), pictures)
+            images.append((shown[0], shown[1], shown[2]))
+    return GuidanceRun(run, kind, steps[0].x0.numel(), stats, sorted(set(at)), images)
 
 
-def clean_each(
+def split_x0(
     step: Step, both: Tensor, g: float, prediction_type: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The clean latents that the outputs [uncond, cond] and the guided one amount to, (1, C, h, w).
+    """The clean latents predicted by the outputs uncond, cond and guided, each (1, C, h, w).
 
-    `denoise.predict_x0` is x0 = a x_in + b output, and `step.x0` is that of the guided output;
-    the others differ from it by b times the difference of the outputs.
+    both: [uncond, cond]. `denoise.predict_x0` is x0 = a x_in + b output, and `step.x0` is that of
+    the guided output: the others differ by b times the difference of the outputs.
     """
     uncond, cond = both.chunk(2)
     guided = uncond + g * (cond - uncond)
@@ -139,34 +158,34 @@ def clean_each(
     return step.x0 + b * (uncond - guided), step.x0 + b * (cond - guided), step.x0
 
 
-def _contrast(step: Step, uncond: Tensor, cond: Tensor) -> Contrast:
+def _measure(step: Step, uncond: Tensor, cond: Tensor) -> GuidanceStats:
     a, b = uncond.double(), cond.double()
     norms = float(a.norm()), float(b.norm()), float((b - a).norm())
-    return Contrast(step.timestep, step.sigma, *norms, math.degrees(angle_between(a, b)))
+    return GuidanceStats(step.timestep, step.sigma, *norms, math.degrees(angle_between(a, b)))
 
 
-@style.drawing
-def guidance_figure(data: Guided) -> "Figure":
-    """Draws the three predictions of each chosen step, and norms and angle over all steps."""
+@style.with_style
+def guidance_figure(data: GuidanceRun) -> "Figure":
+    """Draws the three predictions of the steps `at`, and norms and angle over all steps."""
     columns = max(len(data.at), 4)
-    aspect = data.pictures[0][0].height / data.pictures[0][0].width
+    aspect = data.images[0][0].height / data.images[0][0].width
     w = (WIDTH - 2 * MARGIN - LABELS - GAP * (columns - 1)) / columns
     h = w * aspect
     row = max(h, 40) + GAP
     sheet = Sheet(
         46 + 3 * row + 284,
-        style.quoted(data.settings.prompt),
-        f"the picture that each step predicts without the prompt, with it, and guided; "
-        f"seed {data.settings.seed}, {sampling(data.settings)}",
+        style.quote(data.settings.prompt),
+        f"the image that each step predicts without the prompt, with it, and guided; "
+        f"seed {data.settings.seed}, {describe_sampling(data.settings)}",
     )
     top = sheet.top + 40
-    for i, (index, pictures) in enumerate(zip(data.at, data.pictures, strict=True)):
+    for i, (index, images) in enumerate(zip(data.at, data.images, strict=True)):
         x = MARGIN + LABELS + i * (w + GAP)
         sheet.text(x, sheet.top + 8, f"step {index}")
-        sigma = rf"$\sigma$ {format_sigma(data.contrasts[index].sigma)}"
+        sigma = rf"$\sigma$ {format_sigma(data.stats[index].sigma)}"
         sheet.note(x, sheet.top + 26, sigma)
-        for k, picture in enumerate(pictures):
-            sheet.picture(x, top + k * row, w, h, picture)
+        for k, image in enumerate(images):
+            sheet.image(x, top + k * row, w, h, image)
     letter = LETTERS.get(data.prediction_type, "x")
     names = (
         ("without prompt", f"${letter}_u$"),
@@ -181,10 +200,10 @@ def guidance_figure(data: Guided) -> "Figure":
     return sheet.figure
 
 
-def _draw_curves(sheet: Sheet, y: float, data: Guided, letter: str) -> None:
-    """Norms to the left, the angle to the right, over all steps."""
+def _draw_curves(sheet: Sheet, y: float, data: GuidanceRun, letter: str) -> None:
+    """Draws the norms on the left and the angle on the right, over all steps."""
     left, right, width, height = MARGIN + 28, WIDTH - MARGIN - 368, 368, 150
-    steps = range(len(data.contrasts))
+    steps = range(len(data.stats))
     dot = "o" if len(steps) <= FEW else ""
     sheet.text(left, y - 32, "length of the predictions, root mean square")
     norms = sheet.axes(left, y, width, height)
@@ -194,15 +213,15 @@ def _draw_curves(sheet: Sheet, y: float, data: Guided, letter: str) -> None:
         (164, rf"$|{letter}_c - {letter}_u|$ difference", "norm_difference", style.GREEN, "-"),
     )
     for x, label, name, color, line in curves:
-        values = [getattr(contrast, name) / math.sqrt(data.size) for contrast in data.contrasts]
+        values = [getattr(item, name) / math.sqrt(data.size) for item in data.stats]
         norms.plot(steps, values, color=color, linestyle=line, marker=dot, markersize=3.5)
         sheet.text(left + x, y - 11, label, size=style.SMALL, color=color)
-    style.logarithmic(norms)
+    style.set_log_scale(norms)
     sheet.text(right, y - 32, rf"angle between ${letter}_u$ and ${letter}_c$, degrees")
     angle = sheet.axes(right, y, width, height)
-    degrees = [contrast.angle for contrast in data.contrasts]
+    degrees = [item.angle for item in data.stats]
     angle.plot(steps, degrees, color=style.PURPLE, marker=dot, markersize=3.5)
     angle.set(ylim=(0, None))
     for axes, x in ((norms, left), (angle, right)):
-        style.whole_numbers(axes)
+        style.set_integer_ticks(axes)
         sheet.note(x + width, y + height + 36, "step", ha="right")

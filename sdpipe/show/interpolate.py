@@ -1,4 +1,4 @@
-"""The way from one picture to another: between two noises, and between two prompts."""
+"""Interpolation between two images: between their noises and between their prompts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,36 +22,36 @@ from sdpipe.latents import (
 from sdpipe.prompt.encode import encode_prompts
 from sdpipe.schedule import make_scheduler
 from sdpipe.show import style
-from sdpipe.show.checks import check_way
-from sdpipe.show.stages import sampling, settle
+from sdpipe.show.checks import check_interpolation
+from sdpipe.show.inputs import describe_sampling, resolve_one
 from sdpipe.show.style import Sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from sdpipe.pipeline import Pipeline
-    from sdpipe.settings import Settings
+    from sdpipe.settings import ResolvedSettings
 
 FRAMES = 9
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
-    """Pictures between two.
+class Interpolation:
+    """Images between two.
 
-    first, last: the settings of the pictures at both ends, which `Pipeline.generate` draws too.
-    fractions: how far along each picture is, 0 to 1.
-    angle: between the two noises, in degrees; 0 where they are the same.
+    first, last: the settings of the images at both ends.
+    fractions: the position of each image, 0 to 1.
+    angle: between the two noises, in degrees; 0 for the same noise.
     """
 
-    first: "Settings"
-    last: "Settings"
+    first: "ResolvedSettings"
+    last: "ResolvedSettings"
     fractions: list[float]
     angle: float
-    pictures: list[Image.Image]
+    images: list[Image.Image]
 
-    def numbers(self) -> dict[str, Any]:
-        """What can be said in JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as plain JSON types."""
         return {
             "first": self.first.to_dict(),
             "last": self.last.to_dict(),
@@ -69,30 +69,23 @@ def interpolate_data(
     frames: int = FRAMES,
     on_frame: Callable[[int, int], object] | None = None,
     **settings: Any,
-) -> Way:
-    """Draws the pictures between two: noises by `slerp`, embeddings on a straight line.
+) -> Interpolation:
+    """Draws the images between two: noises with `slerp`, prompt embeddings on a straight line.
 
-    seeds: of both ends, or one for both: then the noise stays and only the prompt changes. None
-        are one that is drawn. The other settings are as `Pipeline.generate` takes them.
-    on_frame: called with how many of how many pictures are done.
+    seeds: one for each end, or one for both, which keeps the noise; empty draws one for both. The
+        other settings are those of `Pipeline.generate`.
+    on_frame: called with the number of images that are done, and of all.
 
-    The pictures at both ends are those of `Pipeline.generate`, bit for bit, unless one prompt has
-    more chunks than the other, which is then filled up.
+    The images at both ends are those of `Pipeline.generate`, bit for bit, unless one prompt has
+    more chunks than the other, which is then padded.
 
     Raises:
         UsageError: a value breaks its rule.
     """
     parts = pipe.components
-    a = settle(pipe, first, seed=seeds[0] if seeds else None, **settings)
-    b = settle(pipe, last, seed=seeds[-1] if seeds else a.seed, **settings)
-    check_way(frames, seeds, a.scheduler)
-    assert a.seed is not None
-    assert b.seed is not None
-    assert a.width is not None
-    assert a.height is not None
-    assert a.scheduler is not None
-    assert a.steps is not None
-    assert a.g is not None
+    a = resolve_one(pipe, first, seed=seeds[0] if seeds else None, **settings)
+    b = resolve_one(pipe, last, seed=seeds[-1] if seeds else a.seed, **settings)
+    check_interpolation(frames, seeds, a.scheduler)
     text = encode_prompts(
         parts.tokenizer,
         parts.text_encoder,
@@ -106,7 +99,7 @@ def interpolate_data(
     noises = draw_noise(make_generators([a.seed, b.seed]), shape).split(1)
     fractions = [i / (frames - 1) for i in range(frames)]
     guidance = Guidance(a.g, a.guidance_rescale, a.guidance_interval)
-    pictures = []
+    images = []
     for f in fractions:
         scheduler = make_scheduler(
             a.scheduler,
@@ -117,28 +110,28 @@ def interpolate_data(
             lms_order=a.lms_order,
         )
         x_t = slerp(noises[0], noises[1], f).to(parts.device) * float(scheduler.init_noise_sigma)
-        cond = [between(z[:1], z[1:], f) for z in text.cond]
+        cond = [lerp(z[:1], z[1:], f) for z in text.cond]
         generators = make_generators([a.seed])
-        draw_noise(generators, shape)  # what follows in it is the noise of later steps
+        draw_noise(generators, shape)  # the noise of later steps comes after it
         for step in denoise(parts.unet, scheduler, x_t, cond, text.uncond, guidance, generators):
             x_t = step.latents
-        pictures += latents_to_pil(parts.vae, x_t)
+        images += latents_to_pil(parts.vae, x_t)
         if on_frame is not None:
-            on_frame(len(pictures), frames)
+            on_frame(len(images), frames)
     angle = math.degrees(angle_between(*noises))
-    return Way(a, b, fractions, angle, pictures)
+    return Interpolation(a, b, fractions, angle, images)
 
 
-def between(a: Tensor, b: Tensor, f: float) -> Tensor:
-    """The point at f of the straight way from a to b, either end to the bit."""
+def lerp(a: Tensor, b: Tensor, f: float) -> Tensor:
+    """Linear interpolation that returns a and b themselves at f = 0 and 1."""
     return a if f == 0 else b if f == 1 else torch.lerp(a, b, f)
 
 
-@style.drawing
-def interpolate_figure(data: Way) -> "Figure":
-    """Draws all pictures in a row or more, and below each how far along it is."""
-    aspect = data.pictures[0].height / data.pictures[0].width
-    places, end = style.cells(len(data.pictures), aspect, 36, across=9, gap=8)
+@style.with_style
+def interpolate_figure(data: Interpolation) -> "Figure":
+    """Draws all images in rows, with the position of each below it."""
+    aspect = data.images[0].height / data.images[0].width
+    places, end = style.grid_cells(len(data.images), aspect, 36, across=9, gap=8)
     a, b = data.first, data.last
     noise = (
         f"the noise of seed {a.seed}"
@@ -148,10 +141,10 @@ def interpolate_figure(data: Way) -> "Figure":
     text = ", the embeddings of the prompts on a straight line" * (a.prompt != b.prompt)
     sheet = Sheet(
         end + 8,
-        " to ".join(style.quoted(prompt, 2) for prompt in dict.fromkeys((a.prompt, b.prompt))),
-        f"{noise}{text}; {sampling(a)}",
+        " to ".join(style.quote(prompt, 2) for prompt in dict.fromkeys((a.prompt, b.prompt))),
+        f"{noise}{text}; {describe_sampling(a)}",
     )
-    for (x, y, w, h), picture, f in zip(places, data.pictures, data.fractions, strict=True):
-        sheet.picture(x, y + sheet.top, w, h, picture)
+    for (x, y, w, h), image, f in zip(places, data.images, data.fractions, strict=True):
+        sheet.image(x, y + sheet.top, w, h, image)
         sheet.note(x, y + sheet.top + h + 18, f"{100 * f:.0f} %")
     return sheet.figure

@@ -1,4 +1,4 @@
-"""Where a command of `sdpipe show` leaves what it made: checked before, written at the end."""
+"""The files and numbers that a command of `sdpipe show` writes: checked first, written last."""
 
 import io
 import json
@@ -27,10 +27,10 @@ _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{1,4}")
 
 
 class Output:
-    """A drawing, or films, or numbers, as a person asked for them.
+    """A drawing, films or numbers, as the options ask for them.
 
-    A drawing is written where there is an `out`, or where nothing else was asked for: then it goes
-    to outputs/, under the next number. Nothing that exists is overwritten.
+    A drawing is written to `out`, or, if neither films nor numbers are asked for, to outputs/ under
+    the next number. No existing file is overwritten.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Output:
         mp4: str | None = None,
         formats: Sequence[str] = DRAWINGS,
     ) -> None:
-        """`name` is what is shown, `about` of what; both go into the file's name.
+        """`name` is the command and `about` its subject; both are part of the file's name.
 
         Raises:
-            UsageError: a format that cannot be written, or a folder that cannot be.
-            SdpipeError: a library for it is missing.
+            UsageError: a format is not supported, or a folder is not writable.
+            SdpipeError: a library is missing.
         """
         self._name, self._json = name, as_json
         self._films = [
@@ -63,11 +63,11 @@ class Output:
             place = files.Destination(out, 1, formats)
             self._drawing = place.path(0, f"show {name} {about}")
             if formats is DRAWINGS:
-                style.need_matplotlib()
+                style.check_matplotlib()
         if mp4 is not None:
             from sdpipe.show import animation
 
-            animation.need_av()
+            animation.check_av()
 
     def finish(
         self,
@@ -75,31 +75,31 @@ class Output:
         draw: "Callable[[], Figure | Image.Image]",
         film: "Callable[[], Film] | None" = None,
     ) -> str:
-        """Writes what was asked for, and returns what to print: paths, or a JSON object.
+        """Writes the files and returns the text to print: their paths, or a JSON object.
 
         Raises:
             SdpipeError: a file cannot be written.
         """
         written: dict[str, str] = {}
         if self._drawing is not None:
-            data = _encoded(draw(), self._drawing.suffix.lower())
+            data = _encode(draw(), self._drawing.suffix.lower())
             written["path"] = str(files.write(self._drawing, data))
         if self._films:
             assert film is not None
             from sdpipe.show import animation
 
-            encoders = {".gif": animation.gif, ".mp4": animation.mp4}
-            made = film()
+            encoders = {".gif": animation.encode_gif, ".mp4": animation.encode_mp4}
+            frames = film()
             for path in self._films:
                 kind = path.suffix.lower()
-                written[kind[1:]] = str(files.write(path, encoders[kind](made)))
+                written[kind[1:]] = str(files.write(path, encoders[kind](frames)))
         if self._json:
-            return as_json({"show": self._name, **numbers, **written})
+            return to_json({"show": self._name, **numbers, **written})
         return "\n".join(written.values())
 
 
-def as_json(numbers: Mapping[str, Any]) -> str:
-    """Numbers as one line of JSON, which knows none that are infinite: they become null."""
+def to_json(numbers: Mapping[str, Any]) -> str:
+    """Numbers as one line of JSON; infinite ones, which JSON lacks, become null."""
     return json.dumps(_finite(numbers), ensure_ascii=False, allow_nan=False)
 
 
@@ -108,42 +108,44 @@ def _finite(value: Any) -> Any:
         case float():
             return value if math.isfinite(value) else None
         case Mapping():
-            return {key: _finite(each) for key, each in value.items()}
+            return {key: _finite(item) for key, item in value.items()}
         case list() | tuple():
-            return [_finite(each) for each in value]
+            return [_finite(item) for item in value]
         case _:
             return value
 
 
-def _encoded(made: "Figure | Image.Image", suffix: str) -> bytes:
+def _encode(drawing: "Figure | Image.Image", suffix: str) -> bytes:
     from PIL import Image
 
-    if not isinstance(made, Image.Image):
-        return style.encoded(made, suffix)
+    if not isinstance(drawing, Image.Image):
+        return style.encode(drawing, suffix)
     buffer = io.BytesIO()
-    made.save(buffer, "PNG")
+    drawing.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def _check_suffix(out: str, formats: Sequence[str]) -> None:
-    """Refuses a name that means a file, but of no known format: it would become a folder."""
+    """Refuses file names of unknown formats, which would become folders."""
     suffix = Path(out).suffix.lower()
     if out.endswith(("/", os.sep)) or os.path.isdir(out) or suffix in formats:
         return
     if suffix in FILMS:
         raise UsageError(
-            f"{out} asks for a {suffix} file, and this is a drawing: {', '.join(formats)}; where "
-            f"there is a film, --{suffix[1:]} writes it."
+            f"out={out!r}",
+            f"is a film, and --out writes a drawing ({', '.join(formats)})",
+            f"where a command draws a film, --{suffix[1:]} writes it",
         )
     if _SUFFIX.fullmatch(suffix):
         raise UsageError(
-            f"{out} asks for a {suffix} file, which cannot be written; the formats are "
-            f"{', '.join(formats)}. A folder of that name is asked for with a / at its end."
+            f"out={out!r}",
+            f"has the suffix {suffix}, which cannot be written",
+            f"the formats are {', '.join(formats)}, and a folder's name ends with /",
         )
 
 
 def _film_path(suffix: str, out: str) -> Path:
     option = f"--{suffix[1:]}"
     if Path(out).suffix.lower() != suffix or out.endswith(("/", os.sep)) or os.path.isdir(out):
-        raise UsageError(f"{option} {out} names no {suffix} file; give one, such as film{suffix}.")
+        raise UsageError(f"{option} {out}", f"is not a {suffix} file", f"use {option} film{suffix}")
     return files.Destination(out, 1, (suffix,)).path(0, "")

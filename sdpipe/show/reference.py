@@ -1,6 +1,6 @@
-"""diffusers' own StableDiffusionPipeline, to draw a picture from the same parts and noise.
+"""Draws an image with diffusers' StableDiffusionPipeline, from the same weights and noise.
 
-What it cannot draw as the loop does is refused; what has to be assumed is told.
+Settings that it cannot draw as the loop does are refused; assumptions are returned as notes.
 """
 
 import functools
@@ -14,7 +14,7 @@ from sdpipe.guidance import Guidance
 from sdpipe.prompt.chunks import split_tokens
 from sdpipe.prompt.syntax import parse
 from sdpipe.runtime.device import dtype_name
-from sdpipe.settings import Settings
+from sdpipe.settings import ResolvedSettings
 from sdpipe.values import Scale, format_scale
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def check_guidance(g: Scale | None, rescale: float = 0.0) -> None:
-    """Refuses scales at which diffusers' pipeline draws something else.
+    """Checks that diffusers' pipeline can draw with a guidance scale.
 
     Raises:
         UsageError: g is between 0 and 1, not above 1 at every step, or negative and rescaled.
@@ -36,25 +36,26 @@ def check_guidance(g: Scale | None, rescale: float = 0.0) -> None:
         if min(g) <= 1:
             raise UsageError(
                 f"g={format_scale(g, 'g')}",
-                "is not above 1 at every step, and diffusers' pipeline cannot stop guiding on its "
-                "way: there is nothing to compare with",
+                "is not above 1 at every step, and diffusers' pipeline cannot stop guiding midway",
                 "use a pair above 1",
             )
         return
     if g < 0 and rescale:
         raise UsageError(
-            f"g={g:g} is drawn by diffusers' pipeline with the prompts in each other's places, and "
-            "would be rescaled by the wrong one; leave rescale out, or take a g above 1."
+            f"guidance_rescale={rescale:g}",
+            f"cannot be compared at g={g:g}, which diffusers' pipeline draws with swapped prompts",
+            "leave it out, or use a g above 1",
         )
     if 0 < g < 1:
         raise UsageError(
-            f"g={g:g} is between 0 and 1, where diffusers' pipeline leaves the guidance out and "
-            "draws as for 1: there is nothing to compare with; take 0, 1 or another number."
+            f"g={g:g}",
+            "is between 0 and 1, where diffusers' pipeline draws without guidance, as for 1",
+            "use a value outside of that range",
         )
 
 
 def plain_text(prompt: str) -> str:
-    """What a prompt says where it is nothing but text, as diffusers' pipeline takes it.
+    """A prompt without syntax, as diffusers' pipeline reads it.
 
     Raises:
         UsageError: it has weights, breaks, or words that change over the steps.
@@ -63,33 +64,35 @@ def plain_text(prompt: str) -> str:
     parts = read.at(0, 1)
     if read.is_scheduled or len(parts) > 1 or any(weight != 1 for _, weight in parts[0]):
         raise UsageError(
-            f"prompt={prompt!r} has weights or other signs, which diffusers' pipeline takes for "
-            r"text: there is nothing to compare with; leave them out, or write \( for a bracket."
+            f"prompt={prompt!r}",
+            "has weights or other syntax, which diffusers' pipeline does not read",
+            r"leave it out, or write \( for a bracket",
         )
     return "".join(text for text, _ in parts[0])
 
 
 def check_length(parts: "Components", text: str) -> None:
-    """Refuses a prompt of which diffusers' pipeline would draw the beginning alone.
+    """Checks that a prompt fits into one chunk, since diffusers' pipeline cuts longer ones.
 
     Raises:
-        UsageError: it has more tokens than the text encoder takes at once.
+        UsageError: it is longer.
     """
     room = parts.tokenizer.model_max_length
     if len(split_tokens(parts.tokenizer, (((text, 1.0),),))) > 1:
         raise UsageError(
-            f"prompt={text!r} has more than {room - 2} tokens, of which diffusers' pipeline drops "
-            "the rest: there is nothing to compare with; take a shorter one."
+            f"prompt={text!r}",
+            f"has more than {room - 2} tokens, and diffusers' pipeline drops the rest",
+            "use a shorter one",
         )
 
 
 def draw_with_diffusers(
-    parts: "Components", run: Settings, on_step: "Callable[[Tensor], object]"
+    parts: "Components", run: ResolvedSettings, on_step: "Callable[[Tensor], object]"
 ) -> tuple[Image.Image, list[str]]:
-    """The picture as diffusers' pipeline draws it from the same parts, and what was assumed.
+    """Draws an image with diffusers' pipeline; returns it with notes on what was assumed.
 
-    run: the settings of one picture, resolved. `on_step` is called with the latents after each of
-    its steps, (1, C, h, w), in the parts' dtype.
+    run: the settings of one image. on_step: called with the latents after each step,
+        (1, C, h, w), in the dtype of the parts.
     """
     import torch
     from diffusers import StableDiffusionPipeline
@@ -97,7 +100,7 @@ def draw_with_diffusers(
     from sdpipe.latents import draw_noise, make_generators, vae_factor
 
     class Drawer(StableDiffusionPipeline):
-        """diffusers' pipeline with a g of its own at each step, which it reads anew every time."""
+        """diffusers' pipeline with its own g at each step; it reads this property at each."""
 
         steps_done = 0
 
@@ -118,7 +121,7 @@ def draw_with_diffusers(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    # Of an old UNet it takes a size below 64 for a mistake and makes it 64: the UNet is ours too.
+    # diffusers sets the size of an old U-Net below 64 to 64, and this U-Net is shared: undo it.
     parts.unet.register_to_config(sample_size=size)
     notes += [
         f"diffusers' pipeline sets {name} of the scheduler to {value}; the model has {before[name]}"
@@ -140,9 +143,6 @@ def draw_with_diffusers(
         drawer.steps_done = i + 1
         return {}
 
-    assert run.seed is not None
-    assert run.width is not None
-    assert run.height is not None
     factor = vae_factor(parts.vae)
     generators = make_generators([run.seed])
     shape = (parts.unet.config.in_channels, run.height // factor, run.width // factor)
@@ -161,37 +161,34 @@ def draw_with_diffusers(
     return images[0], notes
 
 
-def _scheduler(parts: "Components", run: Settings, notes: list[str]) -> "SchedulerMixin":
-    """The scheduler as diffusers has it; its pipeline places the steps itself."""
+def _scheduler(parts: "Components", run: ResolvedSettings, notes: list[str]) -> "SchedulerMixin":
+    """diffusers' own scheduler; its pipeline sets the timesteps."""
     from diffusers import LMSDiscreteScheduler
 
     from sdpipe.schedule import make_scheduler
 
-    assert run.scheduler is not None
-    assert run.steps is not None
     made = make_scheduler(run.scheduler, parts.scheduler_config, run.steps, karras=run.karras)
     if run.scheduler != "lms":
         return type(made).from_config(made.config)
     scheduler = LMSDiscreteScheduler.from_config(made.config)
     if run.lms_order != 4:
-        # Its pipeline has no way to ask for another order.
+        # diffusers' pipeline has no parameter for the order.
         scheduler.step = functools.partial(scheduler.step, order=run.lms_order)
         notes.append(f"diffusers' pipeline takes LMS of order 4; here it was given {run.lms_order}")
     return scheduler
 
 
-def _guidance(run: Settings, notes: list[str]) -> tuple[str, str, Scale]:
-    """Prompt, negative prompt and g with which diffusers' pipeline draws what `run` says.
+def _guidance(run: ResolvedSettings, notes: list[str]) -> tuple[str, str, Scale]:
+    """Prompt, negative prompt and g for diffusers' pipeline, so that it draws the same.
 
-    For g <= 1 it takes the prompt alone. uncond + g (cond - uncond) is also
-    cond + (1 - g) (uncond - cond): the two prompts change places.
+    For g <= 1 it uses the prompt alone. As uncond + g (cond - uncond) equals
+    cond + (1 - g) (uncond - cond), g <= 0 is drawn with swapped prompts.
     """
-    assert run.g is not None
     prompt, negative = plain_text(run.prompt), plain_text(run.negative_prompt)
     if isinstance(run.g, tuple) or run.g > 0:
         return prompt, negative, run.g
     notes.append(
-        f"diffusers' pipeline has no g = {run.g:g}: prompt and negative prompt changed places, and "
+        f"diffusers' pipeline has no g = {run.g:g}: prompt and negative prompt were swapped, and "
         f"g is {1 - run.g:g}, which is the same formula"
     )
     return negative, prompt, 1 - run.g

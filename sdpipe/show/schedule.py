@@ -1,6 +1,6 @@
-"""How much noise there is at which time, and where each scheduler takes its steps.
+"""The noise schedule of a model, and the timesteps at which each scheduler calls the U-Net.
 
-Needs a scheduler's configuration and none of a model's networks.
+Needs a scheduler's configuration and no networks.
 """
 
 from collections import Counter
@@ -17,32 +17,31 @@ from sdpipe.show.style import MARGIN, WIDTH, Sheet
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEFT, RIGHT = 104, 104  # of the curves: names stand before them, counts after
+LEFT, RIGHT = 104, 104  # margins of the curves, for names and counts
 ROW = 28
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """A model's noise schedule, T entries each from t = 0, and the steps of some schedulers.
+class NoiseSchedule:
+    """A model's noise schedule, and the calls of the U-Net by several schedulers.
 
-    alpha_bar: the share of the signal's variance. sigma: noise per unit of signal,
-        sqrt((1 - alpha_bar) / alpha_bar).
-    steps: what was asked for; `places` has what each scheduler makes of it.
-    places: by scheduler, the timestep and the sigma of the input of every evaluation of the
-        U-Net, and one sigma more: what the last one leaves.
+    alpha_bar: the signal's share of the variance, T entries from t = 0. sigma: noise per unit of
+        signal, sqrt((1 - alpha_bar) / alpha_bar), T entries.
+    steps: the number asked for.
+    calls: by scheduler.
     """
 
     alpha_bar: tuple[float, ...]
     sigma: tuple[float, ...]
     steps: int
     karras: bool
-    places: Mapping[str, "Places"]
+    calls: Mapping[str, "UNetCalls"]
 
-    def numbers(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The same as plain JSON types."""
         schedulers = {
             name: {"timesteps": list(p.timesteps), "sigmas": list(p.sigmas)}
-            for name, p in self.places.items()
+            for name, p in self.calls.items()
         }
         return {
             "alpha_bar": list(self.alpha_bar),
@@ -54,15 +53,18 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where one scheduler evaluates the U-Net; see `Schedule.places`."""
+class UNetCalls:
+    """Timestep and sigma of the input of every call; len(sigmas) == len(timesteps) + 1.
+
+    The last sigma is the noise level that remains.
+    """
 
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
 
     @property
     def twice(self) -> list[float]:
-        """The timesteps of more than one evaluation."""
+        """The timesteps of more than one call."""
         return [t for t, count in Counter(self.timesteps).items() if count > 1]
 
 
@@ -72,10 +74,10 @@ def schedule_data(
     steps: int | None = None,
     *,
     karras: bool = False,
-) -> Schedule:
-    """The noise schedule of a scheduler's configuration, and where `names` place `steps`.
+) -> NoiseSchedule:
+    """The noise schedule of a scheduler's configuration, and the calls of the schedulers `names`.
 
-    No names are all schedulers, with karras all that have such noise levels.
+    Without names all schedulers are shown; with `karras` all that have Karras sigmas.
 
     Raises:
         UsageError: see `check_schedule`.
@@ -85,22 +87,22 @@ def schedule_data(
     check_schedule(names, steps, karras)
     made = {name: make_schedule(name, config, steps, karras=karras) for name in names}
     alpha_bar = next(iter(made.values())).scheduler.alphas_cumprod.double()  # (T,)
-    return Schedule(
+    return NoiseSchedule(
         alpha_bar=tuple(alpha_bar.tolist()),
         sigma=tuple(((1 - alpha_bar) / alpha_bar).sqrt().tolist()),
         steps=steps,
         karras=karras,
-        places={
-            name: Places(tuple(float(t) for t in s.timesteps), tuple(s.sigmas))
+        calls={
+            name: UNetCalls(tuple(float(t) for t in s.timesteps), tuple(s.sigmas))
             for name, s in made.items()
         },
     )
 
 
-@style.drawing
-def schedule_figure(data: Schedule) -> "Figure":
-    """Draws both curves, noise to the left as in a filmstrip, and a row of steps a scheduler."""
-    rows, last = len(data.places), len(data.alpha_bar) - 1
+@style.with_style
+def schedule_figure(data: NoiseSchedule) -> "Figure":
+    """Draws sigma and alpha_bar over time, noise on the left, and a row of calls by scheduler."""
+    rows, last = len(data.calls), len(data.alpha_bar) - 1
     sheet = Sheet(
         424 + rows * ROW,
         "Noise over time, and where the steps are",
@@ -110,13 +112,13 @@ def schedule_figure(data: Schedule) -> "Figure":
     width, top = WIDTH - LEFT - RIGHT, sheet.top + 24
     sigma = sheet.axes(LEFT, top, width, 150)
     sigma.plot(data.sigma, color=style.BLUE)
-    style.logarithmic(sigma)
+    style.set_log_scale(sigma)
     share = sheet.axes(LEFT, top + 196, width, 110)
     share.plot(data.alpha_bar, color=style.ORANGE)
     share.set(ylim=(0, 1.03), yticks=[0, 0.5, 1])
     share.yaxis.set_major_formatter("{x:g}")
     steps = sheet.axes(LEFT, top + 352, width, rows * ROW)
-    for row, places in enumerate(data.places.values()):
+    for row, places in enumerate(data.calls.values()):
         at = (row - 0.3, row + 0.3)
         steps.vlines(places.timesteps, *at, color=style.BLUE, linewidth=1.2)
         steps.vlines(places.twice, *at, color=style.ORANGE, linewidth=1.2)
@@ -128,17 +130,17 @@ def schedule_figure(data: Schedule) -> "Figure":
         )
         axes.tick_params(axis="x", labelbottom=axes is steps, length=3 if axes is steps else 0)
 
-    again = "; orange: twice" if any(places.twice for places in data.places.values()) else ""
+    again = "; orange: twice" if any(places.twice for places in data.calls.values()) else ""
     headings = (
         (top, r"$\sigma$, noise per unit of signal, on a logarithmic scale"),
-        (top + 196, r"$\bar\alpha_t = 1/(1+\sigma^2)$, the share of the picture in the variance"),
+        (top + 196, r"$\bar\alpha_t = 1/(1+\sigma^2)$, the share of the image in the variance"),
         (top + 352, f"where each scheduler calls the U-Net{again}"),
     )
     for y, heading in headings:
         sheet.text(LEFT, y - 12, heading)
     bottom = top + 352 + rows * ROW
     sheet.text(LEFT + width / 2, bottom + 40, "timestep t", ha="center")
-    for row, (name, places) in enumerate(data.places.items()):
+    for row, (name, places) in enumerate(data.calls.items()):
         middle = top + 352 + (row + 0.6) / (rows + 0.2) * rows * ROW
         count = len(places.timesteps)
         calls = f"{count} call{'s' * (count > 1)}"

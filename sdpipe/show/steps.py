@@ -1,11 +1,14 @@
-"""What `save_int` keeps: every step of one picture, in a folder beside it."""
+"""The denoising steps of one image: as numbers, as a filmstrip, and saved to a folder."""
 
+import errno
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import count, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -24,9 +27,57 @@ from sdpipe.show.filmstrip import COLUMNS, Column, filmstrip, spread_states, tit
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-    from sdpipe.pipeline import Result
+    from sdpipe.pipeline import Pipeline, Result
 
-LATENT_PIXELS = 2 * 64 * 64  # decoded at a time: two pictures of v1-4
+LATENT_PIXELS = 2 * 64 * 64  # decoded at a time: two images of v1-4
+
+
+@dataclass(frozen=True, eq=False)
+class StepHistory:
+    """An image and its steps. result: drawn with `save_int`. vae: decodes the steps."""
+
+    result: "Result"
+    vae: "AutoencoderKL"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types: sigma and x_t have one entry more than there are steps."""
+        steps = self.result.steps
+        x_t = [steps[0].input, *(step.latents for step in steps)]
+        return {
+            "settings": self.result.settings[0].to_dict(),
+            "timestep": [step.timestep for step in steps],
+            "sigma": [steps[0].sigma, *(step.sigma_next for step in steps)],
+            "x_t_std": [_std(x) for x in x_t],
+            "x0_std": [_std(step.x0) for step in steps],
+        }
+
+    def columns(self, most: int) -> list[Column]:
+        """The starting noise and the states after `most` steps or fewer, evenly spread, decoded."""
+        return decode_columns(self.vae, self.result, 0, most)
+
+    def strip(self) -> Image.Image:
+        """Draws the filmstrip."""
+        return filmstrip(self.columns(COLUMNS), *title_lines(self.result.settings[0]))
+
+
+def steps_data(
+    pipe: "Pipeline",
+    prompt: str,
+    *,
+    on_step: "Callable[[Step], object] | None" = None,
+    **settings: Any,
+) -> StepHistory:
+    """Draws an image as `Pipeline.generate` does, and keeps its steps.
+
+    Raises:
+        UsageError: a value breaks its rule.
+    """
+    result = pipe.generate(prompt, save_int=True, on_step=on_step, **settings)
+    return StepHistory(result, pipe.components.vae)
+
+
+def _std(x: Tensor) -> float:
+    return float(x.std(correction=0))
 
 
 def save_steps(
@@ -38,73 +89,71 @@ def save_steps(
     describe: bool = True,
     on_decoded: Callable[[int, int], object] | None = None,
 ) -> Path:
-    """Writes every step of picture `index` of a result that was drawn with `save_int`.
+    """Saves every step of image `index` of a result that was drawn with `save_int`.
 
     The folder gets, of S steps, counted from 1,
-      xt-00.png, xt-01.png, ...: the latents decoded, xt-00 the starting noise, xt-S the picture;
-      x0-01.png, ...: the picture that each step predicts from the latents before it;
+      xt-00.png, xt-01.png, ...: the latents, decoded; xt-00 is the starting noise, xt-S the image;
+      x0-01.png, ...: the image that each step predicts from the latents before it;
       latents.safetensors: x_t (S + 1, C, h, w), as they are in the loop, x0 (S, C, h, w),
-        sigma (S + 1,), the noise level of each x_t, and timestep (S,), what the UNet was told;
-      filmstrip.png: the above at a glance;
-      hires: with hires, a folder with the same of the second pass; its xt-00 is the enlarged
-        picture with noise.
+        sigma (S + 1,), the noise level of each x_t, and timestep (S,), the input of the U-Net;
+      filmstrip.png: an overview;
+      hires: with hires_scale, a folder with the same of the second pass; its xt-00 is the
+        enlarged image with noise.
 
     describe: write the prompt and the settings on the strip and into latents.safetensors.
-    on_decoded: called with how many of how many pictures are done.
+    on_decoded: called with the number of images that are done, and of all.
 
     Raises:
         UsageError: the result was drawn without `save_int`.
-        SdpipeError: the folder is there already, or it cannot be written.
+        SdpipeError: the folder exists or cannot be written.
     """
     folder, passes = Path(folder), _passes(result, index)
-    vae = _for(vae, result)
+    vae = _decoder(vae, result)
     decoded, total = count(1), sum(2 * len(steps) + 1 for steps in passes)
 
-    def tell() -> None:
+    def count_decoded() -> None:
         if on_decoded is not None:
             on_decoded(next(decoded), total)
 
     try:
         if folder.exists():
-            raise FileExistsError(17, "it exists already", str(folder))
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         with temporary_path(folder.parent) as temporary:
             for into, steps in zip((temporary, temporary / "hires"), passes, strict=False):
                 into.mkdir()
                 settings = result.settings[index] if describe else None
                 _save_latents(into / "latents.safetensors", steps, settings)
                 states = _trajectory(steps)
-                kept = _save_pictures(vae, *states, into, tell)
+                kept = _save_images(vae, *states, into, count_decoded)
                 strip = filmstrip(kept, *(() if settings is None else title_lines(settings)))
                 strip.save(into / "filmstrip.png")
             temporary.rename(folder)
     except OSError as error:
-        raise SdpipeError(f"{folder} cannot be written: {error.strerror}.") from error
+        raise SdpipeError(f"{folder}", f"cannot be written: {error.strerror}") from error
     return folder
 
 
-def columns(
+def decode_columns(
     vae: "AutoencoderKL", result: "Result", index: int, most: int = COLUMNS
 ) -> list[Column]:
-    """Decodes what a filmstrip of picture `index` shows, `most` columns, and no more.
-
-    With hires it is the first pass.
+    """Decodes the columns of a filmstrip of image `index`; of two passes, those of the first.
 
     Raises:
         UsageError: the result was drawn without `save_int`.
     """
     x_t, x0, sigmas = _trajectory(_passes(result, index)[0])
-    vae = _for(vae, result)
+    vae = _decoder(vae, result)
     states = spread_states(len(x0), most)
-    above = list(_decoded(vae, x_t[states]))
-    below = list(_decoded(vae, x0[states[:-1]]))
+    above = list(_decode(vae, x_t[states]))
+    below = list(_decode(vae, x0[states[:-1]]))
     return [
         Column(k, sigmas[k], above[i], below[i] if k < len(x0) else above[i])
         for i, k in enumerate(states)
     ]
 
 
-def _for(vae: "AutoencoderKL", result: "Result") -> "AutoencoderKL":
-    """The VAE that decodes the latents of a result as they were."""
+def _decoder(vae: "AutoencoderKL", result: "Result") -> "AutoencoderKL":
+    """The VAE that a result was decoded with: with circular padding if it is seamless."""
     axes = result.settings[0].seamless
     return vae if axes is None else with_circular_padding(vae, axes)
 
@@ -144,31 +193,31 @@ def _save_latents(path: Path, steps: list[Step], settings: Settings | None) -> N
     save_file(tensors, path, notes)
 
 
-def _save_pictures(
+def _save_images(
     vae: "AutoencoderKL",
     x_t: Tensor,
     x0: Tensor,
     sigmas: list[float],
     folder: Path,
-    tell: Callable[[], None],
+    on_saved: Callable[[], None],
 ) -> list[Column]:
-    """Writes the pictures of all steps, and returns those that go on the filmstrip."""
+    """Saves the images of all steps, and returns those of the filmstrip."""
     steps = len(x0)
     digits = max(2, len(str(steps)))
     states = spread_states(steps)
     kept: dict[str, dict[int, Image.Image]] = {"xt": {}, "x0": {}}
     for name, latents, first in (("xt", x_t, 0), ("x0", x0, 1)):
-        for step, picture in enumerate(_decoded(vae, latents), first):
-            picture.save(folder / f"{name}-{step:0{digits}}.png")
+        for step, image in enumerate(_decode(vae, latents), first):
+            image.save(folder / f"{name}-{step:0{digits}}.png")
             if step - first in states:  # the prediction of step k + 1 is made from state k
-                kept[name][step - first] = picture
-            tell()
+                kept[name][step - first] = image
+            on_saved()
     above, below = kept["xt"], kept["x0"]
     return [Column(k, sigmas[k], above[k], below.get(k, above[k])) for k in states]
 
 
-def _decoded(vae: "AutoencoderKL", latents: Tensor) -> Iterator[Image.Image]:
-    """Pictures of latents (S, C, h, w), a few at a time."""
+def _decode(vae: "AutoencoderKL", latents: Tensor) -> Iterator[Image.Image]:
+    """Decodes latents (S, C, h, w), a few at a time."""
     height, width = latents.shape[-2:]
     few = max(1, LATENT_PIXELS // (height * width))
     for part in latents.split(few):

@@ -1,6 +1,6 @@
-"""How the drawings of `sdpipe show` look: one sheet, one set of sizes and colours for all.
+"""The style of the plots of `sdpipe show`: one sheet, one set of sizes and colours.
 
-The only module that knows matplotlib, and it imports it when something is drawn, not before.
+This is the only module that imports matplotlib, and only when something is drawn.
 """
 
 import functools
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import sdpipe
 from sdpipe.errors import SdpipeError
+from sdpipe.io import lettering
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,22 +21,22 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-WIDTH, MARGIN = 900, 32  # of every sheet; in pixels of a page, of which a file has two by two
+WIDTH, MARGIN = 900, 32  # of every sheet; a PNG has SCALE x SCALE pixels for each of these
 DOTS_PER_INCH, SCALE = 100, 2
 TITLE, TEXT, SMALL = 13.5, 9.5, 8.5  # font sizes in points
 CROSS = "\N{MULTIPLICATION SIGN}"
 INK, FAINT, EDGE, PALE = "#1e1e22", "#6c6c74", "#dcdce1", "#f3f3f5"
 
-# Okabe and Ito (2008): told apart by the colour-blind, and in print.
+# Okabe and Ito (2008): distinct for the colour-blind, and in print.
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#aa4499"
 TINTS = ("#dcebf5", "#fbe6d6", "#d9f0e7", "#f1e1ee")
 
-SEQUENTIAL = "magma"  # for magnitudes: black is none of it
-HEAT = ("white", "#f6c26b", ORANGE, "#7a1f3d")  # for magnitudes below outlines: white is none
+SEQUENTIAL = "magma"  # for magnitudes: black is zero
+HEAT = ("white", "#f6c26b", ORANGE, "#7a1f3d")  # for magnitudes below outlines: white is zero
 DIVERGING = "RdBu_r"  # for signed values, centred: white is zero
 
 RULES = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
     "font.size": TEXT,
     "text.color": INK,
     "axes.edgecolor": FAINT,
@@ -61,43 +62,44 @@ RULES = {
 }
 
 
-def drawing(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
-    """Makes a function draw by `RULES`, whatever the rest of the program has set.
+def with_style(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
+    """Decorates a function that draws: it uses `RULES`, whatever else matplotlib is set to.
 
     Raises:
         SdpipeError: matplotlib is not installed.
     """
 
     @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> "Figure":
-        need_matplotlib()
+    def draw_with_style(*args: P.args, **kwargs: P.kwargs) -> "Figure":
+        check_matplotlib()
         from matplotlib import style
 
         with style.context(["default", RULES]):
             return draw(*args, **kwargs)
 
-    return drawn
+    return draw_with_style
 
 
-def need_matplotlib() -> None:
-    """Says what to do where matplotlib is missing, before anything takes its time.
+def check_matplotlib() -> None:
+    """Checks that matplotlib is installed, before any work is done.
 
     Raises:
-        SdpipeError: it is.
+        SdpipeError: it is not.
     """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise SdpipeError(
-            "the drawings of `sdpipe show` need matplotlib, which is not installed: "
-            'pip install "sdpipe[show]", or take --json for the numbers alone.'
+            "matplotlib",
+            "is needed for plots and is not installed",
+            'pip install "sdpipe[show]", or use --json for the numbers alone',
         ) from error
 
 
 class Sheet:
-    """A figure that is `WIDTH` pixels wide, and laid out in pixels from its upper left corner.
+    """A figure `WIDTH` pixels wide, laid out in pixels from its upper left corner.
 
-    A title and a fainter line below it go on top; what they take is `top`.
+    `top` is the height of the title and the fainter line below it.
     """
 
     def __init__(self, height: float, title: str, subtitle: str) -> None:
@@ -107,35 +109,35 @@ class Sheet:
         size = (WIDTH / DOTS_PER_INCH, self.height / DOTS_PER_INCH)
         self.figure: Figure = Figure(figsize=size, dpi=DOTS_PER_INCH, facecolor="white")
         room = 0.99 * (WIDTH - 2 * MARGIN)
-        self.text(MARGIN, 44, fitted(title, TITLE, room), size=TITLE, plain=True)
-        self.text(MARGIN, 67, fitted(subtitle, SMALL, room), size=SMALL, color=FAINT, plain=True)
+        self.text(MARGIN, 44, shorten(title, TITLE, room), size=TITLE, plain=True)
+        self.text(MARGIN, 67, shorten(subtitle, SMALL, room), size=SMALL, color=FAINT, plain=True)
 
     top = 92
 
     def text(self, x: float, y: float, text: str, *, plain: bool = False, **looks: Any) -> "Text":
-        """A text whose base line is at y; `plain` for what a person wrote, where $ is a dollar."""
+        """Writes a text with its base line at y; in `plain` text a $ is a dollar, not a formula."""
         place = (x / WIDTH, 1 - y / self.height)
         looks = {"va": "baseline", "parse_math": not plain, **looks}
-        return self.figure.text(*place, printable(text) if plain else text, **looks)
+        return self.figure.text(*place, replace_missing_glyphs(text) if plain else text, **looks)
 
     def note(self, x: float, y: float, text: str, **looks: Any) -> "Text":
-        """A small, faint text."""
+        """Writes a small, faint text."""
         return self.text(x, y, text, **{"size": SMALL, "color": FAINT, **looks})
 
     def axes(self, x: float, y: float, width: float, height: float) -> "Axes":
-        """Axes whose upper left corner is at x, y."""
+        """Adds axes with their upper left corner at x, y."""
         below = self.height - y - height
         box = (x / WIDTH, below / self.height, width / WIDTH, height / self.height)
         return self.figure.add_axes(box)
 
     def canvas(self) -> "Axes":
-        """Axes over the whole sheet, in its pixels, to draw shapes on."""
+        """Adds axes over the whole sheet, in its pixels, to draw shapes on."""
         axes = self.axes(0, 0, WIDTH, self.height)
         axes.set(xlim=(0, WIDTH), ylim=(self.height, 0))
         axes.set_axis_off()
         return axes
 
-    def picture(
+    def image(
         self,
         x: float,
         y: float,
@@ -144,9 +146,9 @@ class Sheet:
         shown: "Image.Image | np.ndarray[Any, Any]",
         **looks: Any,
     ) -> "Axes":
-        """A picture, or an array (h, w) with `cmap` and limits, in a thin frame."""
+        """Shows an image, or an array (h, w) with `cmap` and limits, in a thin frame."""
         axes = self.axes(x, y, width, height)
-        # Numbers as cells, pictures as smooth as they are: also where they are made smaller.
+        # Numbers are shown as cells, images smoothly.
         looks = {"interpolation": "nearest" if "cmap" in looks else "auto", **looks}
         axes.imshow(shown, aspect="auto", **looks)
         axes.set(xticks=[], yticks=[])
@@ -156,7 +158,7 @@ class Sheet:
         return axes
 
     def scale(self, x: float, y: float, width: float, of: "Axes", *, height: float = 8) -> "Axes":
-        """The colours of a picture and the numbers that they stand for, below."""
+        """Adds a bar with the colours of an array and the numbers that they stand for."""
         axes = self.axes(x, y, width, height)
         bar = self.figure.colorbar(of.images[0], cax=axes, orientation="horizontal")
         bar.outline.set_visible(False)
@@ -164,12 +166,13 @@ class Sheet:
         return axes
 
 
-def cells(
+def grid_cells(
     count: int, aspect: float, below: float, *, across: int = 6, gap: float = 12
 ) -> tuple[list[tuple[float, float, float, float]], float]:
-    """Places for pictures in rows, with room for text below each: x, y, width, height; and the end.
+    """Places for images in rows, with `below` pixels for text under each, and the total height.
 
-    `aspect` is height to width. Few pictures are not drawn larger than three in a row are.
+    A place is x, y, width, height. aspect: height to width. Images are no larger than three in a
+    row would be.
     """
     rows = -(-count // across)
     across = max(3, -(-count // rows))
@@ -182,8 +185,8 @@ def cells(
     return places, -(-count // across) * (height + below)
 
 
-def logarithmic(axes: "Axes") -> None:
-    """Makes the upright axis logarithmic, with plain numbers, also within a single decade."""
+def set_log_scale(axes: "Axes") -> None:
+    """Makes the y axis logarithmic, with plain numbers, also within a single decade."""
     from matplotlib.ticker import LogLocator
 
     axes.set_yscale("log")
@@ -193,31 +196,31 @@ def logarithmic(axes: "Axes") -> None:
     axes.yaxis.set_major_formatter("{x:g}")
 
 
-def whole_numbers(axes: "Axes") -> None:
-    """Marks the lower axis at whole numbers only."""
+def set_integer_ticks(axes: "Axes") -> None:
+    """Puts the ticks of the x axis at integers only."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def heat(high: float) -> dict[str, Any]:
-    """Light colours for magnitudes from 0 to `high`, to draw on: for `Sheet.picture`."""
+def heat_colors(high: float) -> dict[str, Any]:
+    """Light colours for magnitudes from 0 to `high`, to draw on: for `Sheet.image`."""
     from matplotlib.colors import LinearSegmentedColormap
 
     colors = LinearSegmentedColormap.from_list("heat", HEAT)
     return {"cmap": colors, "vmin": 0, "vmax": high or 1.0}
 
 
-def box(axes: "Axes", x: float, y: float, width: float, height: float, **looks: Any) -> None:
-    """A box with slightly rounded corners on a `Sheet.canvas`."""
+def draw_box(axes: "Axes", x: float, y: float, width: float, height: float, **looks: Any) -> None:
+    """Draws a box with slightly rounded corners on a `Sheet.canvas`."""
     from matplotlib.patches import FancyBboxPatch
 
     corners = "round,pad=0,rounding_size=4"
     axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=corners, **looks))
 
 
-def bar(axes: "Axes", x: float, y: float, width: float, height: float, color: str) -> None:
-    """A plain bar on a `Sheet.canvas`."""
+def draw_bar(axes: "Axes", x: float, y: float, width: float, height: float, color: str) -> None:
+    """Draws a bar on a `Sheet.canvas`."""
     from matplotlib.patches import Rectangle
 
     axes.add_patch(Rectangle((x, y), width, height, facecolor=color, linewidth=0))
@@ -225,40 +228,31 @@ def bar(axes: "Axes", x: float, y: float, width: float, height: float, color: st
 
 @functools.lru_cache(4096)
 def text_width(text: str, size: float) -> float:
-    """How many pixels a plain text takes."""
+    """The width of a plain text in pixels."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
     if not text.strip():
         return 0.0
     font = FontProperties(family=RULES["font.family"], size=size)  # type: ignore[arg-type]
-    path = TextPath((0, 0), printable(text), prop=font)
+    path = TextPath((0, 0), replace_missing_glyphs(text), prop=font)
     return float(path.get_extents().x1) * DOTS_PER_INCH / 72
 
 
-def fitted(text: str, size: float, room: float) -> str:
-    """A text, or as much of it as has room, with dots at the end."""
+def shorten(text: str, size: float, room: float) -> str:
+    """A text in one line, or as much of it as fits into `room` pixels, with dots at the end."""
     text = " ".join(text[:1000].split())
-    if text_width(text, size) <= room:
-        return text
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if text_width(text[:middle].rstrip() + "…", size) <= room:
-            low = middle
-        else:
-            high = middle - 1
-    return text[:low].rstrip() + "…"
+    return lettering.shorten(text, room, lambda text: text_width(text, size), dots="…")
 
 
-def quoted(prompt: str, of: int = 1) -> str:
-    """A prompt as the title of a sheet, or one `of` two in it, with both its quotation marks."""
+def quote(prompt: str, of: int = 1) -> str:
+    """A prompt in quotation marks for the title of a sheet, or one `of` two in it, shortened."""
     room = 0.96 * (WIDTH - 2 * MARGIN) / of - 32 * (of - 1)
-    return f"“{fitted(prompt, TITLE, room)}”" if prompt.strip() else "the empty prompt"
+    return f"“{shorten(prompt, TITLE, room)}”" if prompt.strip() else "the empty prompt"
 
 
-def printable(text: str) -> str:
-    """A text with an empty square for every sign that the font lacks."""
+def replace_missing_glyphs(text: str) -> str:
+    """Puts an empty square for every character that the font lacks."""
     letters = _letters()
     return "".join(c if ord(c) in letters else "\u25a1" for c in text)
 
@@ -270,8 +264,8 @@ def _letters() -> frozenset[int]:
     return frozenset(get_font(findfont(str(RULES["font.family"]))).get_charmap())
 
 
-def encoded(figure: "Figure", suffix: str) -> bytes:
-    """A figure as the bytes of a .png, .svg or .pdf file: the same ones every time."""
+def encode(figure: "Figure", suffix: str) -> bytes:
+    """Encodes a figure as a .png, .svg or .pdf file; equal figures give equal bytes."""
     from matplotlib import rc_context
 
     dated = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}

@@ -72,7 +72,7 @@ def test_it_is_held_against_diffusers_as_its_folder_is(hub, file, folder, capsys
         assert main([*draw, "--model", str(model)]) == 0
         told.append(json.loads(capsys.readouterr().out))
     alone, whole = told
-    assert alone["within"]
+    assert alone["passed"]
     assert alone["steps"] == whole["steps"]
     assert alone["settings"] == whole["settings"]
     assert alone["model"]["name"].endswith("mine.safetensors")

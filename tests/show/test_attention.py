@@ -7,19 +7,18 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from support.drawn import assert_legible
+from support.errors import raises
 from support.tiny import tiny_unet
 
 from sdpipe.errors import UsageError
-from sdpipe.show.attention import (
-    Maps,
-    attention,
-    attention_data,
-    attention_figure,
-    parts_of,
-    recording,
-    shape_of,
+from sdpipe.show.attention import attention_data, attention_figure, classify_tokens
+from sdpipe.show.cross_attention import (
+    AttentionSums,
+    attention_probs,
+    layer_shape,
+    record_attention,
 )
-from sdpipe.show.words import Word
+from sdpipe.show.tokens import Word
 
 # Few steps save time; whether a model draws well in them is not looked at here.
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
@@ -33,10 +32,10 @@ def attended(emoji):
 
 
 @pytest.mark.parametrize("g", [1, 3, 7.5])
-def test_the_picture_is_the_same_with_and_without_recording(emoji, g):
+def test_the_image_is_the_same_with_and_without_recording(emoji, g):
     data = attention_data(emoji, "owl on a blue background", g=g, **SETTINGS)
     plain = emoji.generate("owl on a blue background", g=g, **SETTINGS)
-    assert data.picture.tobytes() == plain.images[0].tobytes()
+    assert data.image.tobytes() == plain.images[0].tobytes()
     assert data.settings == plain.settings[0]
 
 
@@ -56,7 +55,7 @@ def test_it_is_softmax_of_queries_and_keys():
     layer.set_processor(AttnProcessor())
     with torch.no_grad():
         layer(x, text)
-        found = attention(layer, x, text)
+        found = attention_probs(layer, x, text)
     assert found.shape == (2, 3, 16, 7)
     assert torch.allclose(found.flatten(0, 1), seen[0], atol=1e-6)
     assert torch.allclose(found.sum(-1), torch.ones(2, 3, 16))
@@ -70,8 +69,8 @@ def test_the_maps_are_the_mean_of_what_the_layers_really_did():
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     ).eval()
-    maps, large = Maps(), []
-    twin = recording(unet, maps)
+    maps, large = AttentionSums(), []
+    copy = record_attention(unet, maps)
 
     def hook(module, args, kwargs):
         text = kwargs.get("encoder_hidden_states")
@@ -99,7 +98,7 @@ def test_the_maps_are_the_mean_of_what_the_layers_really_did():
             unet(x, t, text)
         for handle in handles:
             handle.remove()
-        got = [twin(x, t, text).sample for t in (900, 300)]
+        got = [copy(x, t, text).sample for t in (900, 300)]
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
     assert {m.shape[-1] for m in large} == {8}
     found = maps.mean(8, 8)
@@ -108,7 +107,7 @@ def test_the_maps_are_the_mean_of_what_the_layers_really_did():
 
 
 def test_attention_that_is_known_ends_up_in_its_place():
-    maps = Maps()
+    maps = AttentionSums()
     one = torch.zeros(2, 4, 3)  # two heads, 2 x 2 places, three tokens
     one[:, :2, 0] = one[:, 2:, 1] = 1  # the upper half looks at the first, the lower at the second
     maps.add(one)
@@ -118,36 +117,36 @@ def test_attention_that_is_known_ends_up_in_its_place():
 
 
 def test_shapes_of_layers_are_found_by_their_number_of_places():
-    assert shape_of(64 * 64, 64, 64) == (64, 64)
-    assert shape_of(8 * 8, 64, 64) == (8, 8)
-    assert shape_of(3 * 5, 5, 9) == (3, 5)
-    assert shape_of(2 * 3, 5, 9) == (2, 3)
-    with pytest.raises(ValueError, match="17 places"):
-        shape_of(17, 64, 64)
+    assert layer_shape(64 * 64, 64, 64) == (64, 64)
+    assert layer_shape(8 * 8, 64, 64) == (8, 8)
+    assert layer_shape(3 * 5, 5, 9) == (3, 5)
+    assert layer_shape(2 * 3, 5, 9) == (2, 3)
+    with pytest.raises(ValueError, match="17 pixels"):
+        layer_shape(17, 64, 64)
 
 
 def test_shares_are_of_one_and_parts_are_all_tokens(emoji, attended):
     tokenizer = emoji.components.tokenizer
-    told = attended.numbers()
-    assert len(told["shares"]) == tokenizer.model_max_length
-    assert sum(told["shares"]) == pytest.approx(1, abs=2e-2)
-    assert sum(part["share"] for part in told["parts"].values()) == pytest.approx(
-        sum(told["shares"])
+    report = attended.to_dict()
+    assert len(report["shares"]) == tokenizer.model_max_length
+    assert sum(report["shares"]) == pytest.approx(1, abs=2e-2)
+    assert sum(part["share"] for part in report["parts"].values()) == pytest.approx(
+        sum(report["shares"])
     )
     assert [word.text for word in attended.words] == ["owl", "on", "a", "blue", "background"]
-    assert sum(word["among_words"] for word in told["words"]) == pytest.approx(1)
+    assert sum(word["among_words"] for word in report["words"]) == pytest.approx(1)
     ids = tokenizer("owl on a blue background", padding="max_length").input_ids
     parts = attended.parts
     assert [ids[place] for place in parts["start mark"]] == [tokenizer.bos_token_id]
     assert parts["end mark"] == [ids.index(tokenizer.eos_token_id)]
     assert parts["padding"] == [*range(parts["end mark"][0] + 1, len(ids))]
     factor = 2 ** (len(emoji.components.vae.config.block_out_channels) - 1)
-    width, height = attended.picture.size
+    width, height = attended.image.size
     assert attended.attention.shape == (len(ids), height // factor, width // factor)
 
 
 def test_the_padding_that_is_drawn_is_that_with_the_most_attention(attended):
-    shares = attended.numbers()["shares"]
+    shares = attended.to_dict()["shares"]
     padding = attended.most_padding()
     assert len(padding) == 16
     assert padding == sorted(padding)
@@ -158,7 +157,7 @@ def test_the_padding_that_is_drawn_is_that_with_the_most_attention(attended):
 def test_every_chunk_has_its_own_marks_and_padding():
     sizes = {1: 2, 3: 1, 9: 6}  # of the words, by the places where they begin
     words = [Word("a", 1.0, first, (5,) * n, ("a",) * n) for first, n in sizes.items()]
-    assert parts_of(words, 8, 24) == {
+    assert classify_tokens(words, 8, 24) == {
         "start mark": [0, 8, 16],
         "words": [1, 2, 3, 9, 10, 11, 12, 13, 14],
         "end mark": [4, 15, 17],
@@ -169,12 +168,12 @@ def test_every_chunk_has_its_own_marks_and_padding():
 @pytest.mark.filterwarnings("ignore:emoji has never read")
 def test_words_of_many_tokens_are_one_map(emoji):
     data = attention_data(emoji, "xylographic café", seed=0, steps=2)
-    told = data.numbers()
-    assert [word["text"] for word in told["words"]] == ["xylographic", "café"]
+    report = data.to_dict()
+    assert [word["text"] for word in report["words"]] == ["xylographic", "café"]
     many = len(data.words[0].ids)
     assert many > 1
-    assert told["words"][0]["share"] == pytest.approx(sum(told["shares"][1 : 1 + many]))
-    assert np.allclose(told["words"][0]["map"], data.attention[1 : 1 + many].sum(0), atol=1e-6)
+    assert report["words"][0]["share"] == pytest.approx(sum(report["shares"][1 : 1 + many]))
+    assert np.allclose(report["words"][0]["map"], data.attention[1 : 1 + many].sum(0), atol=1e-6)
 
 
 def test_the_unet_and_its_processors_are_as_they_were_also_after_an_error(emoji):
@@ -192,11 +191,11 @@ def test_the_unet_and_its_processors_are_as_they_were_also_after_an_error(emoji)
 
 def test_the_recording_unet_has_no_weights_of_its_own(emoji):
     unet = emoji.components.unet
-    twin = recording(unet, Maps())
-    for own, other in zip(twin.parameters(), unet.parameters(), strict=True):
+    copy = record_attention(unet, AttentionSums())
+    for own, other in zip(copy.parameters(), unet.parameters(), strict=True):
         assert own is other
-    assert twin is not unet
-    assert twin.conv_in is not unet.conv_in
+    assert copy is not unet
+    assert copy.conv_in is not unet.conv_in
 
 
 def test_another_thread_draws_meanwhile_and_is_not_recorded(emoji, attended):
@@ -211,19 +210,18 @@ def test_another_thread_draws_meanwhile_and_is_not_recorded(emoji, attended):
         thread.join()
 
     data = attention_data(emoji, "owl on a blue background", on_step=other, **SETTINGS)
-    assert [picture.tobytes() for picture in drawn] == [plain, plain]
-    assert data.picture.tobytes() == attended.picture.tobytes()
+    assert [image.tobytes() for image in drawn] == [plain, plain]
+    assert data.image.tobytes() == attended.image.tobytes()
     assert np.array_equal(data.attention, attended.attention)
 
 
 def test_what_has_no_words_is_refused(emoji):
-    with pytest.raises(UsageError, match="the prompt is empty"):
-        attention_data(emoji, " ")
-    with pytest.raises(UsageError, match="the prompt is empty"):
-        attention_data(emoji, "( ) BREAK []")
-    with pytest.raises(UsageError, match="changes over the steps, so its words have no places"):
+    for prompt in (" ", "( ) BREAK []"):
+        with raises(UsageError, value="the prompt", rule="has no words"):
+            attention_data(emoji, prompt)
+    with raises(UsageError, value="the prompt", rule="changes over the steps"):
         attention_data(emoji, "[owl|cat]")
-    with pytest.raises(UsageError, match="g=0 does not listen to the prompt"):
+    with raises(UsageError, value="g=0", rule="without effect"):
         attention_data(emoji, "owl", g=0)
 
 

@@ -5,19 +5,20 @@ import pytest
 import torch
 from PIL import Image
 from support.drawn import assert_legible
+from support.errors import raises
 
 from sdpipe.denoise import predict_x0
 from sdpipe.errors import NotFiniteError, UsageError
 from sdpipe.latents import pil_to_latents
 from sdpipe.prompt.encode import encode_prompts
-from sdpipe.show.denoise import denoise_data, denoise_figure, noise_in
+from sdpipe.show.denoise import denoise_data, denoise_figure, predict_noise
 
 # Few steps save time; whether a model draws well in them is not looked at here.
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     return Image.radial_gradient("L").convert("RGB")
 
 
@@ -38,13 +39,13 @@ class Oracle:
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_a_unet_that_knows_the_noise_leaves_the_picture(emoji, picture, kind):
-    first = denoise_data(emoji, "red apple", 600, picture=picture, seed=3)
+def test_a_unet_that_knows_the_noise_leaves_the_image(emoji, image, kind):
+    first = denoise_data(emoji, "red apple", 600, image=image, seed=3)
     oracle = Oracle(kind, first.alpha_bar, first.x_0[None], first.eps[None])
     twin = emoji.with_parts(unet=oracle)
     config = {**emoji.components.scheduler_config, "prediction_type": kind}
     twin.components = replace(twin.components, scheduler_config=config)
-    data = denoise_data(twin, "red apple", 600, picture=picture, seed=3)
+    data = denoise_data(twin, "red apple", 600, image=image, seed=3)
     assert oracle.calls == 1
     assert data.prediction_type == kind
     assert torch.allclose(data.predicted, data.eps, atol=1e-4)
@@ -54,10 +55,10 @@ def test_a_unet_that_knows_the_noise_leaves_the_picture(emoji, picture, kind):
     assert_legible(denoise_figure(data))
 
 
-def test_it_is_one_call_of_the_unet_by_hand(emoji, picture):
+def test_it_is_one_call_of_the_unet_by_hand(emoji, image):
     parts = emoji.components
-    data = denoise_data(emoji, "red apple", 400, picture=picture, seed=9, dim=64)
-    x_0 = pil_to_latents(parts.vae, picture.resize((64, 64), Image.Resampling.LANCZOS))
+    data = denoise_data(emoji, "red apple", 400, image=image, seed=9, dim=64)
+    x_0 = pil_to_latents(parts.vae, image.resize((64, 64), Image.Resampling.LANCZOS))
     generator = torch.Generator().manual_seed(9)
     torch.randn(x_0.shape, generator=generator)
     eps = torch.randn(x_0.shape, generator=generator)
@@ -80,20 +81,20 @@ def test_it_is_one_call_of_the_unet_by_hand(emoji, picture):
     assert torch.allclose(data.x0[None], x0, atol=1e-4)
 
 
-def test_the_prompt_is_what_it_has_become_by_that_timestep(emoji, picture):
-    same = {"picture": picture, "seed": 0, "dim": 64, "steps": 10}
+def test_the_prompt_is_what_it_has_become_by_that_timestep(emoji, image):
+    same = {"image": image, "seed": 0, "dim": 64, "steps": 10}
     for t, word in [(999, "cat"), (500, "cat"), (499, "(dog:1.2)"), (0, "(dog:1.2)")]:
         changing = denoise_data(emoji, "[cat:(dog:1.2):0.5] face", t, **same)
         expected = denoise_data(emoji, f"{word} face", t, **same)
         assert torch.equal(changing.predicted, expected.predicted)
 
 
-def test_the_picture_is_that_of_the_prompt(emoji):
+def test_the_image_is_that_of_the_prompt(emoji):
     settings = {"seed": 4, "steps": 2, "g": 2.0, "dim": 64}
     data = denoise_data(emoji, "red apple", **settings)
     drawn = emoji.generate("red apple", **settings).images[0]
     assert torch.equal(data.x_0, pil_to_latents(emoji.components.vae, drawn)[0])
-    assert data.numbers()["seed"] == 4
+    assert data.to_dict()["seed"] == 4
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
@@ -102,19 +103,19 @@ def test_noise_and_predict_x0_are_one_equation(kind):
     x_t, output = (torch.randn((1, 4, 3, 3), generator=g) for _ in range(2))
     for sigma in (0.05, 1.0, 14.0):
         a = 1 / (1 + sigma**2)
-        eps, x_0 = noise_in(x_t, output, sigma, kind), predict_x0(x_t, output, sigma, kind)
+        eps, x_0 = predict_noise(x_t, output, sigma, kind), predict_x0(x_t, output, sigma, kind)
         assert torch.allclose(a**0.5 * x_0 + (1 - a) ** 0.5 * eps, x_t, atol=1e-4)
 
 
-def test_what_is_not_there_is_told(emoji, picture):
-    with pytest.raises(UsageError, match="t=1000 is out of range"):
+def test_what_cannot_be_predicted_is_refused(emoji, image):
+    with raises(UsageError, value="t=1000", rule="out of range"):
         denoise_data(emoji, "x", 1000)
     broken = Oracle("epsilon", 0.5, torch.zeros(1), torch.full((1, 4, 8, 8), torch.nan))
-    with pytest.raises(NotFiniteError, match="NaN"):
-        denoise_data(emoji.with_parts(unet=broken), "x", 9, picture=picture, seed=0, dim=64)
+    with raises(NotFiniteError, rule="NaN"):
+        denoise_data(emoji.with_parts(unet=broken), "x", 9, image=image, seed=0, dim=64)
 
 
 @pytest.mark.parametrize("prompt", ["", "long " * 80, "a $5 café with 🐶"])
-def test_no_text_meets_another(emoji, picture, prompt):
-    data = denoise_data(emoji, prompt, 250, picture=picture, seed=0, dim=64)
+def test_no_text_meets_another(emoji, image, prompt):
+    data = denoise_data(emoji, prompt, 250, image=image, seed=0, dim=64)
     assert_legible(denoise_figure(data))

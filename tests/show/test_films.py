@@ -7,11 +7,11 @@ from PIL import Image, ImageChops, ImageStat
 
 from sdpipe.latents import latents_to_pil
 from sdpipe.settings import Settings
-from sdpipe.show.animation import TICK, Film, gif, mp4
-from sdpipe.show.course import steps_data
-from sdpipe.show.films import HOLD, MOST, steps_film, way_film
+from sdpipe.show.animation import TICK, Film, encode_gif, encode_mp4
+from sdpipe.show.films import HOLD, MOST, interpolation_film, steps_film
 from sdpipe.show.filmstrip import Column, spread_states, title_lines
-from sdpipe.show.interpolate import Way
+from sdpipe.show.interpolate import Interpolation
+from sdpipe.show.steps import steps_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
 
@@ -22,16 +22,16 @@ def plain(*size, seed=0):
     return Image.frombytes("RGB", size, random.Random(seed).randbytes(size[0] * size[1] * 3))
 
 
-def way(pictures):
-    fractions = [i / (len(pictures) - 1) for i in range(len(pictures))]
+def way(images):
+    fractions = [i / (len(images) - 1) for i in range(len(images))]
     other = replace(SETTINGS, dim=None, prompt="green apple " * 20)
-    return Way(SETTINGS, other, fractions, 90.0, pictures)
+    return Interpolation(SETTINGS, other, fractions, 90.0, images)
 
 
 @pytest.fixture(scope="module")
 def film():
-    pictures = [plain(64, 64, seed=i).resize((64, 64)) for i in range(5)]
-    return steps_film([Column(i, 9.0 - i, p, p) for i, p in enumerate(pictures)])
+    images = [plain(64, 64, seed=i).resize((64, 64)) for i in range(5)]
+    return steps_film([Column(i, 9.0 - i, p, p) for i, p in enumerate(images)])
 
 
 def read_gif(data):
@@ -45,7 +45,7 @@ def read_gif(data):
 
 
 def test_a_gif_has_all_frames_as_long_as_they_stay_and_goes_round(film):
-    frames, times, loop = read_gif(gif(film))
+    frames, times, loop = read_gif(encode_gif(film))
     assert len(frames) == len(film.frames) == 5
     assert times == film.milliseconds == [200, 200, 200, 200, HOLD]
     assert loop == 0
@@ -56,16 +56,16 @@ def test_a_gif_has_all_frames_as_long_as_they_stay_and_goes_round(film):
 
 def test_the_paper_of_a_gif_is_white_also_beside_what_is_nearly():
     light = plain(64, 64).point(lambda level: 243 + level // 22)
-    frames, *_ = read_gif(gif(steps_film([Column(i, 1.0, light, light) for i in range(2)])))
+    frames, *_ = read_gif(encode_gif(steps_film([Column(i, 1.0, light, light) for i in range(2)])))
     for frame in frames:
         assert frame.crop((0, 0, frame.width, 18)).getextrema() == ((255, 255),) * 3
 
 
 def test_the_colours_of_a_gif_are_those_of_its_frames():
     gradient = Image.linear_gradient("L").resize((200, 200))
-    picture = Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))
-    film = Film([picture, picture.rotate(180)], [200, 400])
-    frames, times, _ = read_gif(gif(film))
+    image = Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))
+    film = Film([image, image.rotate(180)], [200, 400])
+    frames, times, _ = read_gif(encode_gif(film))
     assert times == [200, 400]
     for shown, frame in zip(frames, film.frames, strict=True):
         assert max(ImageStat.Stat(ImageChops.difference(shown, frame)).rms) < 12
@@ -75,7 +75,7 @@ def test_the_colours_of_a_gif_are_those_of_its_frames():
 
 def test_an_mp4_lasts_as_long_and_shows_the_same(film):
     av = pytest.importorskip("av")
-    with av.open(io.BytesIO(mp4(film))) as container:
+    with av.open(io.BytesIO(encode_mp4(film))) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264"
         assert stream.codec_context.pix_fmt == "yuv420p"
@@ -91,7 +91,7 @@ def test_an_mp4_lasts_as_long_and_shows_the_same(film):
 def test_frames_are_of_one_size_with_even_sides(size):
     films = [
         steps_film([Column(i, 3.0, plain(*size), plain(*size)) for i in range(3)]),
-        way_film(way([plain(*size)] * 3)),
+        interpolation_film(way([plain(*size)] * 3)),
     ]
     for film in films:
         (width, height), *others = {frame.size for frame in film.frames}
@@ -102,22 +102,22 @@ def test_frames_are_of_one_size_with_even_sides(size):
 
 
 def test_a_way_goes_there_and_back_and_stays_at_both_ends():
-    pictures = [Image.new("RGB", (64, 64), (i * 50, 0, 0)) for i in range(4)]
-    film = way_film(way(pictures))
+    images = [Image.new("RGB", (64, 64), (i * 50, 0, 0)) for i in range(4)]
+    film = interpolation_film(way(images))
     shown = [frame.getpixel((frame.width // 2, 40))[0] // 50 for frame in film.frames]
     assert shown == [0, 1, 2, 3, 2, 1]
     assert film.milliseconds == [HOLD, 200, 200, HOLD, 200, 200]
-    assert len(way_film(way(pictures[:2])).frames) == 2
+    assert len(interpolation_film(way(images[:2])).frames) == 2
 
 
 def test_many_frames_pass_faster():
-    film = way_film(way([Image.new("RGB", (8, 8))] * 40))
+    film = interpolation_film(way([Image.new("RGB", (8, 8))] * 40))
     assert film.milliseconds == [HOLD, *[120] * 38, HOLD, *[120] * 38]
 
 
 def test_a_course_shows_what_save_int_keeps(emoji):
     data = steps_data(emoji, "red apple", seed=3, steps=12, dim=64)
-    numbers = data.numbers()
+    numbers = data.to_dict()
     steps = data.result.steps
     assert numbers["timestep"] == [step.timestep for step in steps]
     assert numbers["sigma"][0] == steps[0].sigma

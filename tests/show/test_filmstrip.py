@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 from safetensors import safe_open
+from support.errors import raises
 from support.tiny import tiny_vae
 
 from sdpipe.denoise import Step
@@ -15,7 +16,7 @@ from sdpipe.latents import latents_to_pil
 from sdpipe.pipeline import Result
 from sdpipe.settings import Settings
 from sdpipe.show.filmstrip import COLUMNS, Column, filmstrip, spread_states, title_lines
-from sdpipe.show.steps import columns, save_steps
+from sdpipe.show.steps import decode_columns, save_steps
 
 SETTINGS = Settings(prompt="red apple", seed=3, n=1).resolved({"width": 32, "height": 32})
 
@@ -68,9 +69,9 @@ def test_the_first_and_the_last_state_are_always_shown(steps):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (512, 512), (768, 256), (64, 256), (8, 8), (512, 64)])
-def test_a_strip_is_as_large_as_its_pictures_ask_for_and_clear_of_its_edges(size):
-    picture = plain(*size)
-    strip = filmstrip([Column(k, 14.6 - k, picture, picture) for k in range(9)], "title", "below")
+def test_a_strip_is_as_large_as_its_images_ask_for_and_clear_of_its_edges(size):
+    image = plain(*size)
+    strip = filmstrip([Column(k, 14.6 - k, image, image) for k in range(9)], "title", "below")
     assert strip.mode == "RGB"
     assert 900 < strip.width < 1600
     assert 250 < strip.height < 560
@@ -79,7 +80,7 @@ def test_a_strip_is_as_large_as_its_pictures_ask_for_and_clear_of_its_edges(size
     assert min(left, top, strip.width - right, strip.height - bottom) >= 24
 
 
-def test_small_pictures_stay_crisp():
+def test_small_images_stay_crisp():
     strip = filmstrip([Column(0, 1.0, plain(64, 64), Image.new("RGB", (64, 64)))])
     enlarged = plain(64, 64).resize((128, 128), Image.Resampling.NEAREST)
     x, y = next(
@@ -133,8 +134,8 @@ def test_a_folder_holds_every_step(vae, tmp_path):
 def test_latents_that_keep_their_variance_are_shown_as_they_are(vae, tmp_path):
     drawn = result(exploding=False)
     folder = save_steps(vae, drawn, 0, tmp_path / "x.steps")
-    picture = latents_to_pil(vae, drawn.steps[0].latents[:1])[0]
-    assert Image.open(folder / "xt-01.png").tobytes() == picture.tobytes()
+    image = latents_to_pil(vae, drawn.steps[0].latents[:1])[0]
+    assert Image.open(folder / "xt-01.png").tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("describe", [True, False])
@@ -162,7 +163,7 @@ def test_names_sort_when_there_are_many_steps(vae, tmp_path):
 
 def test_the_columns_by_themselves_are_those_of_the_folder(vae, tmp_path):
     drawn = result(12)
-    shown = columns(vae, drawn, 0)
+    shown = decode_columns(vae, drawn, 0)
     assert [column.step for column in shown] == spread_states(12)
     assert [column.sigma for column in shown] == [12.0 - k for k in spread_states(12)]
     assert shown[-1].x0 == shown[-1].x_t
@@ -190,14 +191,14 @@ def test_latents_that_cannot_be_decoded_leave_no_folder(vae, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_saved_is_told(vae, tmp_path):
-    with pytest.raises(UsageError, match="save_int=True"):
+def test_what_cannot_be_saved_is_refused(vae, tmp_path):
+    with raises(UsageError, rule="no steps", remedy="save_int=True"):
         save_steps(vae, Result([], [SETTINGS], []), 0, tmp_path / "x.steps")
-    with pytest.raises(UsageError, match="save_int=True"):
-        columns(vae, Result([], [SETTINGS], []), 0)
+    with raises(UsageError, rule="no steps", remedy="save_int=True"):
+        decode_columns(vae, Result([], [SETTINGS], []), 0)
     (tmp_path / "x.steps").mkdir()
-    with pytest.raises(SdpipeError, match=r"x\.steps cannot be written: it exists already"):
+    with raises(SdpipeError, value="x.steps", rule="cannot be written: File exists"):
         save_steps(vae, result(), 0, tmp_path / "x.steps")
     (tmp_path / "file").touch()
-    with pytest.raises(SdpipeError, match="cannot be written: "):
+    with raises(SdpipeError, value="x.steps", rule="cannot be written: "):
         save_steps(vae, result(), 0, tmp_path / "file" / "x.steps")

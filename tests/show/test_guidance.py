@@ -3,13 +3,14 @@ from dataclasses import replace
 import pytest
 import torch
 from support.drawn import assert_legible
+from support.errors import raises
 
 from sdpipe.denoise import predict_x0
 from sdpipe.errors import UsageError
 from sdpipe.latents import latents_to_pil
 from sdpipe.prompt.encode import encode_prompts
 from sdpipe.schedule import make_scheduler
-from sdpipe.show.guidance import clean_each, guidance_data, guidance_figure
+from sdpipe.show.guidance import guidance_data, guidance_figure, split_x0
 
 # Few steps save time; whether a model draws well in them is not looked at here.
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
@@ -35,28 +36,28 @@ def test_every_number_is_that_of_two_calls_of_the_unet_by_hand(emoji, guided):
         t = scheduler.timesteps[step.index]
         with torch.no_grad():
             without, with_it = (parts.unet(x_in, t, e).sample for e in (empty, prompt))
-        told = guided.contrasts[step.index]
-        assert (told.timestep, told.sigma) == (step.timestep, step.sigma)
-        assert told.norm_uncond == pytest.approx(float(without.norm()), rel=1e-4)
-        assert told.norm_cond == pytest.approx(float(with_it.norm()), rel=1e-4)
-        assert told.norm_difference == pytest.approx(float((with_it - without).norm()), rel=1e-3)
+        stats = guided.stats[step.index]
+        assert (stats.timestep, stats.sigma) == (step.timestep, step.sigma)
+        assert stats.norm_uncond == pytest.approx(float(without.norm()), rel=1e-4)
+        assert stats.norm_cond == pytest.approx(float(with_it.norm()), rel=1e-4)
+        assert stats.norm_difference == pytest.approx(float((with_it - without).norm()), rel=1e-3)
         cosine = torch.cosine_similarity(without.flatten(), with_it.flatten(), dim=0)
-        assert told.angle == pytest.approx(float(cosine.clamp(max=1).arccos().rad2deg()), abs=0.05)
+        assert stats.angle == pytest.approx(float(cosine.clamp(max=1).arccos().rad2deg()), abs=0.05)
         if step.index in (0, 2):
             kept.append([predict_x0(x_in, e, step.sigma, kind) for e in (without, with_it)])
             kept[-1].append(step.x0)
     assert guided.at == [0, 2]
-    for pictures, latents in zip(guided.pictures, kept, strict=True):
-        for picture, z in zip(pictures, latents, strict=True):
+    for images, latents in zip(guided.images, kept, strict=True):
+        for image, z in zip(images, latents, strict=True):
             by_hand = latents_to_pil(parts.vae, z)[0]
-            off = [abs(a - b) for a, b in zip(picture.tobytes(), by_hand.tobytes(), strict=True)]
+            off = [abs(a - b) for a, b in zip(image.tobytes(), by_hand.tobytes(), strict=True)]
             assert max(off) <= 2
 
 
-def test_the_picture_of_the_last_guided_step_is_that_of_the_run(emoji, guided):
+def test_the_image_of_the_last_guided_step_is_that_of_the_run(emoji, guided):
     result = emoji.generate("red apple", save_int=True, **SETTINGS)
-    picture = latents_to_pil(emoji.components.vae, result.steps[2].x0)[0]
-    assert guided.pictures[1][2].tobytes() == picture.tobytes()
+    image = latents_to_pil(emoji.components.vae, result.steps[2].x0)[0]
+    assert guided.images[1][2].tobytes() == image.tobytes()
     assert guided.settings == replace(result.settings[0], dim=None, save_int=False)
 
 
@@ -69,30 +70,30 @@ def test_predict_x0_of_each_follow_from_those_of_the_guided(kind, guided, emoji)
     for sigma in (0.3, 9.0):
         outputs = [*both.chunk(2), both[:1] + 5 * (both[1:] - both[:1])]
         wanted = [predict_x0(x_in, output, sigma, kind) for output in outputs]
-        each = clean_each(replace(step, sigma=sigma, x0=wanted[2]), both, 5, kind)
+        each = split_x0(replace(step, sigma=sigma, x0=wanted[2]), both, 5, kind)
         for found, other in zip(each, wanted, strict=True):
             assert torch.allclose(found, other, atol=1e-3)
 
 
 def test_heun_counts_the_calls_of_the_unet(emoji):
     data = guidance_data(emoji, "owl", [4], seed=0, steps=3, scheduler="heun", dim=64)
-    assert len(data.contrasts) == 5
-    with pytest.raises(UsageError, match="at=5 is out of range: steps are counted from 0 to 4"):
+    assert len(data.stats) == 5
+    with raises(UsageError, value="at=5", rule="out of range", remedy="0 to 4"):
         guidance_data(emoji, "owl", [5], seed=0, steps=3, scheduler="heun", dim=64)
 
 
 @pytest.mark.parametrize("scheduler", ["pndm", "dpm++", "euler_a"])
 def test_as_many_steps_are_allowed_as_there_are(emoji, scheduler):
     data = guidance_data(emoji, "owl", seed=0, steps=2, scheduler=scheduler, dim=64)
-    last = len(data.contrasts) - 1
+    last = len(data.stats) - 1
     assert data.at[-1] == last
-    with pytest.raises(UsageError, match=f"at={last + 1} is out of range"):
+    with raises(UsageError, value=f"at={last + 1}", rule="out of range"):
         guidance_data(emoji, "owl", [last + 1], steps=2, scheduler=scheduler)
 
 
 @pytest.mark.parametrize(("g", "which"), [(1, "with"), (0, "without")])
 def test_one_prediction_alone_is_nothing_to_compare(emoji, g, which):
-    with pytest.raises(UsageError, match=f"one prediction alone, {which} the prompt"):
+    with raises(UsageError, value=f"g={g}", rule=f"only the prediction {which} the prompt"):
         guidance_data(emoji, "owl", g=g)
 
 
@@ -119,7 +120,7 @@ def test_a_single_step_is_a_dot_at_zero(emoji):
 )
 def test_no_text_meets_another(guided, prompt, at):
     settings = replace(guided.settings, dim=None, prompt=prompt)
-    pictures = [guided.pictures[0]] * len(at)
+    images = [guided.images[0]] * len(at)
     for kind in ("epsilon", "v_prediction", "sample"):
-        data = replace(guided, settings=settings, at=at, pictures=pictures, prediction_type=kind)
+        data = replace(guided, settings=settings, at=at, images=images, prediction_type=kind)
         assert_legible(guidance_figure(data))

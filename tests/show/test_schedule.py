@@ -2,6 +2,7 @@ import diffusers
 import numpy as np
 import pytest
 from support.drawn import assert_legible, drawn_texts
+from support.errors import raises
 
 from sdpipe.errors import UsageError
 from sdpipe.loading.parts import read_scheduler
@@ -45,36 +46,36 @@ def test_alpha_bar_is_the_product_of_what_every_timestep_leaves():
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("steps", [2, 20, 50])
 def test_steps_are_where_diffusers_places_them(name, steps):
-    places = schedule_data(CONFIG, [name], steps).places[name]
+    calls = schedule_data(CONFIG, [name], steps).calls[name]
     other = theirs(name, steps)
-    assert list(places.timesteps) == other.timesteps.tolist()
-    assert len(places.sigmas) == len(places.timesteps) + 1
+    assert list(calls.timesteps) == other.timesteps.tolist()
+    assert len(calls.sigmas) == len(calls.timesteps) + 1
     if hasattr(other, "sigmas"):
-        assert list(places.sigmas) == other.sigmas.tolist()
+        assert list(calls.sigmas) == other.sigmas.tolist()
     else:
         alpha_bar = other.alphas_cumprod[other.timesteps]
-        np.testing.assert_allclose(places.sigmas[:-1], (1 / alpha_bar - 1).sqrt(), rtol=1e-4)
+        np.testing.assert_allclose(calls.sigmas[:-1], (1 / alpha_bar - 1).sqrt(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", KARRAS_SCHEDULERS)
 def test_karras_noise_levels_are_those_of_diffusers(name):
-    places = schedule_data(CONFIG, [name], 12, karras=True).places[name]
+    calls = schedule_data(CONFIG, [name], 12, karras=True).calls[name]
     other = theirs(name, 12, use_karras_sigmas=True)
-    assert list(places.timesteps) == other.timesteps.tolist()
-    assert list(places.sigmas) == other.sigmas.tolist()
+    assert list(calls.timesteps) == other.timesteps.tolist()
+    assert list(calls.sigmas) == other.sigmas.tolist()
 
 
 def test_all_schedulers_are_shown_where_none_is_named():
-    assert tuple(schedule_data(CONFIG, steps=4).places) == SCHEDULERS
-    assert tuple(schedule_data(CONFIG, steps=4, karras=True).places) == KARRAS_SCHEDULERS
+    assert tuple(schedule_data(CONFIG, steps=4).calls) == SCHEDULERS
+    assert tuple(schedule_data(CONFIG, steps=4, karras=True).calls) == KARRAS_SCHEDULERS
 
 
 def test_what_no_scheduler_does_is_refused():
-    with pytest.raises(UsageError, match="'foo' is not known; the known ones are lms"):
+    with raises(UsageError, value="scheduler='foo'", remedy="lms"):
         schedule_data(CONFIG, ["lms", "foo"])
-    with pytest.raises(UsageError, match="steps=1000 is out of range"):
+    with raises(UsageError, value="steps=1000", rule="out of range"):
         schedule_data(CONFIG, [], 1000)
-    with pytest.raises(UsageError, match="'ddim' has no Karras noise levels"):
+    with raises(UsageError, value="ddim", rule="Karras"):
         schedule_data(CONFIG, ["lms", "ddim"], 4, karras=True)
 
 
@@ -95,10 +96,10 @@ def test_a_row_says_how_often_the_unet_is_called():
 
 
 def test_times_at_which_a_scheduler_calls_twice_are_marked():
-    places = schedule_data(CONFIG, ["heun", "pndm", "lms"], 20).places
-    assert places["heun"].twice == sorted(places["heun"].timesteps, reverse=True)[2::2]
-    assert len(places["pndm"].twice) == 1
-    assert places["lms"].twice == []
-    for names, told in ((["lms"], False), (["lms", "heun"], True)):
+    calls = schedule_data(CONFIG, ["heun", "pndm", "lms"], 20).calls
+    assert calls["heun"].twice == sorted(calls["heun"].timesteps, reverse=True)[2::2]
+    assert len(calls["pndm"].twice) == 1
+    assert calls["lms"].twice == []
+    for names, report in ((["lms"], False), (["lms", "heun"], True)):
         texts = [text for text, *_ in drawn_texts(schedule_figure(schedule_data(CONFIG, names, 9)))]
-        assert ("where each scheduler calls the U-Net; orange: twice" in texts) == told
+        assert ("where each scheduler calls the U-Net; orange: twice" in texts) == report

@@ -8,8 +8,7 @@ from support.tiny import write_tokenizer
 from sdpipe.loading.parts import load_tokenizer
 from sdpipe.prompt.chunks import make_chunks
 from sdpipe.prompt.syntax import parse
-from sdpipe.show.tokens import tokens_data, tokens_figure
-from sdpipe.show.words import spelled, split
+from sdpipe.show.tokens import decode_token, split_words, tokens_data, tokens_figure
 
 PROMPTS = [
     "",
@@ -28,7 +27,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def like_v1_4(tmp_path_factory):
-    """A tokenizer of 77 places, whose words are bytes but for a few."""
+    """A tokenizer of 77 positions, whose words are bytes but for a few."""
     return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
@@ -71,7 +70,7 @@ def test_the_ids_are_those_that_the_encoder_gets(tokenizer, prompt):
 
 @pytest.mark.parametrize("prompt", PROMPTS[:-2])
 def test_words_are_pieces_of_the_prompt_and_their_tokens_all_there_are(tokenizer, prompt):
-    words = split(tokenizer, parse(prompt).at(0, 1))
+    words = split_words(tokenizer, parse(prompt).at(0, 1))
     ids = tokenizer(prompt, verbose=False).input_ids[1:-1]
     assert [i for word in words for i in word.ids] == ids
     for word in words:
@@ -80,7 +79,7 @@ def test_words_are_pieces_of_the_prompt_and_their_tokens_all_there_are(tokenizer
     assert "".join(word.text for word in words) == "".join(prompt.split())
 
 
-def test_words_have_their_weights_and_places(like_v1_4):
+def test_words_have_their_weights_and_positions(like_v1_4):
     data = tokens_data(like_v1_4, "a (red:1.3) [cat:dog:0.5] BREAK apple")
     found = [(word.text, word.weight, word.first) for word in data.words]
     assert found == [("a", 1, 1), ("red", 1.3, 2), ("cat", 1, 3), ("apple", 1, 78)]
@@ -88,7 +87,7 @@ def test_words_have_their_weights_and_places(like_v1_4):
     assert data.padding == (72, 74)
     texts = [text for text, *_ in drawn_texts(tokens_figure(data))]
     assert f"{data.ids[2]} \u00d7 1.3" in texts
-    assert {"padding \u00d7 72", "place 76", "place 77", "place 153"} <= set(texts)
+    assert {"padding \u00d7 72", "position 76", "position 77", "position 153"} <= set(texts)
     assert any(
         text.startswith("at the first step: 154 tokens for the text encoder in 2 chunks: 4 of the")
         and text.endswith("4 marks, 146 of padding; \u00d7 a weight")
@@ -99,21 +98,21 @@ def test_words_have_their_weights_and_places(like_v1_4):
 def test_a_word_at_the_end_of_a_chunk_goes_on_in_the_next(built_in):
     room = built_in.model_max_length - 2
     assert len(built_in("xylographic").input_ids) > 4
-    words = split(built_in, parse("cat " * (room - 1) + "xylographic").at(0, 1))[-2:]
+    words = split_words(built_in, parse("cat " * (room - 1) + "xylographic").at(0, 1))[-2:]
     assert "".join(word.text for word in words) == "xylographic"
     assert [word.first for word in words] == [room, room + 3]
 
 
 def test_words_end_where_the_tokenizer_says_so(built_in):
     owl = parse("owl on a blue background").at(0, 1)
-    assert [word.text for word in split(built_in, owl)] == [
+    assert [word.text for word in split_words(built_in, owl)] == [
         "owl",
         "on",
         "a",
         "blue",
         "background",
     ]
-    words = split(built_in, parse("wheelchair, café 🐶").at(0, 1))
+    words = split_words(built_in, parse("wheelchair, café 🐶").at(0, 1))
     assert [word.text for word in words] == ["wheelchair", ",", "café", "🐶"]
     assert "".join(words[0].tokens) == "wheelchair</w>"
 
@@ -139,7 +138,7 @@ def test_a_chunk_more_begins_where_one_is_full(like_v1_4):
     ],
 )
 def test_tokens_are_spelled_as_a_person_would(token, text):
-    assert spelled(token) == text
+    assert decode_token(token) == text
 
 
 @pytest.mark.parametrize("prompt", [PROMPTS[i] for i in (0, 2, 3, 6, 7, 9)])
@@ -158,7 +157,7 @@ def test_tokens_need_no_torch():
     code = (
         "import sys; from sdpipe.loading.parts import load_tokenizer;"
         "from sdpipe.show.tokens import tokens_data;"
-        "tokens_data(load_tokenizer('emoji'), 'red apple').numbers();"
+        "tokens_data(load_tokenizer('emoji'), 'red apple').to_dict();"
         "print(*{'torch', 'diffusers', 'matplotlib'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

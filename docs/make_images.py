@@ -1,10 +1,10 @@
-"""Draws the pictures of the README and the model card: `python docs/make_pictures.py`.
+"""Draws the images of the README and the model card: `python docs/make_images.py`.
 
-All of them come from the built-in model, and need matplotlib. Every `sdpipe show NAME ...` in
-the README is run as it stands there, and its drawing becomes NAME.png. So is every `sdpipe sweep`
-that has a picture below it, which its grid becomes; the command that draws without a seam, for
-seamless.png; and the one that draws each line of sheet.txt, for sheet.png. With names, as in
-`make_pictures.py steps sheet`, it draws those alone.
+All come from the built-in model; matplotlib is needed. Every `sdpipe show NAME ...` in the README
+is run as it is printed there, and its drawing becomes NAME.png. The same goes for every
+`sdpipe sweep` with an image below it, for the command that draws without a seam (seamless.png), and
+for the one that draws each line of sheet.txt (sheet.png). With names, as in
+`make_images.py steps sheet`, only those are drawn.
 """
 
 import csv
@@ -21,7 +21,7 @@ from PIL import Image
 
 import sdpipe
 from sdpipe.cli.app import main as run
-from sdpipe.show.animation import in_few_colors
+from sdpipe.show.animation import quantize_colors
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -67,16 +67,16 @@ def main() -> None:
 
 
 def draw(command: list[str], path: Path) -> None:
-    """Runs a command of sdpipe's, and keeps what it drew at a width that a page can use."""
-    picture = drawn(command)
-    if picture.width > WIDEST:
-        size = (WIDEST, round(WIDEST * picture.height / picture.width))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    in_few_colors(picture).save(path, optimize=True)
+    """Runs an sdpipe command, and saves its drawing, reduced to a width for a page."""
+    image = run_and_read(command)
+    if image.width > WIDEST:
+        size = (WIDEST, round(WIDEST * image.height / image.width))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    quantize_colors(image).save(path, optimize=True)
 
 
-def drawn(command: list[str]) -> Image.Image:
-    """What a command of sdpipe's draws."""
+def run_and_read(command: list[str]) -> Image.Image:
+    """Runs an sdpipe command, and returns its drawing."""
     with tempfile.TemporaryDirectory() as folder:
         sweep = command[0] == "sweep"
         path = Path(folder) / ("grid.png" if sweep else "drawn.png")
@@ -86,7 +86,7 @@ def drawn(command: list[str]) -> Image.Image:
 
 
 def draw_into(out: str, command: list[str]) -> None:
-    """Runs a command of sdpipe's with this --out."""
+    """Runs an sdpipe command with this --out."""
     with redirect_stdout(None):
         status = run([*command, "--out", out])
     if status != 0:
@@ -94,20 +94,20 @@ def draw_into(out: str, command: list[str]) -> None:
 
 
 def draw_tiles(command: list[str], path: Path) -> None:
-    """Two tiles side by side as a command draws them, and two as it draws them with a seam."""
+    """Draws two tiles side by side from a command, and two that it draws with a seam."""
     at = command.index("--seamless")
-    tiles = [drawn(command), drawn([*command[:at], *command[at + 2 :]])]
+    tiles = [run_and_read(command), run_and_read([*command[:at], *command[at + 2 :]])]
     width, height = tiles[0].size
     sheet = Image.new("RGB", (4 * width + 8 * GAP, height), "white")
     for i, tile in enumerate(tiles):
         for k in range(2):
             sheet.paste(tile, ((2 * i + k) * width + 8 * GAP * i, 0))
     sheet = sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.LANCZOS)
-    in_few_colors(sheet).save(path, optimize=True)
+    quantize_colors(sheet).save(path, optimize=True)
 
 
 def draw_sheet(command: list[str], path: Path) -> None:
-    """All the pictures that a command draws from the lines of sheet.txt, on one sheet."""
+    """Draws the images of a command for the lines of sheet.txt on one sheet."""
     with (
         tempfile.TemporaryDirectory() as folder,
         (HERE / "sheet.txt").open(encoding="utf-8") as lines,
@@ -123,7 +123,7 @@ def draw_sheet(command: list[str], path: Path) -> None:
 
 
 def plot_losses(path: Path) -> None:
-    """The loss of each stage of the training over its steps."""
+    """Plots the loss of each training stage over its steps."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, ScalarFormatter
 

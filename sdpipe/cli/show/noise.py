@@ -1,0 +1,48 @@
+"""`sdpipe show noise`: an image with the noise of several timesteps."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from sdpipe.cli import console, options
+from sdpipe.cli.groups import DeviceOptions, ModelOptions, grouped
+from sdpipe.cli.show.options import SHOW, Image, Json, Numbers, Out, Seed, load, parse_numbers
+from sdpipe.settings import Settings
+from sdpipe.show import checks
+from sdpipe.show.output import Output
+
+
+@grouped
+def noise(
+    image: Image,
+    *,
+    t: Annotated[
+        Numbers | None,
+        options.option(
+            SHOW,
+            "Timesteps, 0 to 999. Default: 0,100,250,500,750,999.",
+            "--t",
+            metavar="N,N,...",
+            parser=parse_numbers,
+        ),
+    ] = None,
+    seed: Seed = None,
+    dim: Annotated[Any, options.setting("dim")] = None,
+    model: ModelOptions,
+    device: DeviceOptions,
+    out: Out = None,
+    as_json: Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Draws the forward process: an image with the noise of several timesteps."""
+    from sdpipe.io.pixels import read_image
+
+    times = Numbers((0, 100, 250, 500, 750, 999)) if t is None else t
+    checks.check_times(times)
+    Settings(prompt="", seed=seed, dim=dim)
+    pixels = read_image(image)
+    output = Output("noise", Path(image).stem, out=out, as_json=as_json)
+    pipe = load(model, device)
+    from sdpipe.show.noise import noise_data, noise_figure
+
+    data = noise_data(pipe, pixels, times, seed=seed, dim=dim)
+    console.print_result(output.finish(data.to_dict(), lambda: noise_figure(data)))

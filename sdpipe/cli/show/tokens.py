@@ -1,0 +1,27 @@
+"""`sdpipe show tokens`: the words of a prompt as tokens."""
+
+from sdpipe.cli import console, options
+from sdpipe.cli.groups import embeddings
+from sdpipe.cli.show.options import Json, Out, Prompt
+from sdpipe.loading.textual_inversion import Embedding
+from sdpipe.settings import Settings
+from sdpipe.show.output import Output
+
+
+def tokens(
+    prompt: Prompt,
+    model: options.Model = None,
+    embedding: options.EmbeddingFiles = None,
+    out: Out = None,
+    as_json: Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Draws the tokens that the text encoder reads from a prompt."""
+    Settings(prompt=options.text("the prompt", prompt))
+    output = Output("tokens", prompt, out=out, as_json=as_json)
+    inversions = [Embedding.read(given) for given in embeddings(embedding)]
+    from sdpipe.loading.parts import load_tokenizer
+    from sdpipe.show.tokens import tokens_data, tokens_figure
+
+    data = tokens_data(load_tokenizer(model, inversions), prompt)
+    console.print_result(output.finish(data.to_dict(), lambda: tokens_figure(data)))
