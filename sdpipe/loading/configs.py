@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpipe.errors import ModelError, UsageError
-from sdpipe.settings import MODEL_DEFAULTS, Settings
+from sdpipe.settings import MODEL_DEFAULTS, RULES
 
 V1_4_SCHEDULER: Mapping[str, Any] = {
     "_class_name": "PNDMScheduler",
@@ -73,9 +73,11 @@ def read_model_settings(path: Path, label: str) -> dict[str, Any]:
         raise ModelError(
             who, f"has the unknown key {unknown[0]!r}", f"the known are {', '.join(MODEL_DEFAULTS)}"
         )
-    values = {name: value for name, value in values.items() if value is not None}
     try:
-        checked = Settings(prompt="", **values)
+        return {
+            name: RULES[name].check(name, value)
+            for name, value in values.items()
+            if value is not None
+        }
     except UsageError as error:
         raise ModelError(who, f"breaks a rule: {str(error).rstrip('.')}") from error
-    return {name: getattr(checked, name) for name in values}

@@ -153,6 +153,7 @@ def draw_with_diffusers(
         generator=generators,
         guidance_scale=g_at(0, 1),
         guidance_rescale=run.guidance_rescale,
+        eta=run.eta or 0.0,
         num_inference_steps=run.steps,
         width=run.width,
         height=run.height,
