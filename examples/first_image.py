@@ -4,5 +4,5 @@ from sdpipe import Pipeline
 
 pipe = Pipeline("emoji")  # or nothing, for CompVis/stable-diffusion-v1-4
 result = pipe.generate("red apple", seed=42)
-result.images[0].save("red-apple.png")
+result.save("red-apple.png")
 print(result.settings[0])

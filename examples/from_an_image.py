@@ -18,4 +18,4 @@ results = {
     "grown": pipe.generate(prompt, outpaint=(16, 16, 16, 0), **same),
 }
 for name, result in results.items():
-    result.images[0].save(f"apple-{name}.png")
+    result.save(f"apple-{name}.png")

@@ -11,4 +11,4 @@ from sdpipe import Pipeline, load
 folder = load("emoji").model.folder
 vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
 pipe = Pipeline("emoji", vae=vae)
-pipe.generate("sailboat", seed=2).images[0].save("own-vae.png")
+pipe.generate("sailboat", seed=2).save("own-vae.png")

@@ -2,7 +2,7 @@
 
     from sdpipe import Pipeline
 
-    Pipeline("emoji").generate("red apple", seed=42).images[0].save("apple.png")
+    Pipeline("emoji").generate("red apple", seed=42).save("apple.png")
 
 The names below are loaded when first used (PEP 562), so `import sdpipe` imports no torch.
 """

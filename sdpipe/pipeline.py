@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import torch
@@ -63,6 +64,19 @@ class Result:
         The starting noise is the `input` of the first.
         """
         return [step.only(image) for step in self.steps if image in step.images]
+
+    def save(self, path: str | PathLike[str], *, with_metadata: bool = True) -> list[Path]:
+        """Writes the images, each with all that is needed to draw it again; returns their paths.
+
+        path: a .png, .jpg or .webp file, for several images NAME-1, NAME-2, ...; anything else is
+            a folder, whose images are numbered.
+
+        Raises:
+            SdpipeError: a file cannot be written, or is there already.
+        """
+        from sdpipe.metadata.save import save_result
+
+        return save_result(self, path, with_metadata=with_metadata)
 
     @classmethod
     def join(cls, results: Sequence["Result"]) -> "Result":

@@ -7,7 +7,7 @@ from support.errors import raises
 from sdpipe import Result, UsageError
 from sdpipe.io import png
 from sdpipe.metadata.read import read_record
-from sdpipe.metadata.save import metadata_for, save_result
+from sdpipe.metadata.save import metadata_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")  # random weights
 
@@ -26,7 +26,7 @@ def result(tiny):
     ],
 )
 def test_every_image_says_how_it_was_drawn(tiny, result, tmp_path, out, names):
-    paths = save_result(result, f"{tmp_path}/{out}")
+    paths = result.save(f"{tmp_path}/{out}")
     assert [path.name for path in paths] == names
     for k, path in enumerate(paths):
         with Image.open(path) as image:
@@ -39,7 +39,7 @@ def test_every_image_says_how_it_was_drawn(tiny, result, tmp_path, out, names):
 
 
 def test_without_metadata(result, tmp_path):
-    for path in save_result(result, tmp_path / "x.png", with_metadata=False):
+    for path in result.save(tmp_path / "x.png", with_metadata=False):
         assert png.read(path) == {}
 
 
@@ -47,7 +47,7 @@ def test_a_result_without_its_pipeline_has_no_metadata(result, tmp_path):
     bare = Result(result.images, result.settings, result.batch_positions)
     with raises(UsageError, value="result", rule="no pipeline", remedy="without metadata"):
         metadata_for(bare, 0)
-    assert len(save_result(bare, tmp_path / "x.png", with_metadata=False)) == 2
+    assert len(bare.save(tmp_path / "x.png", with_metadata=False)) == 2
 
 
 def test_an_unknown_format_is_refused(result, tmp_path):
