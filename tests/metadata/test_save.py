@@ -52,4 +52,4 @@ def test_a_result_without_its_pipeline_has_no_metadata(result, tmp_path):
 
 def test_an_unknown_format_is_refused(result, tmp_path):
     with raises(UsageError, value="x.gif"):
-        save_result(result, tmp_path / "x.gif")
+        result.save(tmp_path / "x.gif")
