@@ -334,4 +334,6 @@ class Pipeline:
 
 def _renumbered(step: Step, offset: int) -> Step:
     """A step whose images have other numbers."""
+    if not offset:
+        return step
     return replace(step, images=range(step.images.start + offset, step.images.stop + offset))

@@ -174,7 +174,9 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
         UsageError: otherwise.
     """
     if not isinstance(value, str) or value not in choices:
-        raise UsageError(f"{name}={_repr(value)}", "is not known", f"use {', '.join(choices)}")
+        raise UsageError(
+            f"{name}={_repr(value)}", "is not known", f"use one of {', '.join(choices)}"
+        )
     return value
 
 

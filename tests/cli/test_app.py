@@ -125,7 +125,7 @@ def test_a_warning_is_a_line_on_stderr(draw):
     assert out.count("\n") == 1
     first, _, rest = err.partition("\n")
     assert first.startswith("sdpipe: warning: ")
-    assert "changes after 90 steps" in first
+    assert "changes after step 90" in first
     assert rest.startswith("sdpipe: 1 image")
 
 
@@ -394,7 +394,7 @@ def test_on_a_terminal_an_interrupt_ends_the_command(model, tmp_path, moment, nu
     arguments = ["generate", "red apple", "--out", "x.png", *options]
     with OnTerminal(tmp_path, *arguments) as run:
         if moment == "writing":
-            run.wait_for("writing x.steps")
+            run.wait_for("writing x.steps:")  # with its bar
         else:
             run.wait_for(moment)
             time.sleep(0.3)

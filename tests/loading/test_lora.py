@@ -311,7 +311,7 @@ def test_an_image_tells_its_loras_and_wants_them_back(tiny, tmp_path, monkeypatc
     assert run(*again, "--lora", "pencil.safetensors")[:2] == (0, "identical\n")
 
     status, _, err = run("generate", "a cat", *fast, "--lora", "pencil.safetensors:much")
-    assert (status, "'much', which is no number; give FILE, or FILE:WEIGHT" in err) == (2, True)
+    assert (status, "'much', which is not a number; give FILE, or FILE:WEIGHT" in err) == (2, True)
 
 
 def test_a_sweep_with_another_lora_is_another(tiny, tmp_path, monkeypatch, capsys):

@@ -188,9 +188,9 @@ def test_a_model_without_one_is_refused_before_anything_is_drawn(folders, emoji)
         with raises(ModelError, "model=", "no safety checker: there is no safety_checker/config"):
             without.generate("cat", safety="flag", on_step=drawn.append, **FAST)
     assert drawn == []
-    with pytest.raises(UsageError, match=r"safety='on' is not known; the known are off, flag\."):
+    with raises(UsageError, "safety='on'", "not known", "off, flag"):
         pipe.generate("cat", safety="on")
-    with pytest.raises(UsageError, match="leave it out, or take generate"):
+    with pytest.raises(UsageError, match="leave it out, or call generate"):
         pipe.stream("cat", safety="flag")
 
 
