@@ -256,7 +256,7 @@ WRONG = {
     "generate x --scheduler k": "lms, ddim, pndm, euler, euler_a, heun, dpm++, unipc",
     "generate x --scheduler ddim --karras": "Karras",
     "generate x --lms-order 5": "lms_order=5",
-    "generate x --safety on": "safety='on' is not known; use off, flag",
+    "generate x --safety on": "safety='on' is not known; use one of off, flag",
     "generate x --device tpu": "device='tpu'",
     "generate x --dtype int8": "dtype='int8'",
     "generate x --out file/x.png": "file is not a folder",

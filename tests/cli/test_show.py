@@ -132,7 +132,7 @@ def test_a_film_without_its_library(show, monkeypatch):
 
 
 WRONG = {
-    "scheduler='foo' is not known; use lms": ["schedule", "--scheduler", "lms,foo"],
+    "scheduler='foo' is not known; use one of lms": ["schedule", "--scheduler", "lms,foo"],
     "steps=0 is out of range": ["schedule", "--steps", "0"],
     "'ddim' has no Karras noise levels": ["schedule", "--scheduler", "ddim", "--karras"],
     "t=1000 is out of range": ["noise", "IMAGE", "--t", "5,1000"],
