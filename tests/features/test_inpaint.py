@@ -151,6 +151,13 @@ def test_picture_and_mask_that_lie_on_their_side_are_put_up_and_cut_together(tmp
         assert (white[inner] == shown[inner])[[*range(20), *range(60, 90)]].all()
 
 
+def test_each_image_of_several_batches_has_its_own_noise_where_it_is_kept(tiny):
+    same = {"init_image": picture(), "mask_image": mask_of(HOLE), "steps": 3, "strength": 0.7}
+    both = tiny.generate("a cat", n=2, seed=5, batch_invariant=True, **same)
+    alone = tiny.generate("a cat", seed=6, batch_invariant=True, **same)
+    assert both.images[1].tobytes() == alone.images[0].tobytes()
+
+
 @pytest.mark.parametrize(
     ("mask", "value", "rule"),
     [
