@@ -14,7 +14,7 @@ class SdpipeError(Exception):
     rule: what it breaks, such as "is not a multiple of 8".
     remedy: what helps, such as "the nearest are 496 and 504"; may be empty.
 
-    The message is "{value} {rule}; {remedy}."
+    The message is "{value} {rule}; {remedy}.", unless the remedy is a question.
     """
 
     def __init__(self, value: str, rule: str = "", remedy: str = "") -> None:
@@ -24,7 +24,8 @@ class SdpipeError(Exception):
     def __str__(self) -> str:
         if not self.rule:
             return self.value
-        return f"{self.value} {self.rule}{'; ' if self.remedy else ''}{self.remedy}."
+        sentence = f"{self.value} {self.rule}{'; ' if self.remedy else ''}{self.remedy}"
+        return sentence if sentence.endswith("?") else f"{sentence}."
 
 
 class UsageError(SdpipeError, ValueError):

@@ -176,7 +176,13 @@ class Pipeline:
         parts: `unet`, `vae`, `text_encoder` or `tokenizer`. A U-Net that is no
             UNet2DConditionModel, such as a function that records what passes through, is called as
             it is.
+
+        Raises:
+            TypeError: no part has such a name.
         """
+        names = ("unet", "vae", "text_encoder", "tokenizer")
+        if unknown := [name for name in parts if name not in names]:
+            raise TypeError(f"there is no part {unknown[0]!r}; the parts are {', '.join(names)}")
         pipe = type(self).__new__(type(self))
         pipe._adopt(replace(self.components, **parts), self.speed)
         return pipe

@@ -3,6 +3,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from support.errors import raises
 
 from sdpipe import NotFiniteError, Pipeline, SdpipeWarning, Step, UsageError
 from sdpipe.pipeline import Result
@@ -207,11 +208,18 @@ def test_a_pipeline_is_made_of_loaded_components(emoji):
         Pipeline.from_components(emoji.components, speed=False, compile=True)
 
 
+def test_a_prompt_that_is_no_text_is_refused(emoji):
+    with raises(UsageError, "prompt=None"):
+        emoji.generate(None)
+
+
 def test_with_parts_shares_what_is_not_replaced(emoji):
     other = emoji.with_parts(unet=emoji.components.unet)
     assert other is not emoji
     assert other.components.vae is emoji.components.vae
     assert other.components.model == emoji.components.model
+    with pytest.raises(TypeError, match="no part 'scheduler'"):
+        emoji.with_parts(scheduler=None)
 
 
 def test_a_warning_names_the_line_that_called(emoji):
