@@ -1,13 +1,12 @@
 """From the arguments of one call to the settings of every image, checked against the model."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from sdpipe.canvas import LoadedImage
-from sdpipe.errors import SdpipeWarning, UsageError
+from sdpipe.errors import UsageError, warn
 from sdpipe.settings import ResolvedSettings, Settings
 from sdpipe.values import nearest_multiples
 
@@ -123,11 +122,9 @@ def _with_own_size(settings: Settings, defaults: Mapping[str, Any]) -> Settings:
     own = (defaults["width"], defaults["height"])
     asked = (settings.width or own[0], settings.height or own[1])
     if asked != own:
-        warnings.warn(
+        warn(
             f"{asked[0]} x {asked[1]} pixels were asked for, of a model that is not here; the "
-            f"built-in model draws in its own size, {own[0]} x {own[1]}.",
-            SdpipeWarning,
-            stacklevel=4,
+            f"built-in model draws in its own size, {own[0]} x {own[1]}."
         )
     if settings.init_image is not None:
         return replace(settings, dim=None, width=None, height=None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-from sdpipe.errors import SdpipeError, SdpipeWarning, UsageError
+from sdpipe.errors import SdpipeError, UsageError, warn
 from sdpipe.io.files import FORMATS
 
 WRITTEN = tuple(dict.fromkeys(FORMATS.values()))  # the formats that sdpipe writes
@@ -137,9 +137,7 @@ def read_image(
         remedy = error.remedy or "give another image"
         raise UsageError(error.value, error.rule, remedy) from error
     if frames > 1:
-        warnings.warn(
-            f"{path} has {frames} frames; only the first is used.", SdpipeWarning, stacklevel=2
-        )
+        warn(f"{path} has {frames} frames; only the first is used.")
     return upright
 
 

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import platform
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import sdpipe
-from sdpipe.errors import SdpipeError, SdpipeWarning
+from sdpipe.errors import SdpipeError, warn
 from sdpipe.io.files import FORMATS, write
 from sdpipe.io.pixels import open_image, pixels_sha256
 from sdpipe.settings import DEFAULT_OF, RULES, Settings
@@ -178,11 +177,9 @@ def _encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None)
     elif metadata is not None:
         exif = _exif(metadata)
         if format == "JPEG" and len(exif) > JPEG_LIMIT:
-            warnings.warn(
+            warn(
                 f"the metadata has {len(exif)} bytes, and a JPEG holds {JPEG_LIMIT}: the image is "
-                "saved without; save it as PNG to keep it.",
-                SdpipeWarning,
-                stacklevel=3,
+                "saved without; save it as PNG to keep it."
             )
         else:
             options["exif"] = exif

@@ -6,13 +6,12 @@ A name is, in this order: a built-in model, a folder in the diffusers layout, a 
 
 import difflib
 import os
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from sdpipe.errors import ModelError, SdpipeWarning
+from sdpipe.errors import ModelError, warn
 from sdpipe.loading.hub import WITHOUT_CHECKER, Select, cached, fetch, is_hub_id
 from sdpipe.loading.layout import (
     PARTS,
@@ -83,11 +82,7 @@ def find_model(
     except ModelError as error:
         name = BUILT_IN[0]
         found = _find(name, select, f"model={name!r}", full_precision)
-        warnings.warn(
-            f"{error} Using the built-in model, {name}, at its own size instead.",
-            SdpipeWarning,
-            stacklevel=2,
-        )
+        warn(f"{error} Using the built-in model, {name}, at its own size instead.")
         return replace(found, fallback=True)
 
 

@@ -108,7 +108,7 @@ def calls(scope: ast.AST, errors: set[str], known: dict[str, list[str]]) -> Iter
         parts = [*node.args, *(word.value for word in node.keywords)]
         if name in errors:
             kind = name
-        elif name == "warn" and "SdpipeWarning" in map(ast.unparse, parts):
+        elif name == "warn" and ("SdpipeWarning" in map(ast.unparse, parts) or len(parts) == 1):
             kind, parts = "warning", parts[:1]
         elif name in USAGE and parts:
             kind, parts = "UsageError", parts[:1]
