@@ -48,7 +48,20 @@ from sdpipe.values import (
 if TYPE_CHECKING:
     from sdpipe.canvas import Source
 
-SCHEDULERS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun", "dpm++", "unipc")
+SAMPLERS: Mapping[str, tuple[str, ...]] = {
+    "lms": ("LMS", "LMS discrete"),
+    "ddim": ("DDIM",),
+    "pndm": ("PLMS",),
+    "euler": ("Euler", "Euler discrete"),
+    "euler_a": ("Euler a", "Euler ancestral", "Euler ancestral discrete"),
+    "heun": ("Heun", "Heun discrete"),
+    "dpm++": ("DPM++ 2M", "DPM++ 2", "DPM solver multistep"),
+    "unipc": ("UniPC", "UniPC multistep"),
+}
+"""The schedulers, each with its names in other programs; the first is A1111's. See
+`find_scheduler`."""
+
+SCHEDULERS = tuple(SAMPLERS)
 KARRAS_SCHEDULERS = ("lms", "euler", "heun", "dpm++", "unipc")
 # With one step these would start at their last timestep, where there is hardly any noise.
 NEED_TWO_STEPS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun")
@@ -121,6 +134,24 @@ class Rule:
     ranges: type[int] | type[float] | None = None
     a1111: str = ""
     a1111_axis: str = ""
+
+
+def find_scheduler(name: str) -> tuple[str | None, bool]:
+    """The scheduler that another program calls `name`, or None, and whether with Karras' levels.
+
+    Case, spaces and signs do not count, nor does a leading `k_` (k-diffusion) or `sample_`
+    (ComfyUI), or a trailing `Scheduler` (diffusers); `pp` is ++.
+    """
+    name = re.sub(r"^sample_|^k[_ -]|[ _-]?scheduler$", "", name.strip().lower())
+    short = re.sub(r"[ _-]karras$", "", name)
+    return _SCHEDULER_OF.get(_letters(short)), short != name
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower().replace("+", "p"))
+
+
+_SCHEDULER_OF = {_letters(n): ours for ours, names in SAMPLERS.items() for n in (ours, *names)}
 
 
 def setting(default: Any = dataclasses.MISSING, *kinds: Mapping[str, Any], **rule: Any) -> Any:

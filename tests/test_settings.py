@@ -23,6 +23,7 @@ from sdpipe.settings import (
     ResolvedSettings,
     Settings,
     check_kwargs,
+    find_scheduler,
     label,
 )
 
@@ -315,3 +316,31 @@ def test_from_dict_takes_dim():
 def test_foreign_json_is_refused(text, value):
     with raises(UsageError, value=value):
         Settings.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("k_euler_a", ("euler_a", False)),  # CompVis, InvokeAI 1
+        ("k_euler_ancestral", ("euler_a", False)),  # NovelAI
+        ("Euler A", ("euler_a", False)),  # SD.Next
+        ("EulerAncestralDiscreteScheduler", ("euler_a", False)),  # diffusers
+        ("euler discrete", ("euler", False)),  # OneTrainer
+        ("DPM++ 2M Karras", ("dpm++", True)),  # A1111
+        ("DPM++ 2M Karras".upper(), ("dpm++", True)),
+        ("sample_dpmpp_2m", ("dpm++", False)),  # ComfyUI, at first
+        ("dpm++2m", ("dpm++", False)),  # stable-diffusion.cpp
+        ("DPMSolverMultistepScheduler", ("dpm++", False)),
+        ("plms", ("pndm", False)),
+        ("uni_pc", ("unipc", False)),
+        ("lms", ("lms", False)),
+        ("DPM++ 2M SDE", (None, False)),
+        ("DPM++ 2M SDE Karras", (None, True)),
+        ("DPM2", (None, False)),
+        ("dpm++2mv2", (None, False)),
+        ("k", (None, False)),
+        ("", (None, False)),
+    ],
+)
+def test_schedulers_by_the_names_of_other_programs(name, expected):
+    assert find_scheduler(name) == expected

@@ -22,7 +22,7 @@ import sdpipe
 from sdpipe.errors import SdpipeError, warn
 from sdpipe.io.files import FORMATS, write
 from sdpipe.io.pixels import open_image, pixels_sha256
-from sdpipe.settings import DEFAULT_OF, RULES, Settings
+from sdpipe.settings import DEFAULT_OF, RULES, SAMPLERS, Settings
 from sdpipe.values import num_steps_taken
 
 SAVE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -31,18 +31,6 @@ SAVE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "WEBP": {"lossless": True},
 }
 LIBRARIES = ("torch", "diffusers", "transformers")
-
-# A1111's names of the schedulers
-SAMPLERS = {
-    "lms": "LMS",
-    "ddim": "DDIM",
-    "pndm": "PLMS",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "heun": "Heun",
-    "dpm++": "DPM++ 2M",
-    "unipc": "UniPC",
-}
 
 HIRES_UPSCALER = "Lanczos"  # as A1111 calls what `latents.enlarged` does
 
@@ -104,7 +92,7 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
     digest = identity.get("sha256")
     values = {
         "Steps": settings.steps,
-        "Sampler": SAMPLERS[settings.scheduler or "lms"],
+        "Sampler": SAMPLERS[settings.scheduler or "lms"][0],
         "Schedule type": "Karras" if settings.karras else None,
         **dict.fromkeys(("CFG scale", "Seed", "Variation seed")),  # their usual order
         "Denoising strength": settings.strength or settings.hires_strength,

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from sdpipe.io.png import HIRES_UPSCALER, SAMPLERS
+from sdpipe.io.png import HIRES_UPSCALER
 from sdpipe.metadata.foreign import (
     GPU_NOISE,
     left_out,
@@ -14,14 +14,12 @@ from sdpipe.metadata.foreign import (
     without_none,
 )
 from sdpipe.metadata.record import MAX_PROMPT, Record, RecordError, Value
-from sdpipe.settings import RULES
+from sdpipe.settings import RULES, find_scheduler
 from sdpipe.values import num_steps_taken
 
 # "name: value" or 'name: "JSON text"'. The bound on the name keeps a search linear in the text.
 _PAIR = re.compile(r'(\w[\w /-]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _SIZE = re.compile(r"(\d{1,9})x(\d{1,9})")
-
-_SCHEDULERS = {sampler.lower(): scheduler for scheduler, sampler in SAMPLERS.items()}
 
 
 def read(text: str) -> Record:
@@ -92,18 +90,17 @@ def _split(lines: Iterable[str]) -> tuple[str, str]:
 
 def _scheduler(sampler: str, schedule: str) -> tuple[dict[str, Value], list[str]]:
     """Our settings for a sampler of A1111, and notes on what differs."""
-    name = sampler.lower()
-    karras = schedule == "Karras" or name.endswith(" karras")
-    name = name.removesuffix(" karras")
+    scheduler, karras = find_scheduler(sampler)
+    karras = karras or schedule == "Karras"
     if schedule == "Automatic":  # Karras for the DPM++ family, uniform for the rest
-        karras = name.startswith("dpm++")
+        karras = sampler.startswith("DPM++")
     known = ("", "Automatic", "Uniform", "Karras")
     notes = []
     if schedule not in known:
         notes.append(f"its schedule {schedule[:60]!r} is not known here; the steps are uniform.")
     if not sampler:
         return {}, notes
-    return scheduler_settings(sampler, _SCHEDULERS.get(name), name, karras, notes)
+    return scheduler_settings(sampler, scheduler, karras, notes)
 
 
 def _hires(pairs: dict[str, str], steps: Value, notes: list[str]) -> dict[str, Value]:

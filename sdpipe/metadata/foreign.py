@@ -1,5 +1,6 @@
 """What the readers of other programs' metadata share: schedulers, numbers, what is left out."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,15 +19,15 @@ _HARMLESS_VALUES: Mapping[str, Value] = {
 
 
 def scheduler_settings(
-    sampler: str, scheduler: str | None, name: str, karras: bool, notes: list[str]
+    sampler: str, scheduler: str | None, karras: bool, notes: list[str]
 ) -> tuple[dict[str, Value], list[str]]:
     """Our settings for another program's sampler, and the notes with what differs.
 
-    sampler: as that program writes it; name: the same in lower case, without suffixes.
+    sampler: as that program writes it.
     scheduler: ours of the same kind; None where we have none.
     """
     if scheduler is None:
-        scheduler = "dpm++" if name.startswith(("dpm", "k_dpm")) else None
+        scheduler = "dpm++" if re.match("(k_)?dpm", sampler.lower()) else None
         instead = scheduler or "the model's own scheduler"
         notes = [*notes, f"its sampler {sampler[:60]!r} is not known here; {instead} is used."]
     if karras and scheduler not in KARRAS_SCHEDULERS:

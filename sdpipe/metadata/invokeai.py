@@ -15,13 +15,7 @@ from sdpipe.metadata.foreign import (
 )
 from sdpipe.metadata.record import MAX_PROMPT, Record, RecordError, Value
 from sdpipe.prompt.syntax import escape
-
-_SCHEDULERS = {
-    **{name: name for name in ("lms", "ddim", "pndm", "euler", "euler_a", "heun", "unipc")},
-    "plms": "pndm",
-    "dpmpp_2": "dpm++",
-    "dpmpp_2m": "dpm++",
-}
+from sdpipe.settings import find_scheduler
 
 # Entries of the editor, which leave the image as it is.
 _EDITOR_KEYS = ("canvas_v2_metadata", "workflow", "graph", "regions", "model_list", "variations")
@@ -156,10 +150,8 @@ def _scheduler(sampler: object) -> tuple[dict[str, Value], list[str]]:
     """
     if not isinstance(sampler, str):
         return {}, []
-    name = sampler.lower().removeprefix("k_")
-    karras = name.endswith("_k")
-    name = name.removesuffix("_k")
-    return scheduler_settings(sampler, _SCHEDULERS.get(name), name, karras, [])
+    name = sampler.removesuffix("_k")
+    return scheduler_settings(sampler, find_scheduler(name)[0], name != sampler, [])
 
 
 def _name(model: object) -> object:
