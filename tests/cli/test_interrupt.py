@@ -1,11 +1,17 @@
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
+import time
 
 import pytest
+from support.command_lines import FAST
 
+import sdpipe
 from sdpipe.cli.interrupt import interruptible
 
 PROGRAM = """
@@ -91,3 +97,83 @@ def test_outside_the_main_thread_nothing_is_changed():
     thread.start()
     thread.join()
     assert handlers == [signal.getsignal(signal.SIGINT)]
+
+
+class OnTerminal:
+    """`sdpipe` in a process of its own, with a terminal as its standard error."""
+
+    def __init__(self, folder, *arguments):
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (24, 100))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sdpipe", *arguments],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(sdpipe.__file__))},
+        )
+        os.close(theirs)
+        self.shown = ""
+        self._reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
+        self._reader.start()
+
+    def _read(self, ours):
+        with open(ours, "rb", buffering=0) as terminal:
+            try:
+                while data := terminal.read(4096):
+                    self.shown += data.decode()
+            except OSError:  # how Linux says that the other end is closed
+                pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.end()
+
+    def wait_for(self, text):
+        until = time.monotonic() + 300
+        while text not in self.shown:
+            assert self.process.poll() is None, self.shown
+            assert time.monotonic() < until, self.shown
+            time.sleep(0.02)
+
+    def end(self):
+        if not self.process.stdout.closed:
+            self.printed = self.process.communicate(timeout=60)[0].decode()
+            self._reader.join(10)
+        return self.printed
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "status"),
+    [
+        ("loading", signal.SIGINT, 130),
+        ("drawing", signal.SIGINT, 130),
+        ("writing", signal.SIGTERM, 143),
+    ],
+)
+def test_on_a_terminal_an_interrupt_ends_the_command(model, tmp_path, moment, number, status):
+    steps = "900" if moment == "drawing" else "300"
+    options = ["--model", model, *FAST, "--steps", steps, "--save-int"]
+    arguments = ["generate", "red apple", "--out", "x.png", *options]
+    with OnTerminal(tmp_path, *arguments) as run:
+        if moment == "writing":
+            run.wait_for("writing x.steps:")  # with its bar
+        else:
+            run.wait_for(moment)
+            time.sleep(0.3)
+        run.process.send_signal(number)
+        out = run.end()
+        assert run.process.returncode == status
+    assert "Traceback" not in run.shown
+    assert run.shown.endswith("sdpipe: interrupted\r\n")
+    finished = ["x.png"] if moment == "writing" else []
+    assert os.listdir(tmp_path) == finished
+    assert out.split() == finished
+    assert run.shown.startswith("loading the model")
+    if moment == "writing":
+        assert re.search(r"drawing: 100%\S* 300/300 \[.*it/s\]", run.shown)
+        assert re.search(r"writing x.steps: ", run.shown)

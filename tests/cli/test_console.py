@@ -1,0 +1,48 @@
+import pytest
+
+from sdpipe.cli.console import summary
+from sdpipe.settings import Settings
+
+
+def test_a_warning_is_a_line_on_stderr(draw):
+    status, out, err = draw(prompt="[red:green:90] apple")
+    assert status == 0
+    assert out.count("\n") == 1
+    first, _, rest = err.partition("\n")
+    assert first.startswith("sdpipe: warning: ")
+    assert "changes after step 90" in first
+    assert rest.startswith("sdpipe: 1 image")
+
+
+@pytest.mark.parametrize("by", ["option", "environment", "neither"])
+def test_a_traceback_only_for_debugging(draw, monkeypatch, by):
+    def fail(*_, **__):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("sdpipe.pipeline.Pipeline.generate", fail)
+    if by == "environment":
+        monkeypatch.setenv("SDPIPE_DEBUG", "1")
+    status, out, err = draw(*(["--debug"] if by == "option" else []))
+    assert (status, out) == (1, "")
+    assert ("Traceback" in err) == (by != "neither")
+    if by == "neither":
+        bug = "This is a bug, or a broken installation: --debug shows where."
+        assert err == f"sdpipe: error: RuntimeError: boom. {bug}\n"
+
+
+def test_out_of_memory_has_a_remedy(draw, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("sdpipe.pipeline.Pipeline.generate", fail)
+    status, _, err = draw()
+    assert status == 1
+    assert "out of memory" in err
+    assert "--n" in err
+
+
+def test_a_summary_of_one_and_of_many():
+    one = Settings(prompt="x", seed=3, g=2.5).resolved({"width": 8, "height": 16})
+    assert summary([one], 1.25) == "1 image, 8 x 16, seed 3, 50 steps of lms, g 2.5, 1.2 s"
+    many = one.__class__(**{**one.to_dict(), "n": 3}).per_image()
+    assert "3 images, 8 x 16, seeds 3 to 5" in summary(many, 0)

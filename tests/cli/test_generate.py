@@ -1,0 +1,154 @@
+import io
+import json
+import os
+import re
+import sys
+
+from PIL import Image
+from support.command_lines import FAST
+
+import sdpipe
+from sdpipe.cli.app import main
+from sdpipe.io.png import pixels_sha256, read
+from sdpipe.settings import Settings
+
+
+def test_a_picture_lands_in_outputs_and_its_path_on_stdout(draw, tmp_path):
+    status, out, err = draw("--seed", "42")
+    assert (status, out) == (0, "outputs/0001-red-apple.png\n")
+    assert err.startswith("sdpipe: 1 image, 32 x 32, seed 42, 3 steps of ddim, g 1, ")
+    assert err.count("\n") == 1
+    notes = read(tmp_path / "outputs/0001-red-apple.png")
+    assert notes["parameters"].startswith(
+        "red apple\nSteps: 3, Sampler: DDIM, CFG scale: 1, Seed: 42"
+    )
+    with Image.open(tmp_path / "outputs/0001-red-apple.png") as picture:
+        assert notes["sdpipe"]["pixels_sha256"] == pixels_sha256(picture)
+    assert notes["sdpipe"]["dtype"] == "float32"
+    assert notes["sdpipe"]["device"] == "cpu"
+
+
+def test_it_is_the_picture_that_the_library_draws(draw, model, tmp_path):
+    draw(*["--seed", "7", "--n", "2", "--negative-prompt", "dog", "--width", "64"])
+    pipe = sdpipe.Pipeline(model, device="cpu", dtype="float32")
+    wanted = {"negative_prompt": "dog", "scheduler": "ddim", "width": 64, "seed": 7, "n": 2}
+    result = pipe.generate("red apple", steps=3, g=1, **wanted)
+    for k, path in enumerate(sorted((tmp_path / "outputs").iterdir())):
+        with Image.open(path) as picture:
+            assert picture.tobytes() == result.images[k].tobytes()
+        own = read(path)["sdpipe"]
+        assert own["settings"] == result.settings[k].to_dict()
+        assert own["batch"] == {"n": 2, "index": k}
+        assert own["model"] == pipe.components.model.identity()
+
+
+def test_json_on_stdout(draw, tmp_path):
+    status, out, _ = draw("--json", "--n", "2", "--seed", "0", "--save-int", "--out", "a/b")
+    assert status == 0
+    written = json.loads(out)
+    assert [entry["path"] for entry in written] == [
+        "a/b/0001-red-apple.png",
+        "a/b/0002-red-apple.png",
+    ]
+    assert [entry["seed"] for entry in written] == [0, 1]
+    assert [entry["steps"] for entry in written] == [
+        "a/b/0001-red-apple.steps",
+        "a/b/0002-red-apple.steps",
+    ]
+    settings = Settings.from_dict(written[1]["settings"])
+    assert (settings.seed, settings.n, settings.steps, settings.save_int) == (1, 1, 3, True)
+    names = {path.name for path in (tmp_path / written[0]["steps"]).iterdir()}
+    assert {"filmstrip.png", "latents.safetensors", "xt-00.png", "xt-03.png", "x0-03.png"} <= names
+
+
+def test_a_file_is_not_overwritten_and_the_path_used_is_told(draw, tmp_path):
+    assert draw("--out", "x.webp")[1] == "x.webp\n"
+    assert draw("--out", "x.webp")[1] == "x-1.webp\n"
+    assert draw("--out", "x.webp", "--n", "2")[1] == "x-2.webp\nx-3.webp\n"
+    assert sorted(os.listdir(tmp_path)) == ["x-1.webp", "x-2.webp", "x-3.webp", "x.webp"]
+
+
+def test_prompts_from_standard_input(draw, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("red apple\n\n  blue cat \n"))
+    status, out, err = draw("--n", "2", "--seed", "5", prompt="-")
+    assert status == 0
+    assert out.split() == [
+        f"outputs/{name}.png"
+        for name in ("0001-red-apple", "0002-red-apple", "0003-blue-cat", "0004-blue-cat")
+    ]
+    assert "4 images, 32 x 32, seeds 5 to 8" in err
+    own = read(tmp_path / "outputs/0004-blue-cat.png")["sdpipe"]
+    assert (own["settings"]["prompt"], own["settings"]["seed"]) == ("blue cat", 8)
+    assert "apple" not in json.dumps(own)
+
+
+def test_no_metadata_leaves_everything_out(draw, tmp_path):
+    _, out, _ = draw("--no-metadata", "--save-int", "--seed", "77")
+    assert read(out.strip()) == {}
+    for path in (tmp_path / "outputs").rglob("*.*"):
+        if path.is_file():
+            assert b"red apple" not in path.read_bytes()
+
+
+def test_an_interrupt_keeps_what_is_finished(draw, tmp_path, monkeypatch):
+    from sdpipe.io import png
+
+    save, calls = png.save, []
+
+    def second_time_interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return save(*arguments)
+
+    monkeypatch.setattr(png, "save", second_time_interrupted)
+    status, out, _ = draw("--n", "3", "--json")
+    assert status == 130
+    assert [entry["path"] for entry in json.loads(out)] == ["outputs/0001-red-apple.png"]
+    assert os.listdir(tmp_path / "outputs") == ["0001-red-apple.png"]
+
+
+def test_a_reader_that_has_gone_away_is_no_error(draw, tmp_path, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        status, _, err = draw("--n", "2")
+        monkeypatch.undo()
+    assert status == 0
+    assert "2 images" in err
+    assert len(os.listdir(tmp_path / "outputs")) == 2
+
+
+def test_a_disk_that_fills_up_is_told(draw, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    status, _, err = draw("--seed", "42")
+    assert status == 1
+    assert (
+        err
+        == "sdpipe: error: outputs/0001-red-apple.png cannot be written: No space left on device.\n"
+    )
+    assert os.listdir(tmp_path / "outputs") == []
+
+
+def test_a_model_that_cannot_be_had_fails(draw, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "nothing/here/at/all", "emojy"):
+        status, out, err = draw("--model", name)
+        assert (status, out) == (1, "")
+        assert re.fullmatch(r"sdpipe: error: model=[^\n]*[.?]\n", err)
+
+
+def test_an_absent_device_is_wrong_usage(draw):
+    status, _, err = draw("--device", "cuda:99")
+    assert status == 2
+    assert "cuda:99" in err
+
+
+def test_behind_two_dashes_a_prompt_may_look_like_an_option(model, tmp_path, capsys):
+    path = str(tmp_path / "a.png")
+    assert main(["generate", "--model", model, *FAST, "--out", path, "--", "--seed"]) == 0
+    assert read(path)["sdpipe"]["settings"]["prompt"] == "--seed"
