@@ -184,6 +184,19 @@ def check_prompt(name: str, value: object) -> str:
     return text
 
 
+def check_scheduler(name: str, value: object) -> str:
+    """The name of a scheduler; raises UsageError otherwise, with ours for another program's."""
+    if value in SCHEDULERS or not isinstance(value, str):
+        return check_choice(name, value, SCHEDULERS)
+    ours, has_karras = find_scheduler(value)
+    called = [f"it is called {ours} here"] if ours is not None else []
+    if has_karras or value.lower() == "karras":
+        called.append("Karras' noise levels are the setting karras")
+    if not called:
+        return check_choice(name, value, SCHEDULERS)
+    raise UsageError(f"{name}={value[:80]!r}", "is not known", ", and ".join(called))
+
+
 def check_image_ref(name: str, value: object) -> ImageRef:
     """Which image it is, from an `ImageRef` or a mapping of its fields.
 
@@ -319,7 +332,8 @@ class Settings:
     )
     scheduler: str | None = setting(
         None,
-        choice(*SCHEDULERS),
+        check=check_scheduler,
+        metavar="NAME",
         help=f"the sampler: {', '.join(SCHEDULERS)}",
         unset="the model's own, lms for v1-4",
         panel=SAMPLING,
@@ -439,6 +453,11 @@ class Settings:
         unset="off",
         panel=OUTPUT,
     )
+
+    def __new__(cls, **values: Any) -> Self:
+        """Refuses unknown names as `Pipeline.generate` does; copies and pickles give none."""
+        check_kwargs(values)
+        return super().__new__(cls)
 
     def __post_init__(self, dim: int | None) -> None:
         def keep(name: str, value: object) -> None:
@@ -702,24 +721,54 @@ class GenerateKwargs(TypedDict, total=False):
     safety: str
 
 
-DIFFUSERS_NAMES = {
-    "guidance_scale": "g",
-    "num_inference_steps": "steps",
-    "generator": "seed",
-    "image": "init_image",
-    "num_images_per_prompt": "n",
-    "callback_on_step_end": "on_step",
+OTHER_NAMES = {
+    "g": "guidance_scale guidance cfg_scale cfg scale",
+    "steps": "num_inference_steps ddim_steps sample_steps sampling_steps",
+    "seed": "generator noise_seed",
+    "n": "num_images_per_prompt num_images batch_count batch_size n_samples n_iter b",
+    "scheduler": "sampler sampler_name sampler_index sampling_method plms",
+    "karras": "use_karras_sigmas schedule schedule_type",
+    "eta": "ddim_eta",
+    "negative_prompt": "negative neg_prompt neg",
+    "width": "w",
+    "height": "h",
+    "width and height": "size resolution",
+    "init_image": "image init_images init_img input_image i",
+    "mask_image": "mask mask_img",
+    "strength": "denoising_strength denoise",
+    "seamless": "tiling",
+    "variation_seed": "subseed",
+    "variation_strength": "subseed_strength variation_amount",
+    "hires_scale": "enable_hr hr_scale hires_fix hires_upscale",
+    "on_step": "callback_on_step_end callback",
+    "model": "ckpt ckpt_path checkpoint model_path m",
+    "vae": "vae_path",
+    "lora": "lora_model_dir lora_path",
+    "embedding": "embd_dir textual_inversion",
+    "dtype": "torch_dtype precision type",
+    "low_memory": "lowvram medvram offload_to_cpu",
+    "out": "output outdir output_dir",
+    "prompt": "p",
 }
+"""What settings and options are called in diffusers, A1111's API, CompVis' scripts and
+stable-diffusion.cpp, by our name."""
+
+_OUR_NAMES = {other: ours for ours, others in OTHER_NAMES.items() for other in others.split()}
+
+
+def our_name(name: str) -> str | None:
+    """Our name for a setting or an option of another program; None if there is none."""
+    return _OUR_NAMES.get(name.strip("-").replace("-", "_").lower())
 
 
 def check_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments as a new dict.
 
     Raises:
-        TypeError: no setting has such a name; diffusers' names are answered with ours.
+        TypeError: no setting has such a name; those of other programs are answered with ours.
     """
     for name in given:
-        if name == "prompt" or name not in RULES:
+        if name not in RULES:
             raise TypeError(f"there is no setting {name!r}; {_meant(name)}")
     return dict(given)
 
@@ -732,7 +781,8 @@ def check_name(name: str) -> str:
 
 
 def _meant(name: str) -> str:
-    if ours := DIFFUSERS_NAMES.get(name):
+    ours = our_name(name)
+    if ours is not None and (ours == "on_step" or set(ours.split(" and ")) <= set(RULES)):
         return f"here it is called {ours}"
     near = difflib.get_close_matches(name, RULES, 1)
     return f"did you mean {near[0]}?" if near else f"the settings are {', '.join(RULES)}"

@@ -8,6 +8,7 @@
 import math
 import numbers
 import operator
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -146,6 +147,9 @@ def check_side(name: str, value: object) -> int:
     Raises:
         UsageError: otherwise.
     """
+    if isinstance(value, str) and (both := re.fullmatch(r"(\d+) ?[xX*:] ?(\d+)", value)):
+        rule = "is a size, and width and height are two settings"
+        raise UsageError(f"{name}={value!r}", rule, f"give width={both[1]} and height={both[2]}")
     side = check_int(name, value, 8, MAX_SIDE, "give a multiple of 8, such as 512")
     if side % 8:
         raise UsageError(

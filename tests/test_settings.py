@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import json
 import math
 
@@ -7,6 +8,7 @@ import pytest
 from support.errors import raises
 from support.readme import README, settings_table
 
+from sdpipe import Pipeline
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.settings import (
     DEFAULTS,
@@ -16,16 +18,18 @@ from sdpipe.settings import (
     MODEL_DEFAULTS,
     NEED_TWO_STEPS,
     NEEDS_INIT,
+    OTHER_NAMES,
     RULES,
     SCHEDULERS,
     GenerateKwargs,
     ImageRef,
     ResolvedSettings,
     Settings,
-    check_kwargs,
     find_scheduler,
     label,
+    our_name,
 )
+from sdpipe.sweep import Sweep
 
 V1_4 = {"width": 512, "height": 512}
 
@@ -114,11 +118,47 @@ def test_generate_takes_every_setting():
 
 
 @pytest.mark.parametrize(
-    ("name", "ours"), [("guidance_scale", "g"), ("num_inference_steps", "steps"), ("stps", "steps")]
+    ("name", "ours"),
+    [
+        *[("guidance_scale", "g"), ("num_inference_steps", "steps"), ("generator", "seed")],
+        *[("cfg_scale", "g"), ("sampler_name", "scheduler"), ("negative", "negative_prompt")],
+        *[("size", "width and height"), ("stps", "steps")],
+    ],
 )
-def test_names_of_diffusers_are_answered_with_ours(name, ours):
-    with pytest.raises(TypeError, match=rf"no setting '{name}'.*\b{ours}\b"):
-        check_kwargs({name: 3})
+def test_names_of_other_programs_are_answered_with_ours(name, ours):
+    for make in (Settings, Sweep):
+        with pytest.raises((TypeError, UsageError), match=rf"'{name}'.*\b{ours}\b"):
+            make(prompt="cat", **{name: 3})
+
+
+def test_other_names_are_not_ours_and_lead_to_ours():
+    parameters = {*RULES, *inspect.signature(Pipeline).parameters, "on_step"}
+    parameters |= {"out", "lora", "embedding", "width and height"}
+    for name, others in OTHER_NAMES.items():
+        assert name in parameters
+        assert parameters.isdisjoint(others.split())
+        assert {our_name(f"--{other.replace('_', '-')}") for other in others.split()} == {name}
+
+
+@pytest.mark.parametrize(
+    ("typed", "remedy"),
+    [
+        ("DPM++ 2M Karras", "it is called dpm++ here, and Karras' noise levels are the setting"),
+        ("k_lms", "it is called lms here"),
+        ("plms", "it is called pndm here"),
+        ("Euler a", "it is called euler_a here"),
+        ("karras", "Karras' noise levels are the setting karras"),
+        ("DDPM", "use one of lms, ddim, "),
+    ],
+)
+def test_samplers_of_other_programs_are_answered_with_ours(typed, remedy):
+    with raises(UsageError, value=f"scheduler={typed!r}", remedy=remedy):
+        Settings(prompt="cat", scheduler=typed)
+
+
+def test_a_size_is_answered_with_width_and_height():
+    with raises(UsageError, value="dim='512x768'", remedy="width=512 and height=768"):
+        Settings(prompt="cat", dim="512x768")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from sdpipe.cli import sweep as cli_sweep
 from sdpipe.cli import train as cli_train
 from sdpipe.cli.interrupt import interruptible
 from sdpipe.cli.show import show_app
+from sdpipe.settings import our_name
 
 DONE, INTERRUPTED = 0, 130
 
@@ -108,7 +109,21 @@ _TyperUsageError: Any = typer.BadParameter.__base__
 
 def _report_usage_error(error: Any) -> int:
     command = error.ctx.command_path if error.ctx is not None else "sdpipe"
-    message = error.format_message().removesuffix(".")
+    message = _in_our_words(error) or error.format_message().removesuffix(".")
     message += "" if message.endswith("?") else "."
     console.print_status(f"error: {message} See {command} --help.")
     return console.WRONG_USAGE
+
+
+def _in_our_words(error: Any) -> str:
+    """What an option of another program is called here, where the command has it."""
+    typed = getattr(error, "option_name", "")
+    if error.ctx is None or (ours := our_name(typed)) is None:
+        return ""
+    if ours == "prompt":
+        return f"{typed} is not needed: give the prompt as it is, in quotation marks"
+    options = {
+        parameter.name: max(parameter.opts, key=len) for parameter in error.ctx.command.params
+    }
+    names = [options[name] for name in ours.split(" and ") if name in options]
+    return f"{typed} is called {' and '.join(names)} here" if names else ""

@@ -21,7 +21,15 @@ from typing import Any, Self
 
 from sdpipe.errors import UsageError
 from sdpipe.io.files import slug
-from sdpipe.settings import RULES, ImageRef, ResolvedSettings, Settings, check_image_ref, label
+from sdpipe.settings import (
+    RULES,
+    ImageRef,
+    ResolvedSettings,
+    Settings,
+    check_image_ref,
+    check_name,
+    label,
+)
 from sdpipe.sweep.axes import format_values, join_prompt, split_prompt
 from sdpipe.values import format_value
 
@@ -268,6 +276,7 @@ def _too_large(sizes: Sequence[int]) -> UsageError:
 
 
 def _check_name(name: str) -> None:
+    check_name(name)
     if name not in (*SWEPT, *SINGLE):
         raise UsageError(
             f"setting {name!r}", "is not one of a sweep", f"use {', '.join((*SWEPT, *SINGLE))}"
