@@ -116,15 +116,21 @@ def _load(name: str, source: Source) -> LoadedImage:
     is_mask = name == "mask_image"
     background = "black" if is_mask else "white"
     if isinstance(source, Image.Image):
-        image = to_upright_rgb(source, background)
+        image = to_upright_rgb(source, name, background)
     elif isinstance(source, str | os.PathLike) and os.fspath(source):
         source = os.path.expanduser(source)
         file = os.path.basename(os.fsencode(source)).decode("utf-8", "replace")
         image = read_image(source, background)
     else:
         raise UsageError(
-            f"{name}={source!r}", "is not an image", "give a file, or in Python a PIL image"
+            f"{name}={source!r}"
+            if isinstance(source, str)
+            else f"{name}, of the type {type(source).__name__},",
+            "is not an image",
+            "give a file, or in Python a PIL image; Image.fromarray makes one of an array",
         )
+    if 0 in image.size:
+        raise UsageError(f"{name} of {_size(image)} pixels", "is empty", "give another image")
     image = image.convert("L") if is_mask else image
     return LoadedImage(file, pixels_sha256(image), image)
 

@@ -2,17 +2,23 @@
 
 import contextlib
 import hashlib
+import io
+import itertools
 import math
 import os
 import stat
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from sdpipe.errors import SdpipeError, UsageError, warn
 from sdpipe.io.files import FORMATS
+
+if TYPE_CHECKING:
+    from PIL import ImageCms
 
 WRITTEN = tuple(dict.fromkeys(FORMATS.values()))  # the formats that sdpipe writes
 # What Pillow decodes by itself: no format that starts another program.
@@ -21,6 +27,7 @@ READABLE = (
     "WEBP",
 )
 
+SAMPLE_FORMAT = 339  # the tag of a TIFF: 1 for unsigned integers, 2 for signed ones, 3 for floats
 MAX_FILE = 2**28  # bytes of a file that is opened
 MAX_PIXELS = 90_000_000  # of an image that is decoded: 270 MB in memory
 
@@ -121,7 +128,7 @@ def read_image(
 ) -> Image.Image:
     """Reads an image that a user names, in any of the `READABLE` formats: RGB, upright.
 
-    background: the colour behind transparent pixels. Of an animation the first frame is read.
+    See `to_upright_rgb`. Of an animation the first frame is read.
 
     Raises:
         UsageError: the file is missing, not an image, damaged, or the image is too large.
@@ -132,35 +139,128 @@ def read_image(
             _check_size(path, image, max_pixels)
             image.load()
             frames = getattr(image, "n_frames", 1)
-            upright = to_upright_rgb(image, background)
+            is_photo = image.format == "MPO"  # what follows the first image is its preview
+            upright, remarks = _to_upright_rgb(image, background)
     except SdpipeError as error:
         remedy = error.remedy or "give another image"
         raise UsageError(error.value, error.rule, remedy) from error
-    if frames > 1:
-        warn(f"{path} has {frames} frames; only the first is used.")
+    if frames > 1 and not is_photo:
+        remarks.append(f"has {frames} frames; only the first is used")
+    for remark in remarks:
+        warn(f"{path} {remark}.")
     return upright
 
 
-def to_upright_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """Converts any image to RGB, rotated as its EXIF says, transparent pixels on `background`."""
+def to_upright_rgb(image: Image.Image, name: str, background: str = "white") -> Image.Image:
+    """Converts any image to RGB: rotated as its EXIF says, in sRGB, without notes.
+
+    name: how messages call it.
+    background: the colour behind transparent pixels.
+
+    Raises:
+        UsageError: the image is closed, or its file is damaged or cut short.
+    """
+    try:
+        upright, remarks = _to_upright_rgb(image, background)
+    except Exception as error:  # of which class depends on the file's format
+        remedy = "give an image that is open, of a whole file"
+        raise UsageError(name, f"cannot be read: {error}", remedy) from error
+    for remark in remarks:
+        warn(f"{name} {remark}.")
+    return upright
+
+
+def _to_upright_rgb(image: Image.Image, background: str) -> tuple[Image.Image, list[str]]:
+    """The image, and what is to be said of it."""
+    remarks: list[str] = []
+    file, profile = image, image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # Pillow would clip values above 255
-        image = _to_8_bits(image)
+        image = _to_8_bits(image, file, remarks)
+    if profile or image.mode == "LAB":
+        image = _to_srgb(image, profile, remarks)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    image.info = {}  # Pillow would write its comment and its profile into the result
+    return image, remarks
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scales grey values: those of 16-bit integers by 255/65535, others from their own range."""
+def _to_8_bits(image: Image.Image, file: Image.Image, remarks: list[str]) -> Image.Image:
+    """Scales grey values from the range of their type; floats go from 0, black, to 1, white.
+
+    32-bit integers often hold fewer bits: the range is the first of 8, 16 and 32 bits that has all
+    values. Pillow reads unsigned ones as signed.
+    """
     import numpy as np
 
     levels = np.asarray(image).astype(np.float64)
     levels[~np.isfinite(levels)] = 0
-    low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (levels.min(), levels.max())
-    levels = (levels - low) / ((high - low) or 1) * 255
-    return Image.fromarray(levels.round().astype(np.uint8))
+    tags = getattr(file, "tag_v2", {SAMPLE_FORMAT: (2,)})
+    is_signed = tags.get(SAMPLE_FORMAT, (1,))[0] == 2
+    if image.mode == "I" and not is_signed:
+        levels[levels < 0] += 2**32
+    low, high = levels.min(), levels.max()
+    if image.mode.startswith("F"):
+        white = 1
+        if low < 0 or high > 1:
+            remarks.append(
+                f"has values from {low:g} to {high:g}: floating-point values go from 0, black, to "
+                "1, white, and those beyond are cut off"
+            )
+    elif image.mode == "I" and file.format in (None, "TIFF"):
+        white = next(w for w in (2**8, 2**16, 2**31 if is_signed else 2**32) if high < w) - 1
+    else:
+        white = 2**16 - 1
+    return Image.fromarray((np.clip(levels / white, 0, 1) * 255).round().astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None, remarks: list[str]) -> Image.Image:
+    """Converts colours from an ICC profile to sRGB, as RGB or RGBA.
+
+    Relative colorimetric with black point compensation, as image editors do by default. A profile
+    that is sRGB up to rounding changes nothing.
+    """
+    from PIL import ImageCms
+
+    grey = image.mode in ("1", "L", "LA", "La")
+    mode = image.mode if image.mode in ("CMYK", "LAB") else "L" if grey else "RGB"
+    try:
+        if mode == "LAB":
+            source = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+        else:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
+            if source.profile.xcolor_space.strip() == "RGB" and grey:
+                mode = "RGB"
+        transform = ImageCms.buildTransform(
+            source,
+            ImageCms.createProfile("sRGB"),
+            mode,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        remarks.append("has a colour profile that cannot be used; it is taken as sRGB")
+        return image
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    converted = image.convert(mode)
+    if mode in ("CMYK", "LAB") or not _is_identity(transform, mode):
+        converted = transform.apply(converted)
+    converted = converted.convert("RGB")
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
+
+
+def _is_identity(transform: "ImageCms.ImageCmsTransform", mode: str) -> bool:
+    """Whether a transform of L or RGB to RGB changes no colour of a grid by more than 2 of 255."""
+    levels = bytes(range(0, 256, 17))
+    grid = bytes(x for colour in itertools.product(levels, repeat=len(mode)) for x in colour)
+    before = Image.frombytes(mode, (len(levels), len(levels) ** (len(mode) - 1)), grid)
+    after = transform.apply(before)
+    return compare_pixels(before, after).largest <= 2
 
 
 def _check_file(path: str | os.PathLike[str]) -> None:

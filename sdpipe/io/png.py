@@ -172,8 +172,10 @@ def _encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None)
         else:
             options["exif"] = exif
     buffer = io.BytesIO()
+    bare = image.copy()
+    bare.info = {}  # Pillow would write the comment and the profile of an image that was read
     try:
-        image.save(buffer, format, **options)
+        bare.save(buffer, format, **options)
     except (OSError, ValueError) as error:  # the image is too large for the format
         width, height = image.size
         raise SdpipeError(

@@ -70,7 +70,8 @@ def read_entries(folder: Path) -> list[Entry]:
         raise UsageError(
             f"{missing[0].line}: the image {missing[0].name}",
             f"is not in {metadata.parent}{more}",
-            "add what is missing, or remove the lines",
+            _find_elsewhere(metadata, missing[0].name)
+            or "add what is missing, or remove the lines",
         )
     return entries
 
@@ -176,6 +177,17 @@ class ImageFolder:
     def describe(self) -> str:
         """Number and size of the images."""
         return f"{len(self)} captioned images, {self.size} x {self.size}"
+
+
+def _find_elsewhere(metadata: Path, name: str) -> str:
+    """The remedy for an image that is there under a shorter or a longer path; else empty."""
+    folder, parts = metadata.parent, Path(name).parts
+    shorter = [Path(*parts[i:]) for i in range(1, len(parts))]
+    longer = [Path(place.name, name) for place in sorted(folder.iterdir()) if place.is_dir()]
+    found = next((path for path in shorter + longer if (folder / path).is_file()), None)
+    if found is None:
+        return ""
+    return f"{found.as_posix()} is there: file_name is relative to the folder of {metadata.name}"
 
 
 def _find_metadata(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
 )
 from PIL import Image
+from support.errors import raises
 from support.images import (
     ID,
     PROMPTS,
@@ -210,6 +211,19 @@ def test_of_an_animation_the_first_picture_is_taken(tmp_path):
     with pytest.warns(SdpipeWarning, match=r"a\.gif has 2 frames"):
         init, _ = load_images(tmp_path / "a.gif")
     assert init.image.getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("source", [np.zeros((8, 8, 3), np.uint8), [picture(8, 8)], b"PNG", 3])
+def test_what_is_neither_a_file_nor_an_image_is_refused(source):
+    for name, sources in (("init_image", (source,)), ("mask_image", (picture(8, 8), source))):
+        value = f"{name}, of the type {type(source).__name__},"
+        with raises(UsageError, value, "is not an image", "Image.fromarray makes one of an array"):
+            load_images(*sources)
+
+
+def test_an_image_without_pixels_is_refused():
+    with raises(UsageError, "init_image of 0 x 8 pixels", "is empty"):
+        load_images(Image.new("RGB", (0, 8)))
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 30, 49, 50, 93, 103, 999])

@@ -1,16 +1,26 @@
 """Images are opened whoever made them: read as RGB, or refused."""
 
+import io
 import os
 import struct
+import warnings
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+from support import profiles
 from support.errors import raises
 
 from sdpipe.errors import SdpipeError, SdpipeWarning, UsageError
-from sdpipe.io.pixels import Difference, compare_pixels, load_pixels, open_image, read_image
+from sdpipe.io.pixels import (
+    Difference,
+    compare_pixels,
+    load_pixels,
+    open_image,
+    read_image,
+    to_upright_rgb,
+)
 
 
 def ramp(mode, size=(40, 30)):
@@ -23,7 +33,7 @@ def ramp(mode, size=(40, 30)):
     [
         *(("RGB", s) for s in ("png", "jpg", "webp", "bmp", "tiff", "gif", "ppm")),
         *(("L", "png"), ("LA", "png"), ("RGBA", "png"), ("P", "png"), ("1", "png")),
-        *(("CMYK", "jpg"), ("I", "tiff"), ("F", "tiff")),
+        *(("CMYK", "jpg"), ("I", "tiff")),
     ],
 )
 def test_any_mode_and_format_becomes_the_same_rgb(tmp_path, mode, suffix):
@@ -41,6 +51,129 @@ def test_sixteen_bits_keep_their_scale(tmp_path):
     Image.fromarray(levels).save(tmp_path / "x.png")
     shown = np.asarray(read_image(tmp_path / "x.png"))[..., 0]
     assert abs(shown - levels / 257).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "expected"),
+    [
+        (np.float32, [0.2, 0.5, 0.8], [51, 127.5, 204]),  # from 0 to 1, whatever is in the image
+        (np.float64, [0.5, 0.5, 0.5], [127.5] * 3),
+        (np.float32, [np.nan, 0.0, 1.0], [0, 0, 255]),
+        (np.int32, [7, 7, 7], [7] * 3),  # 8 bits in 32
+        (np.int32, [1000, 32768, 65535], [1000 / 257, 127.5, 255]),  # 16 bits in 32
+        (np.int32, [2**30] * 3, [127.5] * 3),
+        (np.uint16, [7, 32768, 65535], [0, 127.5, 255]),
+    ],
+)
+def test_grey_values_keep_the_scale_of_their_type(tmp_path, dtype, values, expected):
+    Image.fromarray(np.array([values], dtype)).save(tmp_path / "x.tif")
+    shown = np.asarray(read_image(tmp_path / "x.tif"))[0, :, 0]
+    assert abs(shown - np.array(expected)).max() <= 0.51
+
+
+def test_unsigned_integers_of_32_bits_have_twice_the_range_of_signed_ones(tmp_path):
+    Image.fromarray(np.full((4, 4), 2**30, np.int32)).save(tmp_path / "x.tif")
+    signed = (tmp_path / "x.tif").read_bytes()
+    entry = struct.Struct("<HHIHH")  # Pillow writes signed integers only: change the tag
+    old = entry.pack(339, 3, 1, 2, 0)
+    assert old in signed
+    (tmp_path / "y.tif").write_bytes(signed.replace(old, entry.pack(339, 3, 1, 1, 0)))
+    large = signed.replace(old, entry.pack(339, 3, 1, 1, 0)).replace(b"\0\0\0\x40", b"\0\0\0\xc0")
+    (tmp_path / "z.tif").write_bytes(large)
+    levels = [read_image(tmp_path / f"{n}.tif").getpixel((0, 0))[0] for n in "xyz"]
+    assert levels == [128, 64, 191]
+
+
+def test_floats_outside_of_0_to_1_are_cut_off_and_said(tmp_path):
+    Image.fromarray(np.array([[-1, 0.5, 2]], np.float32)).save(tmp_path / "x.tif")
+    with pytest.warns(SdpipeWarning, match="x.tif has values from -1 to 2: floating-point values"):
+        shown = read_image(tmp_path / "x.tif")
+    assert [shown.getpixel((i, 0))[0] for i in range(3)] == [0, 128, 255]
+
+
+def with_profile(image, profile, **options):
+    """The image as a file of a format that keeps it."""
+    file = io.BytesIO()
+    form = "TIFF" if image.mode in ("CMYK", "LA") else "PNG"
+    image.save(file, form, icc_profile=profile, **options)
+    return Image.open(file)
+
+
+def test_colours_are_brought_from_their_profile_to_srgb(tmp_path):
+    values = np.random.default_rng(0).integers(30, 226, (40, 30, 3), np.uint8)
+    expected = profiles.adobe_to_srgb(values)
+    for suffix, options in (("png", {}), ("webp", {"lossless": True}), ("tiff", {})):
+        path = tmp_path / f"x.{suffix}"
+        Image.fromarray(values).save(path, icc_profile=profiles.adobe_rgb(), **options)
+        assert abs(np.asarray(read_image(path)) - expected).max() < 1
+    clear = Image.fromarray(values)
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    shown = to_upright_rgb(with_profile(clear, profiles.adobe_rgb()), "x", "black")
+    assert abs(np.asarray(shown) - expected * np.asarray(clear)[..., 3:] / 255).max() < 1
+    few = Image.fromarray(values).quantize(64)
+    shown = to_upright_rgb(with_profile(few, profiles.adobe_rgb()), "x")
+    assert abs(np.asarray(shown) - profiles.adobe_to_srgb(np.asarray(few.convert("RGB")))).max() < 1
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_grey_is_brought_from_its_profile_to_srgb(mode):
+    image = with_profile(Image.linear_gradient("L").convert(mode), profiles.grey(1.8))
+    expected = profiles.encode_srgb((np.arange(256) / 255) ** 1.8)
+    assert abs(np.asarray(to_upright_rgb(image, "x"))[:, 0, 1] - expected).max() < 2
+
+
+def test_inks_have_the_colour_of_their_profile():
+    profile = profiles.cmyk(paper=(255, 128, 128), inks=(0, 128, 128))  # any ink is black
+    for inks, level in (((0, 0, 0, 0), 255), ((255, 0, 0, 0), 0), ((0, 255, 0, 0), 0)):
+        image = with_profile(Image.new("CMYK", (4, 4), inks), profile)
+        assert to_upright_rgb(image, "x").getpixel((0, 0)) == (level,) * 3
+
+
+def test_a_profile_that_is_srgb_changes_no_bit():
+    noise = Image.effect_noise((64, 64), 80).convert("RGB")
+    for profile in (profiles.srgb(), profiles.srgb(round_to=2**-10)):
+        assert to_upright_rgb(with_profile(noise, profile), "x").tobytes() == noise.tobytes()
+
+
+@pytest.mark.parametrize("profile", [b"junk", profiles.grey(1.0), profiles.adobe_rgb()[:300]])
+def test_a_profile_that_cannot_be_used_is_taken_as_srgb_and_said(profile):
+    image = with_profile(Image.new("RGB", (4, 4), (200, 90, 20)), profile)
+    with pytest.warns(SdpipeWarning, match="^init has a colour profile that cannot be used"):
+        assert to_upright_rgb(image, "init").getpixel((0, 0)) == (200, 90, 20)
+
+
+def test_lab_is_read():
+    image = Image.new("LAB", (4, 4), (137, 128, 128))  # L = 53.7
+    assert to_upright_rgb(image, "x").getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_what_an_image_says_of_itself_is_left_behind(tmp_path):
+    exif = Image.Exif()
+    exif[0x010E] = "where I live"
+    notes = {"comment": "where I live", "exif": exif, "icc_profile": profiles.adobe_rgb()}
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.jpg", dpi=(300, 300), **notes)
+    assert read_image(tmp_path / "x.jpg").info == {}
+    assert not read_image(tmp_path / "x.jpg").getexif()
+
+
+def test_the_previews_in_a_photo_are_passed_over(tmp_path):
+    photo, preview = Image.new("RGB", (64, 48), "red"), Image.new("RGB", (16, 12), "blue")
+    photo.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[preview])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(tmp_path / "x.jpg").getpixel((0, 0))[2] == 0
+
+
+def test_an_image_that_is_closed_or_cut_short_is_refused(tmp_path):
+    ramp("RGB", (300, 300)).save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
+    closed = Image.open(tmp_path / "whole.png")
+    closed.close()
+    with Image.open(tmp_path / "half.png") as half:
+        for image, rule in ((closed, "closed image"), (half, "truncated")):
+            with raises(UsageError, value="init_image", rule=rule, remedy="of a whole file"):
+                to_upright_rgb(image, "init_image")
 
 
 def test_transparent_pixels_are_white(tmp_path):

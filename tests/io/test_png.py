@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from support.errors import raises
+from support.profiles import adobe_rgb
 
 import sdpipe
 from sdpipe.errors import SdpipeError, SdpipeWarning
@@ -46,6 +47,25 @@ def notes(image=None, prompt="red apple", **values):
         n=4,
         index=2,
     )
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_bytes_depend_on_the_pixels_and_the_metadata_alone(tmp_path, suffix):
+    bare, annotated = plain(), plain()
+    exif = Image.Exif()
+    exif[0x010E] = "where I live"
+    annotated.info = {
+        "comment": b"where I live",
+        "icc_profile": adobe_rgb(),
+        "exif": exif.tobytes(),
+        "xmp": b"<x:xmpmeta/>",
+        "dpi": (300, 300),
+        "transparency": (0, 0, 0),
+        "text": "home",
+    }
+    for told in (None, notes()):
+        first, second = (save(image, tmp_path / f"x.{suffix}", told) for image in (bare, annotated))
+        assert first.read_bytes() == second.read_bytes()
 
 
 # AUTOMATIC1111's format, as its web UI publishes it in modules/infotext_utils.py.

@@ -314,3 +314,20 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, wrong):
         ImageFolder(entries, 8, tmp_path / "images.rgb").prepare()
     assert re.search(rule, info.value.rule)
     assert not list(tmp_path.glob("images*"))
+
+
+@pytest.mark.parametrize(
+    ("place", "named", "there"),
+    [
+        ("train", "train/a.png", "a.png"),
+        (".", "data/b/a.png", "b/a.png"),
+        (".", "a.png", "b/a.png"),
+    ],
+)
+def test_an_image_under_another_path_is_found(tmp_path, place, named, there):
+    png(tmp_path / place / there)
+    write(tmp_path / place, line(named))
+    with raises(UsageError, f"the image {named}", "is not in", f"{there} is there: file_name is"):
+        read_entries(tmp_path)
+    write(tmp_path / place, line(there))  # what the message says
+    assert len(read_entries(tmp_path)) == 1
