@@ -21,7 +21,15 @@ from PIL.PngImagePlugin import PngInfo
 import sdpipe
 from sdpipe.errors import SdpipeError, warn
 from sdpipe.io.files import FORMATS, write
-from sdpipe.io.pixels import open_image, pixels_sha256
+from sdpipe.io.pixels import pixels_sha256
+from sdpipe.io.texts import (
+    EXIF_IFD,
+    IMAGE_DESCRIPTION,
+    MARK,
+    USER_COMMENT,
+    parse_object,
+    read_texts,
+)
 from sdpipe.settings import DEFAULT_OF, RULES, SAMPLERS, Settings
 from sdpipe.values import num_steps_taken
 
@@ -34,14 +42,8 @@ LIBRARIES = ("torch", "diffusers", "transformers")
 
 HIRES_UPSCALER = "Lanczos"  # as A1111 calls what `latents.enlarged` does
 
-TEXTS = ("parameters", "Dream")  # keys of plain texts in a PNG
-OBJECTS = ("sdpipe", "invokeai_metadata", "sd-metadata")  # keys of JSON objects
-
-MAX_TEXT = 2**20  # characters of a text that is read; an image may come from anybody
 JPEG_LIMIT = 65533  # bytes of EXIF in a JPEG: one segment
-IMAGE_DESCRIPTION, EXIF_IFD, USER_COMMENT = 0x010E, 0x8769, 0x9286
 FORMAT = 2  # of the metadata that is written
-MARK = "sdpipe: "  # prefix that identifies an ImageDescription written by sdpipe
 
 
 def metadata(
@@ -135,24 +137,21 @@ def save(
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads the metadata of an image, from sdpipe or other programs; {} if it has none.
+    """Reads what `save` wrote, {"parameters": text, "sdpipe": object}; each only if it is there.
 
-    Keys are "sdpipe" and "parameters", and InvokeAI's "invokeai_metadata", "sd-metadata" and
-    "Dream". No pixels are decoded. The values are not checked: `sdpipe.metadata.record` does that.
+    The values are not checked: `sdpipe.metadata.record` does that.
 
     Raises:
-        SdpipeError: the image is missing or damaged, or a text is too long or not JSON.
+        SdpipeError: the image is missing or damaged, or our text is too long or not JSON.
     """
-    with open_image(path) as image:
-        found = _png_texts(image) if image.format == "PNG" else _exif_texts(image)
-    if too_long := [key for key, text in found.items() if len(text) > MAX_TEXT]:
-        raise SdpipeError(
-            f"{path}",
-            f"cannot be read: its text {too_long[0]!r} is longer than {MAX_TEXT} characters",
-        )
-    return {
-        key: _json_object(text, path) if key in OBJECTS else text for key, text in found.items()
-    }
+    texts = read_texts(path, ("parameters", "sdpipe"))
+    found: dict[str, Any] = {k: texts[k] for k in ("parameters",) if k in texts}
+    if "sdpipe" in texts:
+        try:
+            found["sdpipe"] = parse_object(texts["sdpipe"])
+        except ValueError as error:
+            raise SdpipeError(f"{path}", f"has metadata that {error}") from error
+    return found
 
 
 def _encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None) -> bytes:
@@ -191,48 +190,9 @@ def _exif(metadata: Mapping[str, Any]) -> bytes:
     exif.endian = ">"  # the byte order of the comment below
     exif[IMAGE_DESCRIPTION] = MARK + json.dumps(metadata["sdpipe"])  # EXIF wants ASCII here
     comment = b"UNICODE\0" + metadata["parameters"].encode("utf-16-be")
-    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+    # Pillow writes bytes as BYTE, and what it does not know as UNDEFINED, which EXIF wants here.
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = [bytearray(comment)]
     return exif.tobytes()
-
-
-def _png_texts(image: Image.Image) -> dict[str, str]:
-    info = {key: image.info.get(key) for key in (*TEXTS, *OBJECTS)}
-    return {key: str(text) for key, text in info.items() if isinstance(text, str)}
-
-
-def _exif_texts(image: Image.Image) -> dict[str, str]:
-    exif = image.getexif()
-    found = {}
-    comment = exif.get_ifd(EXIF_IFD).get(USER_COMMENT)
-    if isinstance(comment, bytes) and (text := _comment(comment)):
-        found["parameters"] = text
-    description = exif.get(IMAGE_DESCRIPTION)
-    if isinstance(description, str) and description.startswith(MARK):
-        found["sdpipe"] = description.removeprefix(MARK).rstrip("\0")
-    return found
-
-
-def _comment(raw: bytes) -> str:
-    """An EXIF UserComment: eight bytes name the encoding of the rest."""
-    code, body = raw[:8], raw[8:]
-    if code == b"UNICODE\0":
-        # The byte order is not recorded; in most text the high bytes are zero.
-        order = "be" if body[0::2].count(0) >= body[1::2].count(0) else "le"
-        return body.decode(f"utf-16-{order}", "replace").removeprefix("\ufeff")
-    return body.decode("utf-8", "replace").strip("\0") if code == b"ASCII\0\0\0" else ""
-
-
-def _json_object(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Parses a JSON object; refuses values that cannot be written as JSON again."""
-    try:
-        value = json.loads(text)
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise SdpipeError(f"{path}", f"has metadata that is not valid JSON: {reason}") from error
-    if not isinstance(value, dict):
-        raise SdpipeError(f"{path}", "has metadata that is not a JSON object")
-    return value
 
 
 def _named_by_a1111(settings: Settings) -> dict[str, str]:

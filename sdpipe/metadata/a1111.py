@@ -14,31 +14,40 @@ from sdpipe.metadata.foreign import (
     without_none,
 )
 from sdpipe.metadata.record import MAX_PROMPT, Record, RecordError, Value
-from sdpipe.settings import RULES, find_scheduler
+from sdpipe.settings import RULES
 from sdpipe.values import num_steps_taken
 
 # "name: value" or 'name: "JSON text"'. The bound on the name keeps a search linear in the text.
 _PAIR = re.compile(r'(\w[\w /-]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_NOTE = re.compile(r"(\w[\w /-]{1,60}):\s*")
+_TEMPLATES = ("Template", "Negative Template")  # of the extension Dynamic Prompts
 _SIZE = re.compile(r"(\d{1,9})x(\d{1,9})")
 
 
+_KNOWN = {
+    name.lower(): name
+    for name in (
+        *(rule.a1111 for rule in RULES.values() if rule.a1111),
+        *("Sampler", "Schedule type", "Size", "Model", "Model hash", "RNG", "Version"),
+    )
+}
+"""The names that are read, by their lower case: some programs write "model"."""
+
+
 def read(text: str) -> Record:
-    """Reads a text of A1111's web UI: the prompts, then a last line of names and values.
+    """Reads a text of A1111's web UI: the prompts, a line of names and values, and others' notes.
 
     Raises:
-        RecordError: the last line is too long.
+        RecordError: a line of values is too long.
     """
-    *lines, last = text.strip().split("\n")
-    if len(last) > MAX_PROMPT:
-        raise RecordError(f"a line of {len(last)} characters", f"exceeds the {MAX_PROMPT} read")
-    found = _PAIR.findall(last)
-    if len(found) < 3:  # as A1111 decides it: then the last line belongs to the prompt
-        lines, found = [*lines, last], []
-    pairs = {key: _unquote(value.strip()) for key, value in found}
-    prompt, negative = _split(lines)
+    lines = text.strip().split("\n")
+    line, settings, below = _find_settings(lines)
+    pairs = {_KNOWN.get(key.lower(), key): _unquote(value.strip()) for key, value in settings}
+    prompt, negative, notes_above = _split(lines[:line])
+    pairs = {**below, **notes_above, **pairs}
 
     version = pairs.pop("Version", "")
-    scheduler, notes = _scheduler(pairs.pop("Sampler", ""), pairs.pop("Schedule type", ""))
+    scheduler, notes = scheduler_settings(pairs.pop("Sampler", ""), pairs.pop("Schedule type", ""))
     values: dict[str, Any] = {
         "prompt": prompt,
         "negative_prompt": negative,
@@ -49,7 +58,7 @@ def read(text: str) -> Record:
     }
     values |= _hires(pairs, values.get("steps"), notes)
     model = {"name": pairs.pop("Model", ""), "hash": pairs.pop("Model hash", "")}
-    if pairs.get("RNG", "GPU") != "CPU":
+    if pairs.get("RNG", "GPU").upper() != "CPU":
         notes.append(GPU_NOISE)
     if values.get("variation_strength") is not None:
         notes.append("its variation was mixed column by column there, and is as a whole here.")
@@ -76,31 +85,45 @@ def _settings(pairs: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def _split(lines: Iterable[str]) -> tuple[str, str]:
-    """The prompt and the negative prompt, which begins with a line that says so."""
-    prompt: list[str] = []
-    negative: list[str] = []
-    part = prompt
+def _find_settings(lines: list[str]) -> tuple[int, list[tuple[str, str]], dict[str, str]]:
+    """The number of the line of settings, its names and values, and the notes in the lines below.
+
+    It is the last line that begins with "Steps:", else the last line of all, with three values or
+    more; A1111 looks at the last line alone. Without one all lines are the prompt's.
+    """
+    steps = [k for k, line in enumerate(lines) if line.lstrip().startswith("Steps:")]
+    for k in dict.fromkeys([*reversed(steps), len(lines) - 1]):
+        if len(lines[k]) > MAX_PROMPT:
+            raise RecordError(
+                f"a line of {len(lines[k])} characters", f"exceeds the {MAX_PROMPT} read"
+            )
+        if len(found := _PAIR.findall(lines[k])) >= 3:
+            return k, found, _notes(lines[k + 1 :])
+    return len(lines), [], {}
+
+
+def _notes(lines: Iterable[str]) -> dict[str, str]:
+    """What extensions write below the settings: "Name: text", over several lines."""
+    notes: dict[str, str] = {}
+    name = "Note"
+    for line in lines:
+        if match := _NOTE.match(line):
+            name, line = match[1], line[match.end() :]
+        notes[name] = f"{notes[name]}\n{line}" if name in notes else line.strip()
+    return notes
+
+
+def _split(lines: Iterable[str]) -> tuple[str, str, dict[str, str]]:
+    """The prompt, the negative prompt, which begins with a line that says so, and templates."""
+    parts: dict[str, list[str]] = {"": [], "Negative prompt": []}
+    part = parts[""]
     for line in map(str.strip, lines):
-        if line.startswith("Negative prompt:"):
-            part, line = negative, line.removeprefix("Negative prompt:").strip()
+        name, colon, rest = line.partition(":")
+        if colon and name in ("Negative prompt", *_TEMPLATES):
+            part, line = parts.setdefault(name, []), rest.strip()
         part.append(line)
-    return "\n".join(prompt).strip("\n"), "\n".join(negative).strip("\n")
-
-
-def _scheduler(sampler: str, schedule: str) -> tuple[dict[str, Value], list[str]]:
-    """Our settings for a sampler of A1111, and notes on what differs."""
-    scheduler, karras = find_scheduler(sampler)
-    karras = karras or schedule == "Karras"
-    if schedule == "Automatic":  # Karras for the DPM++ family, uniform for the rest
-        karras = sampler.startswith("DPM++")
-    known = ("", "Automatic", "Uniform", "Karras")
-    notes = []
-    if schedule not in known:
-        notes.append(f"its schedule {schedule[:60]!r} is not known here; the steps are uniform.")
-    if not sampler:
-        return {}, notes
-    return scheduler_settings(sampler, scheduler, karras, notes)
+    prompt, negative, *_ = texts = ["\n".join(part).strip("\n") for part in parts.values()]
+    return prompt, negative, dict(zip(list(parts)[2:], texts[2:], strict=True))
 
 
 def _hires(pairs: dict[str, str], steps: Value, notes: list[str]) -> dict[str, Value]:

@@ -5,33 +5,45 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdpipe.metadata.record import Value
-from sdpipe.settings import KARRAS_SCHEDULERS
+from sdpipe.settings import KARRAS_SCHEDULERS, find_scheduler
 
 GPU_NOISE = "its noise was drawn on a GPU; from the same seed a CPU draws other noise."
 
-# Entries that leave the image as it is: always, or with this one value.
-_HARMLESS = {"RNG", "Tiling", "User", "Hashes", "rand_device", "type", "id"}
-_HARMLESS_VALUES: Mapping[str, Value] = {
+# Entries that leave the image as it is, in lower case: always, or with this one value.
+_IDLE = {
+    *("app", "batch pos", "batch size", "created_at", "date", "generation_time", "hashes", "id"),
+    *("metadata_scheme", "model_list", "negative template", "rand_device", "regions", "rng"),
+    *("template", "tiling", "type", "user", "workflow", "graph", "canvas_v2_metadata"),
+}
+_IDLE_VALUES: Mapping[str, Value] = {
     "generation_mode": "txt2img",
     "is_intermediate": True,
     "use_cache": True,
 }
+_SCHEDULES = {"", "automatic", "uniform", "karras", "normal"}
 
 
-def scheduler_settings(
-    sampler: str, scheduler: str | None, karras: bool, notes: list[str]
-) -> tuple[dict[str, Value], list[str]]:
-    """Our settings for another program's sampler, and the notes with what differs.
+def scheduler_settings(sampler: str, schedule: str = "") -> tuple[dict[str, Value], list[str]]:
+    """Our settings for another program's sampler and schedule, and notes on what differs.
 
-    sampler: as that program writes it.
-    scheduler: ours of the same kind; None where we have none.
+    sampler, schedule: as that program writes them, "" where it does not. A1111's Automatic is
+        Karras for its DPM++ family and uniform for the rest.
     """
+    schedule, notes = schedule.lower(), []
+    if schedule not in _SCHEDULES:
+        notes.append(f"its schedule {schedule[:60]!r} is not known here; the steps are uniform.")
+    if not sampler:
+        return {}, notes
+    scheduler, karras = find_scheduler(sampler)
+    karras = karras or schedule == "karras"
+    if schedule == "automatic":
+        karras = sampler.startswith("DPM++")
     if scheduler is None:
         scheduler = "dpm++" if re.match("(k_)?dpm", sampler.lower()) else None
         instead = scheduler or "the model's own scheduler"
-        notes = [*notes, f"its sampler {sampler[:60]!r} is not known here; {instead} is used."]
+        notes.append(f"its sampler {sampler[:60]!r} is not known here; {instead} is used.")
     if karras and scheduler not in KARRAS_SCHEDULERS:
-        notes = [*notes, "its Karras noise levels are left out; this scheduler has none."]
+        notes.append("its Karras noise levels are left out; this scheduler has none.")
         karras = False
     order = {"lms_order": 4} if scheduler == "lms" else {}  # the other programs have no other
     return {"scheduler": scheduler, "karras": karras, **order}, notes
@@ -42,9 +54,28 @@ def left_out(extra: Mapping[str, Value]) -> list[str]:
     names = [
         key
         for key, value in extra.items()
-        if key not in _HARMLESS and value not in (_HARMLESS_VALUES.get(key), False, 0, "0", "False")
+        if key.lower() not in _IDLE
+        and value not in (_IDLE_VALUES.get(key), False, 0, "0", "False", "None")
     ]
-    return [f"left out: {', '.join(names[:12])}."] if names else []
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return [f"left out: {', '.join(names[:12])}{more}."] if names else []
+
+
+def as_scalar(value: object) -> Value:
+    """A value as a scalar: an object by its name, a list by its length."""
+    if isinstance(value, Mapping):
+        name = name_of(value)
+        return name if isinstance(name, str) else "an object"
+    if isinstance(value, list):
+        return f"{len(value)} entries"
+    return value  # type: ignore[return-value]
+
+
+def name_of(model: object) -> object:
+    """The name of a model or a part, which is an object of some programs."""
+    if isinstance(model, Mapping):
+        return model.get("name", model.get("model_name"))
+    return model
 
 
 def without_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ ZERO_WIDTH_JOINER = "\u200d"  # not printable by itself, but part of many an emo
 WRITERS = {
     "sdpipe": "sdpipe",
     "A1111": "A1111's web UI, or a program that writes the same format",
-    "InvokeAI": "InvokeAI",
 }
 
 
@@ -132,7 +131,8 @@ def _rows(record: Record, command: str | None) -> Iterator[tuple[str, str]]:
         if command is not None:
             yield "command", command
         values = dict(record.sweep)
-    yield "prompt", str(values.pop("prompt", ""))
+    if values:
+        yield "prompt", str(values.pop("prompt", ""))
     if negative := values.pop("negative_prompt", ""):
         yield "negative prompt", str(negative)
     if record.sweep is None and {"width", "height"} <= set(values):
@@ -146,7 +146,7 @@ def _rows(record: Record, command: str | None) -> Iterator[tuple[str, str]]:
     yield from _rows_of_model(record)
     if record.n > 1:
         yield "batch", f"image {record.index + 1} of a batch of {record.n}"
-    yield "written by", WRITERS[record.source]
+    yield "written by", WRITERS.get(record.source, record.source)
     if record.versions:
         versions = (v if k == "program" else f"{k} {v}" for k, v in record.versions.items())
         yield "versions", _one_line(", ".join(versions))
@@ -155,6 +155,8 @@ def _rows(record: Record, command: str | None) -> Iterator[tuple[str, str]]:
         yield "drawn", _one_line(f"on {record.device} in {record.dtype}{how}")
     for name, value in record.extra.items():
         yield name, _one_line(value)
+    for note in record.notes:
+        yield "replay", note
 
 
 def _rows_of_model(record: Record) -> Iterator[tuple[str, str]]:

@@ -8,17 +8,34 @@ from typing import Any
 
 from sdpipe.metadata.foreign import (
     GPU_NOISE,
+    as_scalar,
     left_out,
+    name_of,
     parse_number,
     scheduler_settings,
     without_none,
 )
 from sdpipe.metadata.record import MAX_PROMPT, Record, RecordError, Value
 from sdpipe.prompt.syntax import escape
-from sdpipe.settings import find_scheduler
 
-# Entries of the editor, which leave the image as it is.
-_EDITOR_KEYS = ("canvas_v2_metadata", "workflow", "graph", "regions", "model_list", "variations")
+# Of a Dream command: our settings and what makes them of a text, and the other switches by name.
+_SWITCHES: Mapping[str, tuple[str, type[int] | type[float]]] = {
+    "-s": ("steps", int),
+    "-C": ("g", float),
+    "-S": ("seed", int),
+    "-W": ("width", int),
+    "-H": ("height", int),
+}
+_OTHER_SWITCHES = {
+    "-I": "init image",
+    "-f": "strength",
+    "-M": "mask",
+    "-G": "face restoration",
+    "-U": "upscale",
+    "-v": "variation_amount",
+}
+_IDLE_SWITCHES = ("-n", "-b", "-g", "-i", "-o", "-d", "-F", "-t")
+_SWITCH = re.compile(r"(--[\w-]+|-ft|-tm|-embiggen\w*|-\w)[ =]?(.*)", re.DOTALL)
 
 
 def read(written: Mapping[str, Any]) -> Record:
@@ -40,10 +57,11 @@ def read(written: Mapping[str, Any]) -> Record:
         "width": rest.pop("width", None),
         "height": rest.pop("height", None),
         "clip_skip": _clip_skip(rest.pop("clip_skip", None)),
+        "seamless": "".join(a for a in "xy" if rest.pop(f"seamless_{a}", None) is True) or None,
         **scheduler,
     }
     digest = model.get("hash", model.get("model_hash")) if isinstance(model, Mapping) else None
-    return _record(values, _name(model), digest, rest.pop("app_version", None), rest, notes)
+    return _record(values, name_of(model), digest, rest.pop("app_version", None), rest, notes)
 
 
 def read_version_2(written: Mapping[str, Any]) -> Record:
@@ -70,6 +88,8 @@ def read_version_2(written: Mapping[str, Any]) -> Record:
         "seed": rest.pop("seed", None),
         "width": rest.pop("width", None),
         "height": rest.pop("height", None),
+        "seamless": "xy" if rest.pop("seamless", None) is True else None,
+        **_variation(rest),
         **scheduler,
     }
     if rest.get("type") not in (None, "txt2img"):
@@ -92,18 +112,27 @@ def read_dream(command: str) -> Record:
     if not quote:
         text, _, switches = command.partition(" -")
         switches = f"-{switches}"
-    switch = dict(re.findall(r"-([sSWHCA]) ?([\w.+-]+)", switches))
-    scheduler, notes = _scheduler(switch.get("A"))
-    values = {
-        **_split_brackets(text.removeprefix('"')),
-        "steps": parse_number(switch.get("s"), int),
-        "g": parse_number(switch.get("C"), float),
-        "seed": parse_number(switch.get("S"), int),
-        "width": parse_number(switch.get("W"), int),
-        "height": parse_number(switch.get("H"), int),
-        **scheduler,
-    }
-    return _record(values, None, None, None, {}, notes)
+    rest: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    scheduler, notes = _scheduler(None)
+    for part in re.split(r"\s+(?=--?[A-Za-z])", f" {switches.strip()}")[1:]:
+        name, value = _SWITCH.fullmatch(part).groups()  # type: ignore[union-attr]
+        if name in _SWITCHES:
+            setting, kind = _SWITCHES[name]
+            values[setting] = parse_number(value, kind)
+        elif name == "-A":
+            scheduler, notes = _scheduler(value)
+        elif name == "-V":
+            pairs = [pair.partition(",") for pair in value.split(":")]
+            rest["variations"] = [
+                [parse_number(seed, int), parse_number(weight, float)] for seed, _, weight in pairs
+            ]
+        elif name == "--seamless":
+            values["seamless"] = "xy"
+        elif name not in _IDLE_SWITCHES:
+            rest[_OTHER_SWITCHES.get(name, name.strip("-"))] = value or True
+    values |= {**_split_brackets(text.removeprefix('"')), **_variation(rest), **scheduler}
+    return _record(values, None, None, None, rest, notes)
 
 
 def _record(
@@ -115,9 +144,7 @@ def _record(
     notes: list[str],
 ) -> Record:
     extra = {
-        key: _as_scalar(value)
-        for key, value in rest.items()
-        if key not in _EDITOR_KEYS and value not in (None, "", [], {})
+        key: as_scalar(value) for key, value in rest.items() if value not in (None, "", [], {})
     }
     if rest.get("rand_device", "cpu") != "cpu":
         notes.append(GPU_NOISE)
@@ -143,6 +170,15 @@ def _split_brackets(text: str) -> dict[str, str]:
     return {"prompt": " ".join(prompt.split()), "negative_prompt": " ".join(negative)}
 
 
+def _variation(rest: dict[str, Any]) -> dict[str, Value]:
+    """Our settings for one variation, [seed, weight], taken out of `rest`; several stay there."""
+    match rest.get("variations"):
+        case [[int(seed), int(weight) | float(weight)]]:
+            del rest["variations"]
+            return {"variation_seed": seed, "variation_strength": weight}
+    return {}
+
+
 def _scheduler(sampler: object) -> tuple[dict[str, Value], list[str]]:
     """Our settings for a scheduler of InvokeAI, and notes on what differs.
 
@@ -151,14 +187,7 @@ def _scheduler(sampler: object) -> tuple[dict[str, Value], list[str]]:
     if not isinstance(sampler, str):
         return {}, []
     name = sampler.removesuffix("_k")
-    return scheduler_settings(sampler, find_scheduler(name)[0], name != sampler, [])
-
-
-def _name(model: object) -> object:
-    """The name of a model or a part."""
-    if isinstance(model, Mapping):
-        return model.get("name", model.get("model_name"))
-    return model
+    return scheduler_settings(name, "karras" if name != sampler else "")
 
 
 def _clip_skip(skipped: object) -> object:
@@ -166,13 +195,3 @@ def _clip_skip(skipped: object) -> object:
     if isinstance(skipped, int) and not isinstance(skipped, bool):
         return skipped + 1
     return skipped
-
-
-def _as_scalar(value: object) -> Value:
-    """A value as a scalar: an object by its name, a list by its length."""
-    if isinstance(value, Mapping):
-        name = _name(value)
-        return name if isinstance(name, str) else "an object"
-    if isinstance(value, list):
-        return f"{len(value)} entries"
-    return value  # type: ignore[return-value]

@@ -178,6 +178,12 @@ def prepare(
             "is the grid of a sweep, whose cells are images of their own",
             f"sdpipe info {path} shows the command that draws them all",
         )
+    if not record.values:
+        raise SdpipeError(
+            f"{path}",
+            f"was drawn by {record.source}, whose settings are not read here",
+            f"sdpipe info {path} shows what the image says of itself",
+        )
     try:
         settings, notes = _settings(record, changes)
         _check_size(settings, changes)

@@ -52,6 +52,10 @@ def test_what_the_web_ui_reads_otherwise_is_noted():
         ("Sampler: Euler a, Schedule type: Karras", ("euler_a", False, None), True),
         ("Sampler: DPM++ SDE Karras", ("dpm++", True, None), True),
         ("Sampler: Restart", (None, False, None), True),
+        ("Sampler: euler_a", ("euler_a", False, None), False),  # stable-diffusion.cpp
+        ("Sampler: dpm++2m karras", ("dpm++", True, None), False),
+        ("Sampler: k_euler_a", ("euler_a", False, None), False),
+        ("Sampler: Euler A, Schedule type: Automatic", ("euler_a", False, None), False),
         ("User: x", (None, False, None), False),
     ],
 )
@@ -92,3 +96,40 @@ def test_a_line_without_end_is_refused_and_a_long_prompt_is_not():
     with raises(RecordError, value="a line of 1000000 characters"):
         a1111.read("x" * 1_000_000)
     assert a1111.read("ab " * (MAX_PROMPT // 3)).values["prompt"].startswith("ab ab")
+
+
+SETTINGS = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 5, Size: 64x64, RNG: cpu"
+
+
+def test_the_settings_are_found_wherever_they_are():
+    """Dynamic Prompts and others write around them."""
+    text = (
+        f"a cat\nNegative prompt: dog\n{SETTINGS}\n"
+        "Template: a {cat|dog}, Steps: 1, b: c\nof wood\nNegative Template: dog"
+    )
+    record = a1111.read(text)
+    settings = record.settings()
+    assert (settings.prompt, settings.negative_prompt, settings.seed) == ("a cat", "dog", 5)
+    assert record.extra["Template"] == "a {cat|dog}, Steps: 1, b: c\nof wood"
+    assert record.extra["Negative Template"] == "dog"
+    assert record.notes == ()
+
+
+def test_templates_above_the_settings_are_no_part_of_the_prompt():
+    record = a1111.read(f"a cat\nTemplate: a {{cat|dog}}\nNegative prompt: dog\n{SETTINGS}")
+    assert (record.values["prompt"], record.values["negative_prompt"]) == ("a cat", "dog")
+    assert record.extra["Template"] == "a {cat|dog}"
+
+
+def test_a_prompt_like_the_settings_is_a_prompt():
+    text = f"Steps: 1, a: b, c: d\n{SETTINGS.replace('5', '6')}\nis a line\n{SETTINGS}"
+    record = a1111.read(text)
+    assert record.values["prompt"].endswith("is a line")
+    assert record.settings().seed == 5
+
+
+def test_everything_that_is_not_carried_over_is_said():
+    more = ", ".join(f"Extension {k}: on" for k in range(20))
+    record = a1111.read(f"a cat\n{SETTINGS}, ENSD: 31337, {more}, Batch size: 4, Tiling: False")
+    assert record.notes[-1].startswith("left out: ENSD, Extension 0, ")
+    assert record.notes[-1].endswith("Extension 10 and 9 more.")

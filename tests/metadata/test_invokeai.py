@@ -71,6 +71,39 @@ def test_versions_1_and_2(tmp_path, texts):
     assert (record.source, record.notes) == ("InvokeAI", ())
 
 
+def test_variations_and_seamless():
+    """`InvokeAI` mixes the noise of the two seeds as a whole, as we do."""
+    image = {**SD_METADATA["image"], "variations": [[1614299449, 0.2]], "seamless": True}
+    settings = invokeai.read_version_2({**SD_METADATA, "image": image}).settings()
+    assert (settings.variation_seed, settings.variation_strength) == (1614299449, 0.2)
+    assert settings.seamless == "xy"
+    assert invokeai.read_dream(f"{DREAM} -V 1614299449,0.2").settings().variation_seed == 1614299449
+    assert invokeai.read({**INVOKEAI, "seamless_x": True}).settings().seamless == "x"
+    both = invokeai.read({**INVOKEAI, "seamless_x": True, "seamless_y": True})
+    assert (both.settings().seamless, both.notes) == ("xy", ("left out: loras, vae.",))
+    assert invokeai.read({**INVOKEAI, "seamless_y": False}).settings().seamless is None
+
+
+def test_everything_that_is_not_carried_over_is_said():
+    switches = "-I in.png -f 0.4 -V 1,0.2:2,0.1 -G 0.9 -U 4 0.75 -n3 -ft codeformer --perlin 0.1"
+    record = invokeai.read_dream(f"{DREAM} {switches} --hires_fix")
+    assert record.settings() == invokeai.read_dream(DREAM).settings()
+    assert record.extra == {
+        "init image": "in.png",
+        "strength": "0.4",
+        "variations": "2 entries",
+        "face restoration": "0.9",
+        "upscale": "4 0.75",
+        "ft": "codeformer",
+        "perlin": "0.1",
+        "hires_fix": True,
+    }
+    assert record.notes[-1] == f"left out: {', '.join(record.extra)}."
+    image = {**SD_METADATA["image"], "variations": [[1, 0.2], [2, 0.1]], "perlin": 0.1}
+    record = invokeai.read_version_2({**SD_METADATA, "image": image})
+    assert record.notes[-1] == "left out: variations, perlin."
+
+
 def test_a_command_without_quotes():
     assert invokeai.read_dream("a cat -s20 -S 3").values == {
         "prompt": "a cat",

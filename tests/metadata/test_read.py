@@ -43,3 +43,22 @@ def test_a_line_without_end_is_refused(tmp_path):
     path = foreign_image(tmp_path / "x.png", parameters="a: b, " * 150_000)
     with raises(SdpipeError, rule="a line of"):
         read_record(path)
+
+
+def test_the_first_text_that_can_be_read_counts(tmp_path):
+    dream = '"red apple" -s 4 -W 64 -H 64 -C 7.5 -A k_euler -S 42'
+    texts = {"sd-metadata": {"images": [{"seed": 42}]}, "Dream": dream}
+    record = read_record(foreign_image(tmp_path / "x.png", **texts))
+    assert record.settings().prompt == "red apple"
+    assert "text 'sd-metadata' that makes no sense" in record.notes[0]
+    assert record.notes[0].endswith("'Dream' is read instead.")
+    path = foreign_image(tmp_path / "y.png", sdpipe={"format": 99}, parameters=A1111)
+    record = read_record(path)
+    assert (record.source, record.settings().seed) == ("A1111", 965400086)
+    assert "format 99 is not known here" in record.notes[0]
+
+
+def test_texts_that_are_no_metadata_are_named(tmp_path):
+    path = foreign_image(tmp_path / "x.png", Comment="Created with GIMP", prompt="$ ls")
+    with raises(SdpipeError, value=path, rule="known here; its texts are 'Comment', 'prompt'"):
+        read_record(path)

@@ -31,6 +31,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from sdpipe.errors import SdpipeError
 from sdpipe.io import png
+from sdpipe.io.texts import EXIF_IFD, IMAGE_DESCRIPTION, MARK, USER_COMMENT
 from sdpipe.metadata.info import info
 from sdpipe.metadata.replay import prepare
 from sdpipe.settings import Settings
@@ -74,7 +75,9 @@ SD_METADATA = {
         "sampler": "k_lms",
     },
 }
-DREAM = '"a robot [text]" -s50 -S1618 -W512 -H512 -C7.5 -Ak_lms'
+NOVELAI = {"steps": 28, "sampler": "k_euler", "seed": 7, "scale": 11.0, "uc": "text", "prompt": "a"}
+GRAPH = {"3": {"class_type": "KSampler", "inputs": {"seed": 28, "model": ["4", 0]}}}
+DREAM = '"a robot [text]" -s50 -S1618 -W512 -H512 -C7.5 -Ak_lms -V 3,0.2 -U 4 0.75 --seamless'
 
 
 def sample_image():
@@ -104,6 +107,8 @@ TEXTS = {
     "invokeai_metadata": INVOKEAI,
     "sd-metadata": SD_METADATA,
     "Dream": DREAM,
+    "Comment": NOVELAI,
+    "prompt": GRAPH,
 }
 TOKENS = (
     *("Steps: 20", "Negative prompt:", "Size: 16384x16384", "Seed: -1", "\n", '"', "\\", ",", ": "),
@@ -265,12 +270,12 @@ def packed(key, value, form):
             options["pnginfo"].add_text(key, text.encode("utf-8", "replace").decode())
     elif key == "sdpipe":
         exif = Image.Exif()
-        exif[png.IMAGE_DESCRIPTION] = png.MARK + text
+        exif[IMAGE_DESCRIPTION] = MARK + text
         options["exif"] = exif.tobytes()
     else:
         exif = Image.Exif()
         comment = b"UNICODE\0" + text.encode("utf-16-be", "surrogatepass")
-        exif.get_ifd(png.EXIF_IFD)[png.USER_COMMENT] = comment
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
         options["exif"] = exif.tobytes()
     if len(options.get("exif", b"")) > png.JPEG_LIMIT:
         form = "WEBP"
