@@ -13,6 +13,7 @@ rescale       phi                      how far the output is brought back to the
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
@@ -20,6 +21,9 @@ from torch import Tensor
 
 from sdpipe.guidance import Guidance, predict_guided
 from sdpipe.schedule import Schedule
+
+if TYPE_CHECKING:
+    from sdpipe.runtime.philox import Philox
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +73,7 @@ def denoise(
     cond: Tensor | Sequence[Tensor],
     uncond: Tensor | Sequence[Tensor],
     g: float | Guidance,
-    generators: Sequence[torch.Generator] = (),
+    generators: "Sequence[torch.Generator | Philox]" = (),
     constraint: Callable[[Tensor, float], Tensor] | None = None,
 ) -> Iterator[Step]:
     """Denoises x_t and yields a `Step` after each of the scheduler's timesteps.

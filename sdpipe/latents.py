@@ -18,31 +18,45 @@ from torch import Tensor
 
 from sdpipe.errors import NotFiniteError, warn
 from sdpipe.runtime.device import dtype_name
+from sdpipe.runtime.philox import Philox
 
 MIN_TILE = 16
 """Smallest side, in latents, of the tiles that a VAE decodes when it runs out of memory."""
 
 
-def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """Makes a random generator for each image, on the CPU: the same numbers on every device."""
+def make_generators(seeds: Sequence[int], rng: str = "cpu") -> list[torch.Generator | Philox]:
+    """Makes a random generator for each image, on the CPU: the same numbers on every device.
+
+    rng: "cpu", or "cuda" for the numbers of torch's generator on a GPU, see `runtime.philox`.
+    """
+    if rng == "cuda":
+        return [Philox(seed) for seed in seeds]
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
-def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, int, int]) -> Tensor:
+def draw_noise(
+    generators: Sequence[torch.Generator | Philox], shape: tuple[int, int, int]
+) -> Tensor:
     """Draws starting noise x_T ~ N(0, I), each image's from its own generator.
 
     `shape` is (C, h, w). Returns float32 (B, C, h, w) on the CPU.
     """
-    return torch.cat([torch.randn((1, *shape), generator=g) for g in generators])
+    size = (1, *shape)
+    return torch.cat(
+        [
+            g.randn(size) if isinstance(g, Philox) else torch.randn(size, generator=g)
+            for g in generators
+        ]
+    )
 
 
-def interpolate_noise(eps: Tensor, seeds: Sequence[int], f: float) -> Tensor:
+def interpolate_noise(eps: Tensor, seeds: Sequence[int], f: float, rng: str = "cpu") -> Tensor:
     """Interpolates starting noise (B, C, h, w) towards that of other seeds, one an image.
 
     By `slerp`: f = 0 is `eps`, 1 the noise of the other seeds. Noise of later steps stays.
     """
     _, channels, h, w = eps.shape
-    other = draw_noise(make_generators(seeds), (channels, h, w))
+    other = draw_noise(make_generators(seeds, rng), (channels, h, w))
     return torch.stack([slerp(a, b, f) for a, b in zip(eps, other, strict=True)])
 
 

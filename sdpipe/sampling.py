@@ -81,11 +81,11 @@ def sample_pass(
     """
     settings = batch.settings[0]
     schedule = schedule_for(settings, parts.scheduler_config, parts.device, strength)
-    generators = make_generators([s.seed for s in batch.settings])
+    generators = make_generators([s.seed for s in batch.settings], settings.rng)
     eps = draw_noise(generators, _latent_shape(parts, settings, start))  # (B, C, h, w)
     if settings.variation_strength is not None:
         seeds = [s.variation_seed for s in batch.settings if s.variation_seed is not None]
-        eps = interpolate_noise(eps, seeds, settings.variation_strength)
+        eps = interpolate_noise(eps, seeds, settings.variation_strength, settings.rng)
     eps = eps.to(parts.device)
     x_t, constraint = prepare_latents(parts, schedule, eps, start, masked_from_noise=strength == 1)
     guidance = Guidance(settings.g, settings.guidance_rescale, settings.guidance_interval)

@@ -27,6 +27,7 @@ from diffusers import (
 from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOutput
 from torch import Tensor
 
+from sdpipe.runtime.philox import DrawFrom, Philox
 from sdpipe.settings import KARRAS_SCHEDULERS
 
 if TYPE_CHECKING:
@@ -86,7 +87,11 @@ class Schedule:
         return self.scheduler.scale_model_input(x_t, self.timesteps[i])
 
     def step(
-        self, output: Tensor, i: int, x_t: Tensor, generators: Sequence[torch.Generator] = ()
+        self,
+        output: Tensor,
+        i: int,
+        x_t: Tensor,
+        generators: Sequence[torch.Generator | Philox] = (),
     ) -> Tensor:
         """x_t after step i, from the U-Net's output at step i; both (B, C, h, w).
 
@@ -94,8 +99,9 @@ class Schedule:
         """
         noise: dict[str, Any] = {} if self.eta is None else {"eta": self.eta}
         if self.draws_noise:
-            noise["generator"] = list(generators) or None
-        return self.scheduler.step(output, self.timesteps[i], x_t, **noise).prev_sample
+            noise["generator"] = [g for g in generators if isinstance(g, torch.Generator)] or None
+        with DrawFrom(generators):
+            return self.scheduler.step(output, self.timesteps[i], x_t, **noise).prev_sample
 
     def noised(self, x_0: Tensor, eps: Tensor, sigma: float) -> Tensor:
         """Clean latents with noise of level sigma, in this scheduler's scale, (B, C, h, w).

@@ -65,6 +65,7 @@ SCHEDULERS = tuple(SAMPLERS)
 KARRAS_SCHEDULERS = ("lms", "euler", "heun", "dpm++", "unipc")
 # With one step these would start at their last timestep, where there is hardly any noise.
 NEED_TWO_STEPS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun")
+RNGS = ("cpu", "cuda")
 SAFETY = ("off", "flag")
 SEAMLESS = ("xy", "x", "y")
 FITS = ("crop", "pad", "stretch")
@@ -282,6 +283,13 @@ class Settings:
         label="towards seed {}",
         a1111="Variation seed",
         a1111_axis="Var. seed",
+    )
+    rng: str = setting(
+        "cpu",
+        choice(*RNGS),
+        help="whose numbers the noise is: cpu, or cuda for those that torch draws on a GPU, made "
+        "on any machine",
+        unset="cpu",
     )
     g: Scale | None = setting(
         None,
@@ -700,6 +708,7 @@ class GenerateKwargs(TypedDict, total=False):
     seamless: str | None
     variation_strength: float | None
     variation_seed: int | None
+    rng: str
     g: Scale | None
     guidance_rescale: float
     guidance_interval: tuple[float, float] | None

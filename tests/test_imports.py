@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "settings": ("values", "prompt.syntax"),
     "prompt": ("values",),
     "latents": ("runtime",),
-    "schedule": (CONSTANTS,),
+    "schedule": (CONSTANTS, "runtime"),
     "guidance": ("values",),
     "denoise": ("guidance", "schedule"),
     "sampling": (*STAGES[:7], "canvas", "components", "runtime"),

@@ -49,7 +49,7 @@ class CompareOptions(SettingsOptions):
 
     names = (
         *("negative_prompt", "seed", "dim", "width", "height", "g", "guidance_rescale", "steps"),
-        *("scheduler", "lms_order", "karras", "eta"),
+        *("scheduler", "lms_order", "karras", "eta", "rng"),
     )
 
 

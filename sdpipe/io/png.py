@@ -40,6 +40,8 @@ SAVE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 LIBRARIES = ("torch", "diffusers", "transformers")
 
+RNGS = {"cpu": "CPU", "cuda": "NV"}  # A1111's names of the generators
+
 HIRES_UPSCALER = "Lanczos"  # as A1111 calls what `latents.enlarged` does
 
 JPEG_LIMIT = 65533  # bytes of EXIF in a JPEG: one segment
@@ -107,7 +109,7 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
         "Model": str(identity["name"]).rpartition("/")[2].removesuffix(".safetensors"),
         "Lora": ", ".join(f"{f['name']}: {f['weight']:g}" for f in identity.get("loras", ()))
         or None,
-        "RNG": "CPU",
+        "RNG": RNGS[settings.rng],
         "Tiling": "True" if settings.seamless == "xy" else None,
         "Version": f"sdpipe {sdpipe.__version__}",
     }

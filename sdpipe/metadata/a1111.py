@@ -7,9 +7,9 @@ from typing import Any
 
 from sdpipe.io.png import HIRES_UPSCALER
 from sdpipe.metadata.foreign import (
-    GPU_NOISE,
     left_out,
     parse_number,
+    rng_settings,
     scheduler_settings,
     without_none,
 )
@@ -58,8 +58,8 @@ def read(text: str) -> Record:
     }
     values |= _hires(pairs, values.get("steps"), notes)
     model = {"name": pairs.pop("Model", ""), "hash": pairs.pop("Model hash", "")}
-    if pairs.get("RNG", "GPU").upper() != "CPU":
-        notes.append(GPU_NOISE)
+    if "seed" in values:
+        values |= rng_settings(pairs.get("RNG"), values.get("width"), values.get("height"), notes)
     if values.get("variation_strength") is not None:
         notes.append("its variation was mixed column by column there, and is as a whole here.")
     if re.search(r"<\w+:|\bAND\b", f"{prompt} {negative}"):

@@ -7,7 +7,11 @@ from typing import Any
 from sdpipe.metadata.record import Value
 from sdpipe.settings import KARRAS_SCHEDULERS, find_scheduler
 
-GPU_NOISE = "its noise was drawn on a GPU; from the same seed a CPU draws other noise."
+GPU_THREADS = 40_960
+"""The numbers that any GPU with 40 multiprocessors draws in one order, see `runtime.philox`."""
+
+# Who drew the noise, by the names of other programs.
+_RNGS = {"cpu": "cpu", "nv": "cuda", "cuda": "cuda", "gpu": "cuda"}
 
 # Entries that leave the image as it is, in lower case: always, or with this one value.
 _IDLE = {
@@ -47,6 +51,30 @@ def scheduler_settings(sampler: str, schedule: str = "") -> tuple[dict[str, Valu
         karras = False
     order = {"lms_order": 4} if scheduler == "lms" else {}  # the other programs have no other
     return {"scheduler": scheduler, "karras": karras, **order}, notes
+
+
+def rng_settings(
+    name: str | None, width: Value, height: Value, notes: list[str]
+) -> dict[str, Value]:
+    """Our setting for the generator of another program's noise; adds notes on what is assumed.
+
+    name: as that program writes it; None where it was the GPU because nobody chose.
+    width, height: of the image, in pixels.
+    """
+    rng = _RNGS.get((name or "gpu").lower())
+    if rng is None:
+        notes.append(f"its noise came from {str(name)[:60]!r}, whose numbers are not known here.")
+    if name is None:
+        notes.append(
+            "its noise is taken to be that of an NVIDIA GPU; if it came from a CPU or a Mac: --set "
+            "rng=cpu."
+        )
+    numbers = width * height // 16 if isinstance(width, int) and isinstance(height, int) else 0
+    if rng == "cuda" and name in (None, "GPU", "cuda") and numbers > GPU_THREADS:
+        notes.append(
+            f"its noise has {numbers} numbers; a GPU with fewer threads ordered them otherwise."
+        )
+    return {"rng": rng}
 
 
 def left_out(extra: Mapping[str, Value]) -> list[str]:

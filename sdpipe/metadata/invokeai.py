@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdpipe.metadata.foreign import (
-    GPU_NOISE,
     as_scalar,
     left_out,
     name_of,
     parse_number,
+    rng_settings,
     scheduler_settings,
     without_none,
 )
@@ -61,7 +61,8 @@ def read(written: Mapping[str, Any]) -> Record:
         **scheduler,
     }
     digest = model.get("hash", model.get("model_hash")) if isinstance(model, Mapping) else None
-    return _record(values, name_of(model), digest, rest.pop("app_version", None), rest, notes)
+    rng = str(rest.get("rand_device") or "cpu")
+    return _record(values, name_of(model), digest, rest.pop("app_version", None), rest, notes, rng)
 
 
 def read_version_2(written: Mapping[str, Any]) -> Record:
@@ -142,12 +143,18 @@ def _record(
     version: object,
     rest: Mapping[str, Any],
     notes: list[str],
+    rng: str | None = None,
 ) -> Record:
+    """The record of an image; rng: who drew its noise, None where it was always the GPU."""
     extra = {
         key: as_scalar(value) for key, value in rest.items() if value not in (None, "", [], {})
     }
-    if rest.get("rand_device", "cpu") != "cpu":
-        notes.append(GPU_NOISE)
+    width, height = values.get("width"), values.get("height")
+    values = {**values, **rng_settings(rng, width, height, notes)}
+    if rng is not None and values.get("scheduler") == "euler_a":
+        notes.append(
+            "the noise of its later steps came from another seed there: seed ^ 0xFFFFFFFF."
+        )
     if re.search(r"[()]|\w[+-]{1,9}(?!\w)", f"{values['prompt']} {values['negative_prompt']}"):
         notes.append("signs that weight words there, as in word++, are read as text here.")
     prompts = ((k, values[k]) for k in ("prompt", "negative_prompt"))

@@ -107,7 +107,7 @@ def denoise_data(
         result = pipe.generate(prompt, seed=run.seed, dim=dim, on_step=on_step, **settings)
         image = result.images[0]
     x_0 = pil_to_latents(parts.vae, crop_to_size(image, run))  # (1, C, h, w)
-    generators = make_generators([run.seed])
+    generators = make_generators([run.seed], run.rng)
     channels, h, w = x_0.shape[1:]
     _, eps = (draw_noise(generators, (channels, h, w)).to(x_0.device) for _ in range(2))
     alpha_bar = alpha_bars(pipe.components.scheduler_config)[t].to(x_0.device)

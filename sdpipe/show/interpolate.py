@@ -96,7 +96,7 @@ def interpolate_data(
     )
     factor = vae_factor(parts.vae)
     shape = (parts.unet.config.in_channels, a.height // factor, a.width // factor)
-    noises = draw_noise(make_generators([a.seed, b.seed]), shape).split(1)
+    noises = draw_noise(make_generators([a.seed, b.seed], a.rng), shape).split(1)
     fractions = [i / (frames - 1) for i in range(frames)]
     guidance = Guidance(a.g, a.guidance_rescale, a.guidance_interval)
     images = []
@@ -111,7 +111,7 @@ def interpolate_data(
         )
         x_t = slerp(noises[0], noises[1], f).to(parts.device) * float(scheduler.init_noise_sigma)
         cond = [lerp(z[:1], z[1:], f) for z in text.cond]
-        generators = make_generators([a.seed])
+        generators = make_generators([a.seed], a.rng)
         draw_noise(generators, shape)  # the noise of later steps comes after it
         for step in denoise(parts.unet, scheduler, x_t, cond, text.uncond, guidance, generators):
             x_t = step.latents

@@ -98,6 +98,7 @@ def draw_with_diffusers(
     from diffusers import StableDiffusionPipeline
 
     from sdpipe.latents import draw_noise, make_generators, vae_factor
+    from sdpipe.runtime.philox import DrawFrom
 
     class Drawer(StableDiffusionPipeline):
         """diffusers' pipeline with its own g at each step; it reads this property at each."""
@@ -144,21 +145,23 @@ def draw_with_diffusers(
         return {}
 
     factor = vae_factor(parts.vae)
-    generators = make_generators([run.seed])
+    generators = make_generators([run.seed], run.rng)
     shape = (parts.unet.config.in_channels, run.height // factor, run.width // factor)
-    images = drawer(
-        prompt,
-        negative_prompt=negative,
-        latents=draw_noise(generators, shape).to(parts.dtype),
-        generator=generators,
-        guidance_scale=g_at(0, 1),
-        guidance_rescale=run.guidance_rescale,
-        eta=run.eta or 0.0,
-        num_inference_steps=run.steps,
-        width=run.width,
-        height=run.height,
-        callback_on_step_end=keep,
-    ).images
+    noise = draw_noise(generators, shape).to(parts.dtype)
+    with DrawFrom(generators):
+        images = drawer(
+            prompt,
+            negative_prompt=negative,
+            latents=noise,
+            generator=[g for g in generators if isinstance(g, torch.Generator)] or None,
+            guidance_scale=g_at(0, 1),
+            guidance_rescale=run.guidance_rescale,
+            eta=run.eta or 0.0,
+            num_inference_steps=run.steps,
+            width=run.width,
+            height=run.height,
+            callback_on_step_end=keep,
+        ).images
     return images[0], notes
 
 

@@ -22,12 +22,13 @@ def test_a_text_of_the_web_ui():
         height=768,
         scheduler="euler_a",
         clip_skip=2,
+        rng="cuda",
     )
     assert record.model == {"name": "realistic", "hash": "45dee52b"}
     assert record.versions == {"program": "v1.10.1"}
     assert record.extra == {"Lora hashes": "detail: 7c0b, x: y"}
     noise, lost = record.notes
-    assert noise.startswith("its noise was drawn on a GPU")
+    assert noise.startswith("its noise is taken to be that of an NVIDIA GPU")
     assert lost == "left out: Lora hashes."
 
 

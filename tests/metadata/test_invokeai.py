@@ -68,7 +68,20 @@ def test_versions_1_and_2(tmp_path, texts):
     assert (settings.negative_prompt, settings.seed) == ("blurry, text", 1618033988)
     assert (settings.steps, settings.g, settings.scheduler) == (50, 7.5, "lms")
     assert (settings.width, settings.height, settings.karras) == (512, 512, False)
-    assert (record.source, record.notes) == ("InvokeAI", ())
+    assert (record.source, settings.rng) == ("InvokeAI", "cuda")
+    [note] = record.notes
+    assert note.startswith("its noise is taken to be that of an NVIDIA GPU")
+
+
+@pytest.mark.parametrize(
+    ("device", "rng", "noted"), [("cpu", "cpu", 0), ("cuda", "cuda", 0), ("mps", "cpu", 1)]
+)
+def test_since_version_3_it_says_who_drew_the_noise(device, rng, noted):
+    written = {**INVOKEAI, "rand_device": device, "loras": [], "vae": None}
+    record = invokeai.read(written)
+    assert (record.settings().rng, len(record.notes)) == (rng, noted)
+    record = invokeai.read({**written, "scheduler": "euler_a"})
+    assert "seed ^ 0xFFFFFFFF" in record.notes[-1]
 
 
 def test_variations_and_seamless():
@@ -110,6 +123,7 @@ def test_a_command_without_quotes():
         "negative_prompt": "",
         "steps": 20,
         "seed": 3,
+        "rng": "cuda",
     }
 
 

@@ -293,7 +293,7 @@ def test_an_image_of_a1111_is_drawn_as_far_as_it_can_be(run):
     assert (status, out) == (0, "y.png\n"), err
     notes = [line for line in err.split("\n") if line.startswith("sdpipe: x.png: ")]
     assert len(notes) == 2
-    assert "its noise was drawn on a GPU" in notes[0]
+    assert "its noise is taken to be that of an NVIDIA GPU" in notes[0]
     assert notes[1] == "sdpipe: x.png: left out: Lora hashes."
     drawn = Settings.from_dict(png.read("y.png")["sdpipe"]["settings"])
     assert (drawn.width, drawn.height, drawn.steps, drawn.seed) == (64, 72, 3, 965400086)
