@@ -5,20 +5,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from sdpipe.components import Components
-from sdpipe.errors import warn
+from sdpipe.errors import NotFiniteError, warn
 from sdpipe.prompt.chunks import TokenizedPrompt, tokenize_prompts
 from sdpipe.prompt.encode import PromptEmbeddings, encode_tokenized
 from sdpipe.prompt.syntax import warn_unreached_edits
 from sdpipe.prompt.vocabulary import warn_unknown_words
 
 if TYPE_CHECKING:
-    from sdpipe.denoise import Step
     from sdpipe.settings import ResolvedSettings
+
+T = TypeVar("T")
 
 BATCH_PIXELS = 2**22
 """A CPU draws no faster with more at once: 16 images of 512 x 512, or 256 of 128 x 128."""
@@ -47,9 +48,11 @@ class Batch:
 
 
 def split_into_batches(
-    parts: Components, images: Sequence["ResolvedSettings"], *, pixels: int = BATCH_PIXELS
+    parts: Components, images: Sequence["ResolvedSettings"], most: int | None = None
 ) -> list[Batch]:
     """Groups neighbours that can be drawn together, each batch as large as is fast.
+
+    most: images of a batch, at most; None is as many as are fast.
 
     The prompts of a batch have equally many chunks, so an image does not depend on the length of
     another's prompt. With `batch_invariant` a batch is one image.
@@ -83,10 +86,10 @@ def split_into_batches(
         members = slice(first, first + 1 + len(others))
         batch = Batch(range(len(images))[members], tuple(images[members]), tuple(prompts[members]))
         width, height = settings.output_size
-        most = max(pixels // (width * height), 1)
-        if parts.device.type == "cuda":  # a GPU tries them all, see `in_memory`
-            most = len(batch)
-        batches += batch.split(1 if settings.batch_invariant else most)
+        room = max(BATCH_PIXELS // (width * height), 1)
+        if parts.device.type == "cuda":  # a GPU tries them all, see `draw_batches`
+            room = len(batch)
+        batches += batch.split(1 if settings.batch_invariant else min(room, most or room))
     return batches
 
 
@@ -102,16 +105,22 @@ def encode(parts: Components, batch: Batch) -> PromptEmbeddings:
         )
 
 
-def in_memory(
-    batches: Iterable[Batch], draw: Callable[[Batch], Iterator["Step"]]
-) -> Iterator["Step"]:
-    """Draws batch after batch; where memory runs out, it begins again in halves and warns.
+def draw_batches(
+    batches: Iterable[Batch],
+    draw: Callable[[Batch], Iterator[T]],
+    on_failed: Callable[[int, Exception], object] | None = None,
+) -> Iterator[T]:
+    """Draws batch after batch, and yields what `draw` yields of each.
 
-    A batch that does not fit begins anew at its first step, in two parts, and so do the later
-    ones.
+    A batch that runs out of memory begins anew at its first step, in halves, and so do the later
+    ones; a warning says so.
+
+    on_failed: called with the number of an image that can't be drawn, and the error, before the
+        others are drawn; a batch with such an image begins anew image by image. None raises.
 
     Raises:
         torch.OutOfMemoryError: a single image is too large for the device.
+        NotFiniteError: a stage produced NaN or infinity.
     """
     waiting = deque(batches)
     while waiting:
@@ -119,9 +128,16 @@ def in_memory(
         try:
             yield from draw(batch)
             continue
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
+        except (torch.OutOfMemoryError, NotFiniteError) as error:
+            overflows = isinstance(error, NotFiniteError)
+            if len(batch) == 1 or (overflows and on_failed is None):
+                if on_failed is None:
+                    raise
+                on_failed(batch.images.start, error)
+                continue
+        if overflows:  # one of them may have spoilt it for all
+            waiting.extendleft(reversed(batch.split(1)))
+            continue
         most = (len(batch) + 1) // 2
         warn(f"out of memory for {len(batch)} images at once; they are drawn {most} at a time.")
         if torch.cuda.is_available():

@@ -48,7 +48,6 @@ class ModelInfo:
         the hub are identified by their commit and not listed.
     prediction_type: "epsilon" or "v" if it was set by the caller, else None.
     loras, embeddings: what was added to the weights and to the vocabulary.
-    fallback: True if no model was asked for and the built-in one replaces the default model.
     """
 
     name: str
@@ -60,7 +59,6 @@ class ModelInfo:
     prediction_type: str | None = None
     loras: tuple[Lora, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
-    fallback: bool = False
 
     def identity(self) -> dict[str, Any]:
         """Identifies the model in the metadata of an image; plain JSON types, no paths.
@@ -125,7 +123,6 @@ class Components:
             "defaults": self.defaults,
             "factor": vae_factor(self.vae),
             "layers": self.text_encoder.config.num_hidden_layers,
-            "is_fallback": self.model.fallback,
         }
 
     def on_device(self, network: "torch.nn.Module") -> AbstractContextManager[None]:
@@ -290,5 +287,4 @@ def _describe(
         prediction_type=prediction_type,
         loras=loras,
         embeddings=embeddings,
-        fallback=base is not None and base.fallback,
     )

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import sdpipe
 from sdpipe.errors import SdpipeError, UsageError
-from sdpipe.io import files
+from sdpipe.io import names
 from sdpipe.loading.compatibility import check_parts
 from sdpipe.loading.hub import files_to_download, is_hub_id, missing_files
 from sdpipe.loading.layout import select_model
@@ -262,7 +262,7 @@ def examine_outputs() -> Finding:
     """Whether images can be written where they go without --out."""
     folder = Path("outputs").absolute()
     try:
-        files.Destination("outputs", 1)
+        names.Destination("outputs", 1)
     except UsageError as error:
         return Finding("outputs", "problem", str(error), "write elsewhere with --out FOLDER")
     text = f"{folder} can be written, {_megabytes(_free_space(folder))} free"

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdpipe.batches import Batch, encode, in_memory, split_into_batches
+from sdpipe.batches import Batch, draw_batches, encode, split_into_batches
 from sdpipe.canvas import Canvas, load_images, prepare
 from sdpipe.components import Components, load
 from sdpipe.denoise import Step
@@ -40,6 +40,7 @@ class Result:
     """What `Pipeline.generate` drew. Each list has one entry an image.
 
     settings: what each image alone was drawn with, every default filled in.
+    numbers: the image's number in the run, from 0.
     batch_positions: the image's number in its batch, from 0, and the size of that batch.
     steps: with save_int, every step of every batch; see `steps_of`.
     safety: with safety="flag", what the safety checker says of each image.
@@ -48,6 +49,7 @@ class Result:
 
     images: list[Image.Image]
     settings: list[ResolvedSettings]
+    numbers: list[int]
     batch_positions: list[tuple[int, int]]
     steps: list[Step] = field(default_factory=list)
     safety: list["SafetyResult"] = field(default_factory=list)
@@ -65,27 +67,60 @@ class Result:
         """
         return [step.only(image) for step in self.steps if image in step.images]
 
-    def save(self, path: str | PathLike[str], *, with_metadata: bool = True) -> list[Path]:
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """How each image was drawn, as its file tells it; `save_image` takes one.
+
+        Raises:
+            UsageError: the result does not know the pipeline that drew it.
+        """
+        from sdpipe.metadata.save import metadata_for
+
+        return [metadata_for(self, k) for k in range(len(self.images))]
+
+    def save(
+        self, path: str | PathLike[str], *, with_metadata: bool = True, overwrite: bool = False
+    ) -> list[Path]:
         """Writes the images, each with all that is needed to draw it again; returns their paths.
 
         path: a .png, .jpg or .webp file, for several images NAME-1, NAME-2, ...; anything else is
             a folder, whose images are numbered.
+        overwrite: replace files that exist.
 
         Raises:
-            SdpipeError: a file cannot be written, or is there already.
+            UsageError: a file exists, its format is unknown, or the folder cannot be written.
+            SdpipeError: a file cannot be written.
         """
         from sdpipe.metadata.save import save_result
 
-        return save_result(self, path, with_metadata=with_metadata)
+        return save_result(self, path, with_metadata=with_metadata, overwrite=overwrite)
+
+    def only(self, images: Sequence[int]) -> "Result":
+        """Some of the images, by their numbers from 0, as a result of their own."""
+        steps = [
+            replace(step, images=range(place, place + 1))
+            for place, k in enumerate(images)
+            for step in self.steps_of(k)
+        ]
+        return Result(
+            [self.images[k] for k in images],
+            [self.settings[k] for k in images],
+            [self.numbers[k] for k in images],
+            [self.batch_positions[k] for k in images],
+            steps,
+            [self.safety[k] for k in images] if self.safety else [],
+            self.pipeline,
+        )
 
     @classmethod
     def join(cls, results: Sequence["Result"]) -> "Result":
         """Several results as one, in their order."""
-        joined = cls([], [], [], pipeline=results[0].pipeline)
+        joined = cls([], [], [], [], pipeline=results[0].pipeline)
         for result in results:
             first = len(joined.images)
             joined.images.extend(result.images)
             joined.settings.extend(result.settings)
+            joined.numbers.extend(result.numbers)
             joined.batch_positions.extend(result.batch_positions)
             joined.steps.extend(_renumbered(step, first) for step in result.steps)
             joined.safety.extend(result.safety)
@@ -96,8 +131,7 @@ class Pipeline:
     """A text-to-image model, ready to draw.
 
     model: a built-in model ("emoji"), a folder in the diffusers layout, a single .safetensors
-        file or a hub id. None is $SDPIPE_MODEL, else CompVis/stable-diffusion-v1-4; where that
-        can't be had the built-in model draws, and a warning says so.
+        file or a hub id. None is $SDPIPE_MODEL, else CompVis/stable-diffusion-v1-4.
     device: "auto" (cuda, else mps, else cpu), "cpu", "cuda", "cuda:1", "mps".
     dtype: "auto" (float16 on cuda and mps; bfloat16 on a CPU that multiplies it natively; else
         float32), "float32", "float16", "bfloat16".
@@ -246,6 +280,24 @@ class Pipeline:
             )
         return self.run(images, canvas)
 
+    def replay(self, path: str | PathLike[str], **changes: Unpack[GenerateKwargs]) -> Result:
+        """Draws an image again from its metadata, with this pipeline's model.
+
+        A warning says what differs: the model's weights, what the image's program has and this one
+        lacks. `sdpipe.metadata.replay.prepare` finds and loads the image's own model.
+
+        path: a PNG, JPEG or WebP of sdpipe or of another program.
+        changes: settings in place of the image's, as in replay("apple.png", steps=80); an image
+            that it was drawn from is given as `init_image`, its mask as `mask_image`.
+
+        Raises:
+            SdpipeError: the image cannot be read, or its metadata is not enough.
+            UsageError: as `generate`; or `init_image` is not the recorded one.
+        """
+        from sdpipe.metadata.replay import replay
+
+        return replay(self, path, **check_kwargs(changes))
+
     def plan(
         self, prompt: str | Sequence[str], **settings: Unpack[GenerateKwargs]
     ) -> tuple[list[ResolvedSettings], Canvas | None]:
@@ -266,29 +318,36 @@ class Pipeline:
         images: Sequence[ResolvedSettings],
         canvas: Canvas | None = None,
         *,
+        most: int | None = None,
         on_step: Callable[[Step], object] | None = None,
+        on_failed: Callable[[int, Exception], object] | None = None,
     ) -> Iterator[Result]:
         """Draws images and yields the `Result` of each batch as soon as it is decoded.
+
+        most: images drawn at once, at most; None is as many as are fast.
+        on_failed: called with the number of an image that comes to NaN, or for which memory runs
+            out, and the error; the others are drawn all the same. None raises.
 
         Raises:
             As `generate`.
         """
         checker = self._checker if any(s.safety == "flag" for s in images) else None
-        steps: list[Step] = []
-        for step in self.run(images, canvas):
-            first = step.images.start
-            if step.index == 0:  # of the next batch, or of one that begins anew in halves
-                steps = []
-            if images[first].save_int:
-                steps.append(_renumbered(step, -first))
-            if on_step is not None:
-                on_step(step)
-            if step.is_last:
-                batch = [images[i] for i in step.images]
-                drawn = self._decode(step, batch[0].seamless, canvas)
-                safety = [checker.check(image) for image in drawn] if checker is not None else []
-                positions = [(i, len(batch)) for i in range(len(batch))]
-                yield Result(drawn, batch, positions, steps, safety, self)
+
+        def draw(batch: Batch) -> Iterator[Result]:
+            steps: list[Step] = []
+            for step in self._sample(batch, canvas):
+                if batch.settings[0].save_int:
+                    steps.append(_renumbered(step, -batch.images.start))
+                if on_step is not None:
+                    on_step(step)
+            drawn = self._decode(step, batch.settings[0].seamless, canvas)
+            safety = [checker.check(image) for image in drawn] if checker is not None else []
+            positions = [(i, len(batch)) for i in range(len(batch))]
+            numbers, settings = list(batch.images), list(batch.settings)
+            yield Result(drawn, settings, numbers, positions, steps, safety, self)
+
+        batches = split_into_batches(self.components, images, most)
+        return draw_batches(batches, draw, on_failed)
 
     def run(
         self, images: Sequence[ResolvedSettings], canvas: Canvas | None = None
@@ -307,7 +366,7 @@ class Pipeline:
             NotFiniteError: a stage produced NaN or infinity.
         """
         batches = split_into_batches(self.components, images)
-        return in_memory(batches, lambda batch: self._sample(batch, canvas))
+        return draw_batches(batches, lambda batch: self._sample(batch, canvas))
 
     def _sample(self, batch: Batch, canvas: Canvas | None) -> Iterator[Step]:
         """Text to prompt embeddings, noise to latents."""

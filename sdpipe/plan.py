@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from sdpipe.canvas import LoadedImage
-from sdpipe.errors import UsageError, warn
+from sdpipe.errors import UsageError
 from sdpipe.settings import ResolvedSettings, Settings
 from sdpipe.values import nearest_multiples
 
@@ -17,7 +17,6 @@ def plan(
     defaults: Mapping[str, Any],
     factor: int,
     layers: int,
-    is_fallback: bool = False,
     n: int = 1,
     **settings: Any,
 ) -> list[ResolvedSettings]:
@@ -29,8 +28,6 @@ def plan(
     defaults: the model's own values.
     factor: pixels per latent of the model's VAE.
     layers: of the model's text encoder.
-    is_fallback: the model stands in for one that cannot be had: it draws in its own size, and a
-        warning says so where another was asked for.
 
     Raises:
         UsageError: a value breaks its rule, or one of the model.
@@ -42,8 +39,6 @@ def plan(
     for text in prompts:
         Settings(prompt=text, n=n)
     call = Settings(prompt=prompts[0], n=n * len(prompts), **settings)
-    if is_fallback:
-        call = _with_own_size(call, defaults)
     if isinstance(image := settings.get("init_image"), LoadedImage):
         call = _with_size_of(image, call, defaults, factor)
     run = call.resolved(defaults)
@@ -116,19 +111,6 @@ def size_for(
         return max(factor, round(length * scale / factor) * factor)
 
     return width or side(w), height or side(h)
-
-
-def _with_own_size(settings: Settings, defaults: Mapping[str, Any]) -> Settings:
-    own = (defaults["width"], defaults["height"])
-    asked = (settings.width or own[0], settings.height or own[1])
-    if asked != own:
-        warn(
-            f"{asked[0]} x {asked[1]} pixels were asked for, of a model that is not here; the "
-            f"built-in model draws in its own size, {own[0]} x {own[1]}."
-        )
-    if settings.init_image is not None:
-        return replace(settings, dim=None, width=None, height=None)
-    return replace(settings, dim=None, width=own[0], height=own[1])
 
 
 def _with_size_of(

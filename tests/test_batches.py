@@ -9,11 +9,12 @@ def sizes(pipe, settings, **options):
     return [len(batch) for batch in split_into_batches(pipe.components, settings, **options)]
 
 
-def test_a_batch_has_at_most_so_many_pixels(emoji):
+def test_a_batch_has_at_most_so_many_images_and_pixels(emoji):
     settings = images(emoji, ["cat", "dog", "owl"], seed=1)
     assert sizes(emoji, settings) == [3]
-    assert sizes(emoji, settings, pixels=2 * 64 * 64) == [2, 1]
-    assert sizes(emoji, settings, pixels=1) == [1, 1, 1]
+    assert sizes(emoji, settings, most=2) == [2, 1]
+    assert sizes(emoji, images(emoji, "cat", n=17, dim=512)) == [16, 1]
+    assert sizes(emoji, images(emoji, "cat", n=2, dim=4096)) == [1, 1]
 
 
 def test_neighbours_are_together_where_only_prompts_and_seeds_differ(emoji):

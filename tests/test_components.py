@@ -22,8 +22,7 @@ from support.tiny import (
 from transformers import CLIPConfig, CLIPModel
 
 from sdpipe.components import Components, load
-from sdpipe.errors import ModelError, SdpipeWarning, UsageError
-from sdpipe.loading.locate import DEFAULT
+from sdpipe.errors import ModelError, UsageError
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -63,9 +62,8 @@ def test_a_folder_gives_the_five_parts(folder):
     found = load(folder, device="cpu", dtype="float32")
     assert isinstance(found, Components)
     assert (found.model.name, found.model.folder) == (str(folder), folder)
-    assert (found.model.revision, found.model.fallback, found.model.variant, found.model.parts) == (
+    assert (found.model.revision, found.model.variant, found.model.parts) == (
         None,
-        False,
         None,
         {},
     )
@@ -342,16 +340,6 @@ def test_from_the_hub_and_then_without_a_request(hub, tiny):
     load(f"owner/name@{repo.commit}", dtype="float16")
     load("owner/name", dtype="bfloat16")
     assert hub.requests == []
-
-
-def test_the_built_in_model_in_place_of_v1_4(hub):
-    hub.stop()
-    with pytest.warns(SdpipeWarning, match="built-in model, emoji"):
-        found = load()
-    assert (found.model.name, found.model.fallback) == ("emoji", True)
-    assert found.defaults == load("emoji").defaults
-    with pytest.raises(ModelError):
-        load(DEFAULT)
 
 
 @pytest.mark.parametrize("given", [{"device": "gpu"}, {"dtype": "half"}, {"device": "cuda:99"}])

@@ -1,7 +1,7 @@
 import pytest
 from support.errors import raises
 
-from sdpipe import SdpipeWarning, UsageError
+from sdpipe import UsageError
 from sdpipe.plan import plan
 
 OWN = {
@@ -63,11 +63,3 @@ def test_layers_that_the_text_encoder_does_not_have_are_refused():
     assert settings.clip_skip == 3
     with raises(UsageError, value="clip_skip=4", rule="the 3 layers", remedy="1, the last layer"):
         plan("cat", clip_skip=4, **OWN)
-
-
-def test_a_model_that_stands_in_draws_in_its_own_size_and_says_so():
-    with pytest.warns(SdpipeWarning, match="512 x 512.*128 x 128"):
-        [settings] = plan("cat", dim=512, is_fallback=True, **OWN)
-    assert (settings.width, settings.height) == (128, 128)
-    [settings] = plan("cat", is_fallback=True, **OWN)
-    assert settings.width == 128

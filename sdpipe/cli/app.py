@@ -20,7 +20,7 @@ from sdpipe.cli.interrupt import interruptible
 from sdpipe.cli.show import show_app
 from sdpipe.settings import our_name
 
-DONE, INTERRUPTED = 0, 130
+INTERRUPTED = 130
 
 app = typer.Typer(
     help="Draws images from text with Stable Diffusion, and shows every step of it.",
@@ -86,10 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     replay adds 3, see `verify`. Interrupted it exits, with 130, or 143 by SIGTERM.
     """
+    console.open_streams()
     with interruptible() as interruption, warnings.catch_warnings():
         console.install_warning_printer(debug=False)
         try:
-            status = app(arguments, prog_name="sdpipe", standalone_mode=False) or DONE
+            status = app(arguments, prog_name="sdpipe", standalone_mode=False) or console.DONE
         except KeyboardInterrupt:
             status = INTERRUPTED
         except _TyperUsageError as error:

@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 
 from sdpipe.cli import console, options
+from sdpipe.cli.fallback import fall_back
 from sdpipe.cli.groups import DeviceOptions, ModelOptions, SettingsOptions, grouped
 from sdpipe.errors import UsageError
-from sdpipe.io import files
+from sdpipe.io import files, names
 from sdpipe.settings import OUTPUT, Settings
 from sdpipe.show import style
 from sdpipe.show.output import DRAWINGS
@@ -84,6 +85,7 @@ def compare(
     machine = DeviceOptions(device, dtype).to_kwargs()
     figure_path = None if out is None else _figure_path(out)
     loaded = model.to_kwargs()
+    fall_back(loaded, dtype, inputs)
 
     with console.status("loading the model ..."):
         from sdpipe import Pipeline
@@ -114,6 +116,6 @@ def _figure_path(out: str) -> Path:
             "is not a drawing's name",
             f"give a name ending in {', '.join(DRAWINGS)}",
         )
-    path = files.Destination(out, 1, DRAWINGS).path(0, "compare")
+    path = names.Destination(out, 1, DRAWINGS).path(0, "compare")
     style.check_matplotlib()
     return path

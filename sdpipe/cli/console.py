@@ -1,6 +1,7 @@
 """What a person sees: results on standard output, messages and progress on standard error."""
 
 import contextlib
+import io
 import os
 import sys
 import traceback
@@ -14,7 +15,7 @@ from sdpipe.settings import DEFAULT_OF, RULES, SAMPLING, ResolvedSettings, label
 if TYPE_CHECKING:
     from sdpipe.denoise import Step
 
-FAILED, WRONG_USAGE = 1, 2
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
 _debug = False
 
@@ -23,6 +24,24 @@ def set_debug(value: bool) -> None:
     """Shows tracebacks and every warning, until `install_warning_printer` is called again."""
     if value:
         install_warning_printer(debug=True)
+
+
+def open_streams() -> None:
+    """Makes the three standard streams usable, whatever the caller closed and the locale says.
+
+    One that is closed becomes /dev/null: the next file that is opened would take its place, and
+    get what libraries print there. Characters that an encoding lacks are escaped as Python does it.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_status(text: str) -> None:
@@ -63,12 +82,7 @@ def install_warning_printer(debug: bool) -> None:
 
 
 def print_result(text: str) -> None:
-    """Prints a result on standard output at once; a reader that has gone away is no error.
-
-    Characters that the output's encoding lacks are escaped as Python does it.
-    """
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    """Prints a result on standard output at once; a reader that has gone away is no error."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -79,18 +93,19 @@ def report_error(error: Exception) -> int:
     """Prints an error as one paragraph, and returns the exit status for it."""
     if _debug:
         traceback.print_exception(error)
+    print_status(f"error: {describe(error)}")
+    return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+
+
+def describe(error: Exception) -> str:
+    """An error in a sentence."""
     if isinstance(error, SdpipeError):
-        print_status(f"error: {error}")
-        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+        return str(error)
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        print_status(
-            "error: out of memory; draw fewer images at once (--n) or smaller ones (--dim)."
-        )
-        return FAILED
+        return "out of memory; draw fewer images at once (--n) or smaller ones (--dim)."
     kind, what = type(error).__name__, str(error) or "no message"
     hint = "" if _debug else " This is a bug, or a broken installation: --debug shows where."
-    print_status(f"error: {kind}: {what.rstrip('.')}.{hint}")
-    return FAILED
+    return f"{kind}: {what.rstrip('.')}.{hint}"
 
 
 def print_flagged(path: str, safety: Mapping[str, Any] | None) -> None:

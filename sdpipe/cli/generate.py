@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from sdpipe.cli import console, options
+from sdpipe.cli.fallback import fall_back
 from sdpipe.cli.groups import (
     DeviceOptions,
     ModelOptions,
@@ -13,9 +14,10 @@ from sdpipe.cli.groups import (
     SpeedOptions,
     grouped,
 )
-from sdpipe.cli.save import save
+from sdpipe.cli.save import save, tells_progress
 from sdpipe.errors import UsageError
-from sdpipe.io import files
+from sdpipe.io import names
+from sdpipe.io.encoding import decode
 from sdpipe.settings import Settings
 
 
@@ -28,11 +30,12 @@ def generate(
     device: DeviceOptions,
     speed: SpeedOptions,
     out: options.Out = "outputs",
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
     no_metadata: options.NoMetadata = False,
     debug: options.Debug = False,
-) -> None:
-    """Draws images of a prompt and prints where they are."""
+) -> int:
+    """Draws images of a prompt, and prints where each is as soon as its file is there."""
     from sdpipe.cli.preflight import check_early
 
     prompts = _prompts(prompt)
@@ -41,10 +44,11 @@ def generate(
     for text in prompts:
         Settings(prompt=text, n=n, **inputs)
     Settings(prompt=prompts[0], n=n * len(prompts), **inputs)  # the last seed is a seed too
-    images = n * len(prompts)
+    count = n * len(prompts)
     machine = {**device.to_kwargs(), **speed.to_kwargs()}
-    destination = files.Destination(out, images)
+    destination = names.Destination(out, count, overwrite=overwrite)
     loaded = model.to_kwargs()
+    fall_back(loaded, device.dtype, inputs)
     check_early(loaded, device.dtype, [(prompts, {**inputs, "n": n})])
 
     with console.status("loading the model ..."):
@@ -52,27 +56,36 @@ def generate(
 
         pipe = Pipeline(**loaded, **machine)
     started = time.monotonic()
-    with console.step_bar(images) as on_step:
-        result = pipe.generate(prompts, n=n, on_step=on_step, **inputs)
-    seconds = time.monotonic() - started
-
+    images, canvas = pipe.plan(prompts, n=n, **inputs)
     written: list[dict[str, Any]] = []
+    failed: dict[int, Exception] = {}
+    drawn_seed = images[0].seed if inputs["seed"] is None else None
     try:
-        save(result, destination, written, show=not as_json, with_metadata=not no_metadata)
+        with (
+            tells_progress(written, len(images), drawn_seed),
+            console.step_bar(len(images)) as on_step,
+        ):
+            for result in pipe.draw(images, canvas, on_step=on_step, on_failed=failed.__setitem__):
+                places = dict(enumerate(result.numbers))
+                options = {"show": not as_json, "with_metadata": not no_metadata}
+                save(result, destination, places, written, **options)
     finally:
         if as_json:
             console.print_result(json.dumps(written, ensure_ascii=False, indent=2))
-    console.print_status(console.summary(result.settings, seconds))
+    for i, error in failed.items():
+        about = f"image {i + 1} of {len(images)}, of {images[i].prompt!r}"
+        console.print_status(f"error: {about}: {console.describe(error)}")
+    drawn = [settings for i, settings in enumerate(images) if i not in failed]
+    if drawn:
+        console.print_status(console.summary(drawn, time.monotonic() - started))
+    return console.FAILED if failed else console.DONE
 
 
 def _prompts(prompt: str) -> list[str]:
     """The prompt, or for - those on standard input, one a line."""
     if prompt != "-":
         return [prompt]
-    try:
-        lines = [line.strip() for line in sys.stdin]
-    except UnicodeDecodeError as error:
-        raise UsageError("standard input", f"is not UTF-8 text ({error})") from error
+    lines = [line.strip() for line in decode(sys.stdin.buffer.read(), "standard input").split("\n")]
     prompts = [line for line in lines if line]
     if not prompts:
         raise UsageError("standard input", "has no prompt", "give one a line")

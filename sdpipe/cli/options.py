@@ -135,11 +135,14 @@ Out = Annotated[
     str,
     option(
         OUTPUT,
-        "A folder, or a .png, .jpg or .webp file. Existing files are never overwritten.",
+        "A folder, where images are numbered, or a .png, .jpg or .webp file.",
         "--out",
         "-o",
         metavar="PATH",
     ),
+]
+Overwrite = Annotated[
+    bool, flag(OUTPUT, "Replace a file that --out names and that exists.", "--overwrite")
 ]
 Json = Annotated[bool, flag(OUTPUT, "Print JSON, not paths.", "--json")]
 PrintJson = Annotated[bool, flag(OUTPUT, "Print JSON.", "--json")]  # where no paths are

@@ -3,22 +3,23 @@
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdpipe.cli import console, options
-from sdpipe.cli.save import save
+from sdpipe.cli.save import save, tells_progress
 from sdpipe.errors import UsageError
-from sdpipe.io import files
+from sdpipe.io import names
 from sdpipe.metadata.save import metadata_for
 from sdpipe.settings import DEFAULT_OF, FROM_IMAGE, IMAGE, OUTPUT, RULES, check_name
 
 if TYPE_CHECKING:
     from sdpipe.metadata.replay import ReplayJob
     from sdpipe.metadata.verify import Verdict
-    from sdpipe.pipeline import Result
+    from sdpipe.pipeline import Pipeline, Result
 
 Image = Annotated[str, typer.Argument(metavar="IMAGE", help="PNG, JPEG or WebP.")]
 Verify = Annotated[
@@ -87,7 +88,8 @@ Out = Annotated[
     str | None,
     options.option(
         OUTPUT,
-        "A folder, or a .png, .jpg or .webp file. Default: outputs, or nothing with --verify.",
+        "A folder, where images are numbered, or a .png, .jpg or .webp file. Default: outputs, or "
+        "nothing with --verify.",
         "--out",
         "-o",
         metavar="PATH",
@@ -109,6 +111,7 @@ def replay(
     low_memory: options.LowMemory = False,
     verify: Verify = False,
     out: Out = None,
+    overwrite: options.Overwrite = False,
     as_json: options.PrintJson = False,
     debug: options.Debug = False,
 ) -> int:
@@ -138,7 +141,8 @@ def replay(
     )
     destination = None
     if out is not None or not verify:
-        destination = files.Destination("outputs" if out is None else out, len(job.indices))
+        place = "outputs" if out is None else out
+        destination = names.Destination(place, len(job.indices), overwrite=overwrite)
     notes = list(job.notes)
     _print_notes(image, notes)
     with console.status("loading the model ..."):
@@ -146,11 +150,12 @@ def replay(
     _print_notes(image, found := job.compare_weights(pipe))
     notes += found
     started = time.monotonic()
-    with console.step_bar(job.n) as on_step:
-        result = job.draw(pipe, on_step, save_int=None if destination else False)
+    report: dict[str, Any] = {"image": image, "notes": notes}
+    if destination is not None:
+        report["written"] = []
+    result = _draw(job, pipe, destination, report.get("written", []), show=not as_json)
     seconds = time.monotonic() - started
 
-    report: dict[str, Any] = {"image": image, "notes": notes}
     status = 0
     if verify:
         verdict = _verdict(image, job, result)
@@ -158,14 +163,35 @@ def replay(
         report.update(verdict.to_dict())
         if not as_json:
             console.print_result(str(verdict))
-    if destination is not None:
-        report["written"] = []
-        save(result, destination, report["written"], show=not as_json, indices=job.indices)
     if as_json:
         console.print_result(json.dumps(report, ensure_ascii=False, indent=2))
     drawn = [result.settings[k] for k in job.indices]
     console.print_status(console.summary(drawn, seconds) + _compare_hashes(job, result))
     return status
+
+
+def _draw(
+    job: "ReplayJob",
+    pipe: "Pipeline",
+    destination: names.Destination | None,
+    written: list[dict[str, Any]],
+    *,
+    show: bool,
+) -> "Result":
+    """Draws, and saves the wanted images of each batch as soon as it is decoded."""
+    from sdpipe.pipeline import Result
+
+    drawn = []
+    with (
+        tells_progress(written, len(job.indices), None),
+        console.step_bar(job.n) as on_step,
+    ):
+        for result in job.draw(pipe, on_step, save_int=None if destination else False):
+            if destination is not None:
+                places = {k: i for k, i in enumerate(result.numbers) if i in job.indices}
+                save(result, destination, places, written, show=show)
+            drawn.append(replace(result, steps=[]))
+    return Result.join(drawn)
 
 
 def _print_notes(image: str, notes: Iterable[str]) -> None:

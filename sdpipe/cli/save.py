@@ -1,11 +1,12 @@
 """Saves what a command drew, and prints where."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.cli import console
-from sdpipe.io import files
+from sdpipe.io import names
 from sdpipe.metadata.save import save_images
 
 if TYPE_CHECKING:
@@ -14,41 +15,59 @@ if TYPE_CHECKING:
 
 def save(
     result: "Result",
-    destination: files.Destination,
+    destination: names.Destination,
+    places: Mapping[int, int],
     written: list[dict[str, Any]],
     *,
     show: bool,
     with_metadata: bool = True,
-    indices: Iterable[int] | None = None,
 ) -> None:
-    """Saves the images of a result, then their steps where they were kept.
+    """Saves images of a result, then their steps where they were kept.
 
+    places: of each image to save, by its number from 0, which one of the destination's it is.
     written: gets a description of each image as soon as its file is there.
     show: print the paths.
-    indices: which images, from 0; None is all of them.
 
     Raises:
         SdpipeError: a file cannot be written.
     """
-    kept = list(range(len(result.images)) if indices is None else indices)
-    for entry in save_images(result, destination, with_metadata, kept):
+    first = len(written)
+    for entry in save_images(result, destination, places, with_metadata):
         written.append(entry)
         if show:
             console.print_result(entry["path"])
         console.print_flagged(entry["path"], entry.get("safety"))
     if result.steps:
-        for k, entry in zip(kept, written, strict=True):
-            entry["steps"] = _save_steps(result, k, entry["path"], with_metadata)
+        for k, entry in zip(places, written[first:], strict=True):
+            path = Path(entry["path"])
+            entry["steps"] = _save_steps(result, k, path, with_metadata, destination.overwrite)
 
 
-def _save_steps(result: "Result", k: int, path: str, with_metadata: bool) -> str:
+@contextlib.contextmanager
+def tells_progress(written: Sequence[object], images: int, seed: int | None) -> Iterator[None]:
+    """Where the block ends early, prints how many images are written, and the seed.
+
+    seed: the seed if it was drawn, not given.
+    """
+    try:
+        yield
+    except BaseException:
+        parts = [f"{len(written)} of {images} images are written"] if images > 1 else []
+        parts += [] if seed is None else [f"--seed {seed} draws the same"]
+        if parts:
+            console.print_status(f"{'; '.join(parts)}.")
+        raise
+
+
+def _save_steps(result: "Result", k: int, path: Path, with_metadata: bool, overwrite: bool) -> str:
     """Saves the steps of image k, which is at `path`, into a folder beside it: which one."""
     from sdpipe.runtime.modules import on_device
     from sdpipe.show.steps import save_steps
 
-    folder = files.steps_folder(Path(path))
+    folder = names.steps_folder(path)
     assert result.pipeline is not None
     parts = result.pipeline.components
+    options = {"describe": with_metadata, "overwrite": overwrite}
     with console.bar(f"writing {folder.name}") as move, on_device(parts.vae, parts.device):
-        save_steps(parts.vae, result, k, folder, describe=with_metadata, on_decoded=move)
+        save_steps(parts.vae, result, k, folder, on_decoded=move, **options)
     return str(folder)

@@ -3,12 +3,14 @@
 import json
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdpipe.cli import console, options
+from sdpipe.cli.fallback import fall_back
 from sdpipe.cli.groups import (
     DeviceOptions,
     ModelOptions,
@@ -17,7 +19,7 @@ from sdpipe.cli.groups import (
     grouped,
 )
 from sdpipe.errors import SdpipeWarning, UsageError
-from sdpipe.io import files
+from sdpipe.io import names
 from sdpipe.settings import DEFAULT_OF, OUTPUT, RULES
 from sdpipe.sweep import axes as ranges
 from sdpipe.sweep.sweep import SINGLE, SWEPT, Sweep
@@ -81,10 +83,13 @@ def sweep(
     from sdpipe.cli.preflight import cells, check_early
 
     loaded = model.to_kwargs()
-    plan = _plan(prompt, settings, list(context.params))
+    given, typed = settings.to_kwargs(), list(context.params)
+    plan = _plan(prompt, given, typed)
     machine = {**device.to_kwargs(), **speed.to_kwargs()}
     if batch < 1:
         raise UsageError(f"batch={batch}", "is out of range", "draw 1 image or more at once")
+    if fall_back(loaded, device.dtype, given):
+        plan = _plan(prompt, given, typed)
     folder = _folder(out, plan)
     check_early(loaded, device.dtype, cells(plan))
     for remark in plan.notes:
@@ -102,7 +107,7 @@ def sweep(
         return _drawn(work, batch, as_json)
 
 
-def _plan(prompt: str, settings: SweepOptions, typed: list[str]) -> Sweep:
+def _plan(prompt: str, given: Mapping[str, Any], typed: list[str]) -> Sweep:
     """The sweep that was typed; its axes are in the order of `typed`, the names of the options."""
     if prompt == "-":
         raise UsageError(
@@ -110,7 +115,6 @@ def _plan(prompt: str, settings: SweepOptions, typed: list[str]) -> Sweep:
             "reads no prompts from standard input",
             "write them into one: {red apple|violin}",
         )
-    given = settings.to_kwargs()
     values: dict[str, Any] = {}
     for name in sorted(given, key=typed.index):
         if name in SWEPT and given[name] is not None:
@@ -127,16 +131,16 @@ def _folder(out: str | None, plan: Sweep) -> Path:
         UsageError: it is a file, or cannot be written.
     """
     if out is None:
-        names = [axis.name for axis in plan.axes if "prompt" not in axis.name]
-        by = f"-by-{'-'.join(names)}" if names else ""
-        out = f"outputs/sweep-{files.slug(plan.prompt)}{by}"
-    elif Path(out).suffix.lower() in (*files.FORMATS, *files.OTHER_SUFFIXES):
+        varied = [axis.name for axis in plan.axes if "prompt" not in axis.name]
+        by = f"-by-{'-'.join(varied)}" if varied else ""
+        out = f"outputs/sweep-{names.slug(plan.prompt)}{by}"
+    elif Path(out).suffix.lower() in (*names.FORMATS, *names.OTHER_SUFFIXES):
         raise UsageError(
             f"--out {out}",
             "is the name of an image, and a sweep fills a folder",
             f"give one, such as {Path(out).stem or 'sweep'}",
         )
-    return files.Destination(f"{out}/", len(plan.cells)).folder
+    return names.Destination(f"{out}/", len(plan.cells)).folder
 
 
 def _drawn(work: "SweepFolder", batch: int, as_json: bool) -> int:

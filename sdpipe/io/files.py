@@ -1,4 +1,4 @@
-"""Where images are saved: free names, writable folders, files that appear whole.
+"""Files that appear whole, or not at all.
 
 Everything is written under a temporary name first. This module keeps a list of them, so that an
 interrupt leaves no half-written file.
@@ -7,79 +7,25 @@ interrupt leaves no half-written file.
 import contextlib
 import errno
 import os
-import re
 import secrets
 import shutil
-import tempfile
-import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from sdpipe.errors import SdpipeError, UsageError
-
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-OTHER_SUFFIXES = {
-    *(".apng", ".avif", ".bmp", ".dds", ".eps", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif"),
-    *(".jp2", ".jpe", ".jxl", ".pcx", ".pdf", ".pgm", ".ppm", ".psd", ".qoi", ".svg", ".tga"),
-    *(".tif", ".tiff", ".xbm", ".xpm"),
-}
-SLUG_LENGTH = 40
-OTHER_FOLDER = "choose another folder"
+from sdpipe.errors import SdpipeError
+from sdpipe.io.names import free_names
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 _unfinished: set[Path] = set()
 
 
-class Destination:
-    """The file names of one run's images, from `--out`.
+def write(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
+    """Writes a file, at `path` or under the next free number, and returns its path.
 
-    An `out` that ends in an image suffix is a file: several images become NAME-1, NAME-2, ...
-    Anything else is a folder, in which images are numbered on from the highest number.
-    """
-
-    def __init__(
-        self, out: str | os.PathLike[str], count: int, formats: Iterable[str] = FORMATS
-    ) -> None:
-        """`count` is the number of images of the run, `formats` are the suffixes to accept.
-
-        Raises:
-            UsageError: the format is not supported, or the folder is not writable.
-        """
-        self._target = Path(out)
-        self._count = count
-        self._last = 0
-        suffix = self._target.suffix.lower()
-        as_folder = os.fspath(out).endswith(("/", os.sep)) or os.path.isdir(out)
-        self._is_file = not as_folder and suffix in formats
-        if not as_folder and not self._is_file and suffix in (*FORMATS, *OTHER_SUFFIXES):
-            raise UsageError(
-                f"out={os.fspath(out)!r}",
-                f"has the suffix {suffix}, which cannot be written",
-                f"the formats are {', '.join(formats)}",
-            )
-        self.folder = self._target.parent if self._is_file else self._target
-        longest = self._target if self._is_file else self._target / "0000"
-        _check_name(longest.with_name(f"{longest.stem}-{count}.steps"), out)
-        _check_writable(self.folder)
-
-    def path(self, index: int, prompt: str) -> Path:
-        """The preferred name of image `index`; `free_names` goes on from there."""
-        if self._is_file:
-            if self._count == 1:
-                return self._target
-            return self._target.with_stem(f"{self._target.stem}-{index + 1}")
-        if not self._last:
-            self._last = _highest_number(self.folder)
-        self._last += 1
-        return self.folder / f"{self._last:04}-{slug(prompt)}.png"
-
-
-def write(path: Path, data: bytes) -> Path:
-    """Writes a new file, at `path` or under the next free number, and returns its path.
-
-    The file appears whole, synced to disk, or not at all. No existing file is replaced.
+    The file appears whole, synced to disk, or not at all. No existing file is replaced, but one at
+    `path` to `overwrite`.
 
     Raises:
         SdpipeError: the file cannot be written.
@@ -90,45 +36,34 @@ def write(path: Path, data: bytes) -> Path:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            for name in free_names(path):
-                try:
-                    put_in_place(temporary, name)
-                except FileExistsError:  # another process was faster
-                    continue
-                return name
+            if overwrite:
+                os.replace(temporary, path)
+            else:
+                path = _put_under_a_free_name(temporary, path)
+            _sync_folder(path.parent)
+            return path
     except OSError as error:
         raise SdpipeError(f"{path}", f"cannot be written: {error.strerror}") from error
+
+
+def _put_under_a_free_name(temporary: Path, path: Path) -> Path:
+    for name in free_names(path):
+        try:
+            put_in_place(temporary, name)
+        except FileExistsError:  # another process was faster
+            continue
+        return name
     raise AssertionError("free names never end")
 
 
-def slug(prompt: str) -> str:
-    """A short part of a file name from any text: a-z, 0-9 and hyphens, never empty."""
-    plain = unicodedata.normalize("NFKD", prompt[:1000]).encode("ascii", "ignore").decode()
-    words = "-".join(re.findall("[a-z0-9]+", plain.lower()))
-    if len(words) > SLUG_LENGTH:
-        words = words[: SLUG_LENGTH + 1].rpartition("-")[0] or words[:SLUG_LENGTH]
-    return words or "image"
-
-
-def steps_folder(image: Path) -> Path:
-    """The folder beside an image that holds its steps."""
-    return image.with_suffix(".steps")
-
-
-def free_names(path: Path) -> Iterator[Path]:
-    """Yields `path` and the numbers after it, except those whose file or `.steps` folder exists.
-
-    apple.png is followed by apple-1.png, and apple-1.png by apple-2.png.
-    """
-    if match := re.fullmatch(r"(.+)-(\d+)", path.stem):
-        name, width, number = match[1], len(match[2]), int(match[2])
-    else:
-        name, width, number = path.stem, 1, 0
-    while True:
-        if not os.path.lexists(path) and not os.path.lexists(steps_folder(path)):
-            yield path
-        number += 1
-        path = path.with_stem(f"{name}-{number:0{width}}")
+def _sync_folder(folder: Path) -> None:
+    """Has a new name last through a power cut; where folders cannot be synced it may not."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 @contextlib.contextmanager
@@ -217,48 +152,9 @@ def _os_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def _highest_number(folder: Path) -> int:
-    if not folder.is_dir():
-        return 0
-    matches = (re.match(r"(\d{4,9})-", name) for name in os.listdir(folder))
-    return max((int(match[1]) for match in matches if match), default=0)
-
-
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _check_name(path: Path, out: str | os.PathLike[str]) -> None:
-    """Refuses names that the file system does not accept, mostly for their length."""
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(
-            f"out={os.fspath(out)!r}", f"is not a valid file name ({reason})", "choose another"
-        ) from error
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuses a folder in which no file can be created, without leaving anything there."""
-    nearest = folder
-    while not os.path.lexists(nearest):
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise UsageError(
-            f"{folder}", f"cannot be written: {nearest} is not a folder", "choose another folder"
-        )
-    try:
-        # Tried, not asked: for root, permissions say yes where the file system says no.
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"{folder}", f"cannot be written: {error.strerror}", "choose another folder"
-        ) from error

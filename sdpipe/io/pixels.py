@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from sdpipe.errors import SdpipeError, UsageError, warn
-from sdpipe.io.files import FORMATS
+from sdpipe.io.names import FORMATS
 
 if TYPE_CHECKING:
     from PIL import ImageCms

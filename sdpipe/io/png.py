@@ -20,7 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 
 import sdpipe
 from sdpipe.errors import SdpipeError, warn
-from sdpipe.io.files import FORMATS, write
+from sdpipe.io.files import write
+from sdpipe.io.names import FORMATS
 from sdpipe.io.pixels import pixels_sha256
 from sdpipe.io.texts import (
     EXIF_IFD,
@@ -122,12 +123,17 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
 
 
 def save(
-    image: Image.Image, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None
+    image: Image.Image,
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Path:
     """Saves an image as a new file, at `path` or under the next free number; returns its path.
 
-    The file appears whole or not at all. No existing file is replaced.
+    The file appears whole or not at all.
     metadata: from the function of that name; None saves none.
+    overwrite: replace a file at `path`.
 
     Raises:
         SdpipeError: the file cannot be written, or its suffix is not one of `FORMATS`.
@@ -135,7 +141,7 @@ def save(
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise SdpipeError(f"{path}", "has an unknown suffix", f"use {', '.join(FORMATS)}")
-    return write(path, _encode(image, FORMATS[path.suffix.lower()], metadata))
+    return write(path, _encode(image, FORMATS[path.suffix.lower()], metadata), overwrite=overwrite)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ A name is, in this order: a built-in model, a folder in the diffusers layout, a 
 import difflib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from sdpipe.errors import ModelError, warn
+from sdpipe.errors import ModelError
 from sdpipe.loading.hub import WITHOUT_CHECKER, Select, cached, fetch, is_hub_id
 from sdpipe.loading.layout import (
     PARTS,
@@ -38,7 +38,6 @@ class Location:
     path: a folder, or a single .safetensors file.
     files: the files in the folder; empty for a single file.
     revision: the commit, for a model from the hub.
-    fallback: True if no model was asked for and the built-in one replaces the default model.
     label: how messages name it, such as "model='emoji'".
     """
 
@@ -46,7 +45,6 @@ class Location:
     path: Path
     files: Selection = field(default_factory=Selection)
     revision: str | None = None
-    fallback: bool = False
     label: str = "model"
 
     @property
@@ -67,7 +65,7 @@ def find_model(
 ) -> Location:
     """Finds the parts of a model; downloads them if they are on the hub and not cached.
 
-    None is `$SDPIPE_MODEL`, else v1-4, else the built-in model, with a warning.
+    None is `$SDPIPE_MODEL`, else v1-4.
 
     Raises:
         ModelError: there is no such model, a part is missing or cannot be downloaded.
@@ -78,12 +76,11 @@ def find_model(
     if name := chosen_model():
         return _find(name, select, f"SDPIPE_MODEL={name!r}", full_precision)
     try:
-        return _find(DEFAULT, select, f"The default model {DEFAULT}", full_precision)
+        return _find(DEFAULT, select, f"the default model {DEFAULT}", full_precision)
     except ModelError as error:
-        name = BUILT_IN[0]
-        found = _find(name, select, f"model={name!r}", full_precision)
-        warn(f"{error} Using the built-in model, {name}, at its own size instead.")
-        return replace(found, fallback=True)
+        remedy = f"{error.remedy}; or " if error.remedy else ""
+        remedy += f'use the built-in model, Pipeline("{BUILT_IN[0]}")'
+        raise ModelError(error.value, error.rule, remedy) from error
 
 
 def chosen_model() -> str | None:

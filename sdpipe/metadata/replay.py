@@ -3,8 +3,8 @@
     from sdpipe.metadata.replay import prepare
 
     job = prepare("apple.png")
-    result = job.draw(job.load())
-    image = result.images[job.index]
+    for result in job.draw(job.load()):
+        result.save("again/")
 
 An image of ours names its model, settings, device and number type, and the size of its batch, which
 influences the last bits (see benchmarks/batch_effect.json). What the other images of the batch
@@ -12,25 +12,22 @@ show does not matter: in their places the same image is drawn.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.canvas import LoadedImage, Source
-from sdpipe.errors import SdpipeError, UsageError
+from sdpipe.errors import SdpipeError, UsageError, warn
 from sdpipe.loading.locate import check_model, check_part
 from sdpipe.metadata import resolve
 from sdpipe.metadata.read import read_record
 from sdpipe.metadata.record import Record, RecordError, about_image, truncate
-from sdpipe.runtime.device import check_device, check_dtype, pick_device
+from sdpipe.runtime.device import check_device, check_dtype, dtype_name, pick_device
 from sdpipe.settings import KARRAS_SCHEDULERS, Settings
 
 if TYPE_CHECKING:
     from sdpipe.denoise import Step
     from sdpipe.pipeline import Pipeline, Result
-
-MAX_PIXELS = 2**24
-"""Drawn at once because an image says so, at most: 64 images of 512 x 512, or 1 of 4096 x 4096."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +93,17 @@ class ReplayJob:
 
     def compare_weights(self, pipe: "Pipeline") -> list[str]:
         """Notes on a loaded model whose weights are not the recorded ones."""
-        model, now = self.record.model, pipe.components.model.identity()
+        identity = pipe.components.model.identity()
         notes = [
             f"the model's weights are not those that drew it: {name} {then[:12]} then, "
-            f"{str(now[name])[:12]} now."
+            f"{now[:12]} now."
             for name in ("sha256", "revision")
-            if (then := model.get(name)) and now[name] and then != now[name]
+            if (then := self.record.model.get(name)) and (now := identity[name]) and then != now
         ]
-        before, after = self.record.parts.get("vae"), now["parts"].get("vae")
-        if self.vae is not None and _mark(before) != _mark(after):
-            notes.append(
-                f"its VAE is another: {_describe_part(before)} then, {_describe_part(after)} now."
-            )
+        before, after = self.record.parts.get("vae"), identity["parts"].get("vae")
+        if self.vae is not None and resolve.part_mark(before) != resolve.part_mark(after):
+            then, now = resolve.describe_part(before), resolve.describe_part(after)
+            notes.append(f"its VAE is another: {then} then, {now} now.")
         return notes
 
     def draw(
@@ -116,8 +112,8 @@ class ReplayJob:
         on_step: "Callable[[Step], object] | None" = None,
         *,
         save_int: bool | None = None,
-    ) -> "Result":
-        """Draws; `indices` says which images of the result are wanted.
+    ) -> "Iterator[Result]":
+        """Draws, batch after batch; `indices` says which images of the run are wanted.
 
         save_int: keep the steps; None is what the settings say.
 
@@ -125,8 +121,6 @@ class ReplayJob:
             UsageError: the settings break a rule of the model.
             NotFiniteError: a stage produced NaN or infinity.
         """
-        from sdpipe.pipeline import Result
-
         values = self.settings.to_dict()
         if save_int is not None:
             values["save_int"] = save_int
@@ -134,7 +128,7 @@ class ReplayJob:
         images, canvas = pipe.plan(values.pop("prompt"), **values)
         if not self.changed:
             images *= self.n
-        return Result.join(list(pipe.draw(images, canvas, on_step=on_step)))
+        return pipe.draw(images, canvas, on_step=on_step)
 
 
 def prepare(
@@ -171,29 +165,10 @@ def prepare(
     check_model(model)
     check_part(vae, "vae")
     changes = changes or {}
-    record = read_record(path)
-    if record.sweep is not None:
-        raise SdpipeError(
-            f"{path}",
-            "is the grid of a sweep, whose cells are images of their own",
-            f"sdpipe info {path} shows the command that draws them all",
-        )
-    if not record.values:
-        raise SdpipeError(
-            f"{path}",
-            f"was drawn by {record.source}, whose settings are not read here",
-            f"sdpipe info {path} shows what the image says of itself",
-        )
-    try:
-        settings, notes = _settings(record, changes)
-        _check_size(settings, changes)
-        prediction = resolve.resolve_prediction(record)
-    except RecordError as error:
-        raise about_image(path, "cannot be drawn again", error) from error
+    record, settings, notes, prediction = _read(path, changes)
     images = resolve.resolve_images(settings, path, init_image, mask_image)
     lora_files = resolve.resolve_files("lora", record.loras, path, loras)
     embedding_files = resolve.resolve_files("embedding", record.embeddings, path, embeddings)
-    notes = [*record.notes, *notes]
     n, index = (settings.n, 0) if changes else _batch(record, settings, notes)
     type_here = dtype or resolve.resolve_dtype(record, notes)
     full_precision = type_here == "float32"
@@ -203,7 +178,7 @@ def prepare(
     vae = vae or resolve.resolve_vae(record, path, full_precision)
     if lost := {k: v for k, v in record.parts.items() if k != "vae" or vae is None}:
         parts = ", ".join(
-            f"{truncate(part)[1:-1]} ({_describe_part(name)})" for part, name in lost.items()
+            f"{truncate(part)[1:-1]} ({resolve.describe_part(name)})" for part, name in lost.items()
         )
         notes.append(f"parts of its model were replaced: {parts}; the model's own are used.")
     device = device or resolve.resolve_device(record, notes)
@@ -230,6 +205,56 @@ def prepare(
     )
 
 
+def replay(
+    pipe: "Pipeline",
+    path: str | os.PathLike[str],
+    *,
+    init_image: Source | None = None,
+    mask_image: Source | None = None,
+    **changes: Any,
+) -> "Result":
+    """Draws an image again with a pipeline that is loaded; see `Pipeline.replay`."""
+    record, settings, notes, _ = _read(path, changes)
+    images = resolve.resolve_images(settings, path, init_image, mask_image)
+    n, index = (settings.n, 0) if changes else _batch(record, settings, notes)
+    machine = (str(pipe.components.device), dtype_name(pipe.components.dtype), pipe.speed)
+    job = ReplayJob(record, settings, n, index, None, *machine, bool(changes), (), *images)
+    now = pipe.components.model.identity()
+    for kind, recorded in (("loras", record.loras), ("embeddings", record.embeddings)):
+        if [dict(each) for each in recorded] != now[kind]:
+            notes.append(f"its {kind} are not those of this pipeline; the pipeline's are used.")
+    for note in (*notes, *job.compare_weights(pipe)):
+        warn(f"{os.path.basename(path)}: {note}")
+    results = list(job.draw(pipe))
+    return results[0].join(results).only(job.indices)
+
+
+def _read(
+    path: str | os.PathLike[str], changes: Mapping[str, Any]
+) -> tuple[Record, Settings, list[str], str | None]:
+    """What an image says, its settings with changes, notes, and what its U-Net predicts."""
+    record = read_record(path)
+    if record.sweep is not None:
+        raise SdpipeError(
+            f"{path}",
+            "is the grid of a sweep, whose cells are images of their own",
+            f"sdpipe info {path} shows the command that draws them all",
+        )
+    if not record.values:
+        raise SdpipeError(
+            f"{path}",
+            f"was drawn by {record.source}, whose settings are not read here",
+            f"sdpipe info {path} shows what the image says of itself",
+        )
+    try:
+        settings, notes = _settings(record, changes)
+        resolve.check_size(settings, changes)
+        prediction = resolve.resolve_prediction(record)
+    except RecordError as error:
+        raise about_image(path, "cannot be drawn again", error) from error
+    return record, settings, [*record.notes, *notes], prediction
+
+
 def _settings(record: Record, changes: Mapping[str, Any]) -> tuple[Settings, list[str]]:
     """The settings of what is drawn, and notes on what the changes exclude."""
     notes: list[str] = []
@@ -254,17 +279,6 @@ def _settings(record: Record, changes: Mapping[str, Any]) -> tuple[Settings, lis
     return settings, notes
 
 
-def _check_size(settings: Settings, changes: Mapping[str, Any]) -> None:
-    """Refuses an image larger than `MAX_PIXELS` unless a person asked for its size."""
-    width, height = settings.output_size
-    if width * height > MAX_PIXELS and not {"width", "height", "dim", "hires_scale"} & set(changes):
-        raise RecordError(
-            f"its size of {width} x {height}",
-            f"is more than the {MAX_PIXELS} pixels that are drawn because an image says so",
-            f"ask for it: --set width={settings.width} --set height={settings.height}",
-        )
-
-
 def _batch(record: Record, settings: Settings, notes: list[str]) -> tuple[int, int]:
     """How many images are drawn at once, and the image's place among them."""
     n, index = record.n, record.index
@@ -272,19 +286,7 @@ def _batch(record: Record, settings: Settings, notes: list[str]) -> tuple[int, i
         return 1, 0
     width, height = settings.output_size
     pixels = n * (width or 512) * (height or 512)
-    if pixels > MAX_PIXELS:
+    if pixels > resolve.MAX_PIXELS:
         notes.append(f"it was drawn in a batch of {n}; drawn alone its last bits may differ.")
         return 1, 0
     return n, index
-
-
-def _mark(part: str | None) -> str:
-    """The hash or the commit of a part that replaced the model's own."""
-    return (part or "").rpartition("@")[2]
-
-
-def _describe_part(part: str | None) -> str:
-    """A part that replaced the model's own, in a few words; of its hash, the beginning."""
-    name, at, mark = (part or "the model's own").partition("@")
-    length = 19 if mark.startswith("sha256:") else 12
-    return truncate(name) + (f" @{mark[:length]}" if at else "")

@@ -25,6 +25,9 @@ from sdpipe.settings import Settings
 NO_PATH = "and no path is opened because an image names it"
 NO_FETCH = "and nothing is downloaded because an image names it"
 
+MAX_PIXELS = 2**24
+"""Drawn at once because an image says so, at most: 64 images of 512 x 512, or 1 of 4096 x 4096."""
+
 
 def resolve_images(
     settings: Settings,
@@ -217,3 +220,26 @@ def resolve_dtype(record: Record, notes: list[str]) -> str:
         return record.dtype or "auto"
     notes.append(f"it was drawn in {truncate(record.dtype)}, which no model is loaded in here.")
     return "auto"
+
+
+def part_mark(part: str | None) -> str:
+    """The hash or the commit of a part that replaced the model's own."""
+    return (part or "").rpartition("@")[2]
+
+
+def describe_part(part: str | None) -> str:
+    """A part that replaced the model's own, in a few words; of its hash, the beginning."""
+    name, at, mark = (part or "the model's own").partition("@")
+    length = 19 if mark.startswith("sha256:") else 12
+    return truncate(name) + (f" @{mark[:length]}" if at else "")
+
+
+def check_size(settings: Settings, changes: Mapping[str, Any]) -> None:
+    """Refuses an image larger than `MAX_PIXELS` unless a person asked for its size."""
+    width, height = settings.output_size
+    if width * height > MAX_PIXELS and not {"width", "height", "dim", "hires_scale"} & set(changes):
+        raise RecordError(
+            f"its size of {width} x {height}",
+            f"is more than the {MAX_PIXELS} pixels that are drawn because an image says so",
+            f"ask for it: --set width={settings.width} --set height={settings.height}",
+        )

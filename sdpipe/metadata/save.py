@@ -1,55 +1,92 @@
 """From a result to image files that say how they were drawn."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import UsageError
-from sdpipe.io import files
+from sdpipe.io import names
 from sdpipe.runtime.device import dtype_name
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from sdpipe.pipeline import Result
 
 
+def save_image(
+    image: "Image.Image",
+    record: Mapping[str, Any] | None,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Writes one image and returns its path.
+
+    record: how it was drawn, from `Result.records`; None writes only the pixels.
+    path: a .png, .jpg or .webp file.
+    overwrite: replace a file that exists.
+
+    Raises:
+        UsageError: the file exists, its format is unknown, or the folder cannot be written.
+        SdpipeError: the file cannot be written.
+    """
+    from sdpipe.io import png
+
+    destination = names.Destination(path, 1, overwrite=overwrite)
+    if not destination.is_file:
+        raise UsageError(
+            f"{os.fspath(path)}", "is no image file", f"use a name in {', '.join(names.FORMATS)}"
+        )
+    return png.save(image, destination.path(0, ""), record, overwrite=overwrite)
+
+
 def save_result(
-    result: "Result", path: str | os.PathLike[str], *, with_metadata: bool = True
+    result: "Result",
+    path: str | os.PathLike[str],
+    *,
+    with_metadata: bool = True,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Writes every image of a result and returns their paths.
 
     path: a .png, .jpg or .webp file, for several images NAME-1, NAME-2, ...; anything else is a
         folder, whose images are numbered.
     with_metadata: write into each image how it was drawn.
+    overwrite: replace files that exist.
 
     Raises:
-        UsageError: the format is unknown, or the folder cannot be written.
+        UsageError: a file exists, its format is unknown, or the folder cannot be written.
         SdpipeError: a file cannot be written.
     """
-    destination = files.Destination(path, len(result.images))
-    return [Path(entry["path"]) for entry in save_images(result, destination, with_metadata)]
+    destination = names.Destination(path, len(result.images), overwrite=overwrite)
+    numbered = dict(enumerate(range(len(result.images))))
+    entries = save_images(result, destination, numbered, with_metadata)
+    return [Path(entry["path"]) for entry in entries]
 
 
 def save_images(
     result: "Result",
-    destination: files.Destination,
+    destination: names.Destination,
+    places: Mapping[int, int],
     with_metadata: bool = True,
-    indices: Iterable[int] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Writes one image after the other, and yields a description of each when its file is there.
 
+    places: of each image to write, by its number from 0, which one of the destination's it is.
     with_metadata: write into each image how it was drawn.
-    indices: which images, from 0; None is all of them.
 
     Raises:
         SdpipeError: a file cannot be written.
     """
     from sdpipe.io import png
 
-    for place, k in enumerate(range(len(result.images)) if indices is None else indices):
+    for k, place in places.items():
         settings = result.settings[k]
         metadata = metadata_for(result, k) if with_metadata else None
-        path = png.save(result.images[k], destination.path(place, settings.prompt), metadata)
+        path = destination.path(place, settings.prompt)
+        path = png.save(result.images[k], path, metadata, overwrite=destination.overwrite)
         entry = {"path": str(path), "seed": settings.seed, "settings": settings.to_dict()}
         yield entry | ({"safety": result.safety[k].to_dict()} if result.safety else {})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import UsageError
-from sdpipe.io import files
+from sdpipe.io import files, names
 from sdpipe.show import style
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Output:
         if out is not None or not (as_json or self._films):
             out = "outputs" if out is None else out
             _check_suffix(out, formats)
-            place = files.Destination(out, 1, formats)
+            place = names.Destination(out, 1, formats)
             self._drawing = place.path(0, f"show {name} {about}")
             if formats is DRAWINGS:
                 style.check_matplotlib()
@@ -148,4 +148,4 @@ def _film_path(suffix: str, out: str) -> Path:
     option = f"--{suffix[1:]}"
     if Path(out).suffix.lower() != suffix or out.endswith(("/", os.sep)) or os.path.isdir(out):
         raise UsageError(f"{option} {out}", f"is not a {suffix} file", f"use {option} film{suffix}")
-    return files.Destination(out, 1, (suffix,)).path(0, "")
+    return names.Destination(out, 1, (suffix,)).path(0, "")

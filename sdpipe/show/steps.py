@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, groupby
@@ -87,6 +88,7 @@ def save_steps(
     folder: str | Path,
     *,
     describe: bool = True,
+    overwrite: bool = False,
     on_decoded: Callable[[int, int], object] | None = None,
 ) -> Path:
     """Saves every step of image `index` of a result that was drawn with `save_int`.
@@ -101,6 +103,7 @@ def save_steps(
         enlarged image with noise.
 
     describe: write the prompt and the settings on the strip and into latents.safetensors.
+    overwrite: replace the folder if it exists.
     on_decoded: called with the number of images that are done, and of all.
 
     Raises:
@@ -116,7 +119,7 @@ def save_steps(
             on_decoded(next(decoded), total)
 
     try:
-        if folder.exists():
+        if folder.exists() and not overwrite:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         with temporary_path(folder.parent) as temporary:
             for into, steps in zip((temporary, temporary / "hires"), passes, strict=False):
@@ -127,6 +130,8 @@ def save_steps(
                 kept = _save_images(vae, *states, into, count_decoded)
                 strip = filmstrip(kept, *(() if settings is None else title_lines(settings)))
                 strip.save(into / "filmstrip.png")
+            if folder.exists():
+                shutil.rmtree(folder)
             temporary.rename(folder)
     except OSError as error:
         raise SdpipeError(f"{folder}", f"cannot be written: {error.strerror}") from error

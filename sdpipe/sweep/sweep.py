@@ -20,7 +20,7 @@ from itertools import product
 from typing import Any, Self
 
 from sdpipe.errors import UsageError
-from sdpipe.io.files import slug
+from sdpipe.io.names import slug
 from sdpipe.settings import (
     RULES,
     ImageRef,

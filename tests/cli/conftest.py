@@ -1,5 +1,8 @@
 """A small model, and `sdpipe generate` with it."""
 
+import io
+import sys
+
 import pytest
 from support.command_lines import FAST
 from support.tiny import tiny_model
@@ -22,3 +25,13 @@ def draw(model, tmp_path, monkeypatch, capsys):
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def give(monkeypatch):
+    """Puts bytes on standard input."""
+
+    def give(data):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+    return give

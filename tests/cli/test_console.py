@@ -1,5 +1,10 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
+import sdpipe
 from sdpipe.cli.console import summary
 from sdpipe.settings import Settings
 
@@ -19,7 +24,7 @@ def test_a_traceback_only_for_debugging(draw, monkeypatch, by):
     def fail(*_, **__):
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("sdpipe.pipeline.Pipeline.generate", fail)
+    monkeypatch.setattr("sdpipe.pipeline.Pipeline.plan", fail)
     if by == "environment":
         monkeypatch.setenv("SDPIPE_DEBUG", "1")
     status, out, err = draw(*(["--debug"] if by == "option" else []))
@@ -34,7 +39,7 @@ def test_out_of_memory_has_a_remedy(draw, monkeypatch):
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("sdpipe.pipeline.Pipeline.generate", fail)
+    monkeypatch.setattr("sdpipe.pipeline.Pipeline.plan", fail)
     status, _, err = draw()
     assert status == 1
     assert "out of memory" in err
@@ -46,3 +51,24 @@ def test_a_summary_of_one_and_of_many():
     assert summary([one], 1.25) == "1 image, 8 x 16, seed 3, 50 steps of lms, g 2.5, 1.2 s"
     many = one.__class__(**{**one.to_dict(), "n": 3}).per_image()
     assert "3 images, 8 x 16, seeds 3 to 5" in summary(many, 0)
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_stream_is_nowhere_and_not_the_next_file(closed, tmp_path):
+    """What would be printed there goes neither to another stream nor into a file."""
+    wrong = "generate --steps 0 x" if closed == 2 else "--version"
+    command = [sys.executable, "-m", "sdpipe", *wrong.split()]
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}>&-', "sh", *command], capture_output=True, cwd=tmp_path
+    )
+    assert done.returncode == (2 if closed == 2 else 0)
+    assert done.stderr == b""
+    assert done.stdout == (f"sdpipe {sdpipe.__version__}\n".encode() if closed == 0 else b"")
+
+
+def test_help_in_an_encoding_without_its_signs(tmp_path):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "sdpipe", "generate", "--help"]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"--guidance-rescale" in done.stdout

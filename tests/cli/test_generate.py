@@ -1,13 +1,16 @@
-import io
 import json
 import os
 import re
 import sys
 
+import pytest
+import torch
 from PIL import Image
+from safetensors import safe_open
 from support.command_lines import FAST
 
 import sdpipe
+from sdpipe import components
 from sdpipe.cli.app import main
 from sdpipe.io.png import pixels_sha256, read
 from sdpipe.settings import Settings
@@ -61,15 +64,26 @@ def test_json_on_stdout(draw, tmp_path):
     assert {"filmstrip.png", "latents.safetensors", "xt-00.png", "xt-03.png", "x0-03.png"} <= names
 
 
-def test_a_file_is_not_overwritten_and_the_path_used_is_told(draw, tmp_path):
-    assert draw("--out", "x.webp")[1] == "x.webp\n"
-    assert draw("--out", "x.webp")[1] == "x-1.webp\n"
-    assert draw("--out", "x.webp", "--n", "2")[1] == "x-2.webp\nx-3.webp\n"
-    assert sorted(os.listdir(tmp_path)) == ["x-1.webp", "x-2.webp", "x-3.webp", "x.webp"]
+def test_a_file_that_exists_is_refused_and_with_overwrite_replaced(draw, tmp_path):
+    assert draw("--out", "x.webp", "--save-int")[:2] == (0, "x.webp\n")
+    before = (tmp_path / "x.webp").read_bytes()
+    status, out, err = draw("--out", "x.webp")
+    assert (status, out) == (2, "")
+    assert err.startswith("sdpipe: error: x.webp exists already; ")
+    assert (tmp_path / "x.webp").read_bytes() == before
+    assert draw("--out", "x.webp", "--overwrite", "--save-int", "--seed", "9")[1] == "x.webp\n"
+    assert read(tmp_path / "x.webp")["sdpipe"]["settings"]["seed"] == 9
+    tensors = tmp_path / "x.steps" / "latents.safetensors"
+    with safe_open(tensors, "pt") as file:
+        assert json.loads(file.metadata()["settings"])["seed"] == 9
+    assert sorted(os.listdir(tmp_path)) == ["x.steps", "x.webp"]
+    assert draw("--out", "x.webp", "--n", "2")[1] == "x-1.webp\nx-2.webp\n"
+    assert draw("--out", "x.webp", "--n", "3")[0] == 2  # x-1 exists
 
 
-def test_prompts_from_standard_input(draw, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("red apple\n\n  blue cat \n"))
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_prompts_from_standard_input(draw, give, tmp_path, encoding):
+    give("red apple\n\n  blue cat \n".encode(encoding))
     status, out, err = draw("--n", "2", "--seed", "5", prompt="-")
     assert status == 0
     assert out.split() == [
@@ -80,6 +94,29 @@ def test_prompts_from_standard_input(draw, tmp_path, monkeypatch):
     own = read(tmp_path / "outputs/0004-blue-cat.png")["sdpipe"]
     assert (own["settings"]["prompt"], own["settings"]["seed"]) == ("blue cat", 8)
     assert "apple" not in json.dumps(own)
+
+
+def test_a_line_of_standard_input_that_is_no_text_is_named(draw, give):
+    give(b"red apple\n\xff\n")
+    status, _, err = draw(prompt="-")
+    assert status == 2
+    assert "line 2 of standard input is not UTF-8 text" in err
+
+
+def test_a_prompt_that_comes_to_nan_loses_no_other(draw, give, monkeypatch):
+    def load_with_nan(*arguments, **options):
+        parts = components.load(*arguments, **options)
+        token = parts.tokenizer("dog").input_ids[1]
+        with torch.no_grad():
+            parts.text_encoder.get_input_embeddings().weight[token] = torch.nan
+        return parts
+
+    monkeypatch.setattr("sdpipe.pipeline.load", load_with_nan)
+    give(b"red apple\ndog\nblue cat\n")
+    status, out, err = draw("--out", "x.png", prompt="-")
+    assert (status, out) == (1, "x-1.png\nx-3.png\n")
+    assert "error: image 2 of 3, of 'dog': the text encoder produced NaN" in err
+    assert "2 images" in err
 
 
 def test_no_metadata_leaves_everything_out(draw, tmp_path):
@@ -95,15 +132,16 @@ def test_an_interrupt_keeps_what_is_finished(draw, tmp_path, monkeypatch):
 
     save, calls = png.save, []
 
-    def second_time_interrupted(*arguments):
+    def second_time_interrupted(*arguments, **options):
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return save(*arguments)
+        return save(*arguments, **options)
 
     monkeypatch.setattr(png, "save", second_time_interrupted)
-    status, out, _ = draw("--n", "3", "--json")
+    status, out, err = draw("--n", "3", "--json", "--seed", "5")
     assert status == 130
+    assert err == "sdpipe: 1 of 3 images are written.\n"
     assert [entry["path"] for entry in json.loads(out)] == ["outputs/0001-red-apple.png"]
     assert os.listdir(tmp_path / "outputs") == ["0001-red-apple.png"]
 

@@ -177,3 +177,24 @@ def test_on_a_terminal_an_interrupt_ends_the_command(model, tmp_path, moment, nu
     if moment == "writing":
         assert re.search(r"drawing: 100%\S* 300/300 \[.*it/s\]", run.shown)
         assert re.search(r"writing x.steps: ", run.shown)
+
+
+def test_images_are_written_as_they_are_drawn(model, tmp_path):
+    """Ctrl-C after the first of 99: what is written stays, and the seed of the rest is told."""
+    command = ["generate", "red apple", "--model", model, *FAST, "-n", "99", "--batch-invariant"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "sdpipe", *command, "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        first = process.stdout.readline()
+        assert os.path.exists(first.strip())
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    written = sorted(str(path) for path in tmp_path.iterdir())
+    assert [first.strip(), *out.split()] == written
+    assert len(written) < 99
+    told = rf"sdpipe: {len(written)} of 99 images are written; --seed \d+ draws the same\."
+    assert re.fullmatch(told + "\nsdpipe: interrupted\n", err)

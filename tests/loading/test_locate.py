@@ -8,7 +8,7 @@ import pytest
 from support.errors import raises
 from support.hub_server import Hub
 
-from sdpipe.errors import ModelError, SdpipeWarning
+from sdpipe.errors import ModelError
 from sdpipe.loading.locate import BUILT_IN_FOLDER, DEFAULT, find_configs, find_model, find_part
 
 FILES = (
@@ -94,20 +94,19 @@ def test_the_default_is_v1_4(hub, tmp_path, monkeypatch, value):
         monkeypatch.setenv("SDPIPE_MODEL", value)
     hub.add(DEFAULT, write(tmp_path / "published"))
     found = find_model()
-    assert (found.name, found.fallback) == (DEFAULT, False)
+    assert found.name == DEFAULT
 
 
-def test_where_v1_4_cannot_be_had_the_built_in_model_draws_and_says_so(hub):
+def test_where_v1_4_cannot_be_had_the_built_in_model_is_named(hub):
     hub.stop()
-    with pytest.warns(SdpipeWarning, match=rf"{DEFAULT}.*connection.*built-in model, emoji"):
-        found = find_model()
-    assert (found.name, found.fallback) == ("emoji", True)
+    with raises(ModelError, value=DEFAULT, rule="the connection", remedy='Pipeline("emoji")'):
+        find_model()
 
 
-def test_offline_the_built_in_model_draws(hub, tmp_path, monkeypatch):
+def test_offline_the_built_in_model_is_named(hub, tmp_path, monkeypatch):
     hub.use(monkeypatch, tmp_path / "cache", offline=True)
-    with pytest.warns(SdpipeWarning, match="not cached, and HF_HUB_OFFLINE forbids"):
-        assert find_model().fallback
+    with raises(ModelError, rule="HF_HUB_OFFLINE forbids", remedy='Pipeline("emoji")'):
+        find_model()
 
 
 def test_v1_4_asked_for_by_name_is_not_replaced(hub):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sdpipe import Result
 from sdpipe.cli.app import main
 from sdpipe.io import png
 from sdpipe.metadata.info import info
@@ -51,7 +52,7 @@ def test_it_is_drawn_again(emoji, name):
     sources = {"init_image": "in.png", "mask_image": "mask.png"} if name == "init" else {}
     job = prepare(path, **{key: FOLDER / file for key, file in sources.items()})
     assert (job.model, job.dtype, job.speed, job.notes) == ("emoji", "float32", "default", ())
-    result = job.draw(emoji)
+    result = Result.join(list(job.draw(emoji)))
     now = metadata_for(result, job.index)["sdpipe"]
     verdict = verify(path, read_record(path), result.images[job.index], now)
     assert verdict.outcome in ("identical", "close"), str(verdict)

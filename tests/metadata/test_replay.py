@@ -62,7 +62,8 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_an_image_is_drawn_again_and_is_identical(draw, run, monkeypatch, name, tmp_path):
     prompt, options = RUNS[name]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("red apple\ncrab on a blue background\n"))
+    prompts = io.BytesIO(b"red apple\ncrab on a blue background\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(prompts))
     *_, path = draw(prompt, *options)
     before = sorted(tmp_path.rglob("*"))
     assert run("info", path)[0] == 0

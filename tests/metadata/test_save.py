@@ -4,10 +4,10 @@ import pytest
 from PIL import Image
 from support.errors import raises
 
-from sdpipe import Result, UsageError
+from sdpipe import Result, SdpipeWarning, UsageError
 from sdpipe.io import png
 from sdpipe.metadata.read import read_record
-from sdpipe.metadata.save import metadata_for
+from sdpipe.metadata.save import metadata_for, save_image
 
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")  # random weights
 
@@ -44,7 +44,7 @@ def test_without_metadata(result, tmp_path):
 
 
 def test_a_result_without_its_pipeline_has_no_metadata(result, tmp_path):
-    bare = Result(result.images, result.settings, result.batch_positions)
+    bare = Result(result.images, result.settings, result.numbers, result.batch_positions)
     with raises(UsageError, value="result", rule="no pipeline", remedy="without metadata"):
         metadata_for(bare, 0)
     assert len(bare.save(tmp_path / "x.png", with_metadata=False)) == 2
@@ -53,3 +53,43 @@ def test_a_result_without_its_pipeline_has_no_metadata(result, tmp_path):
 def test_an_unknown_format_is_refused(result, tmp_path):
     with raises(UsageError, value="x.gif"):
         result.save(tmp_path / "x.gif")
+
+
+def test_one_image_is_saved_with_its_record(result, tmp_path):
+    path = save_image(result.images[1], result.records[1], tmp_path / "dog.png")
+    assert path == tmp_path / "dog.png"
+    assert path.read_bytes() == result.save(tmp_path / "both.png")[1].read_bytes()
+    with raises(UsageError, value="dog.png", rule="exists", remedy="overwrite=True"):
+        save_image(result.images[0], None, path)
+    save_image(result.images[0], None, path, overwrite=True)
+    assert png.read(path) == {}
+    with raises(UsageError, value="folder", rule="no image file"):
+        save_image(result.images[0], None, tmp_path / "folder")
+
+
+def test_a_result_does_not_replace_files_unless_asked(result, tmp_path):
+    result.save(tmp_path / "x.png")
+    (tmp_path / "x-1.png").unlink()
+    with raises(UsageError, value="x-2.png", rule="exists"):
+        result.save(tmp_path / "x.png")
+    assert not (tmp_path / "x-1.png").exists()
+    assert [path.name for path in result.save(tmp_path / "x.png", overwrite=True)] == [
+        "x-1.png",
+        "x-2.png",
+    ]
+
+
+def test_a_pipeline_draws_an_image_again(tiny, result, tmp_path):
+    path = save_image(result.images[1], result.records[1], tmp_path / "dog.png")
+    again = tiny.replay(path)
+    assert [image.tobytes() for image in again.images] == [result.images[1].tobytes()]
+    assert again.records[0] == result.records[1]
+    more = tiny.replay(path, seed=8, n=2)
+    assert more.seeds == [8, 9]
+    assert {s.prompt for s in more.settings} == {"a dog"}
+
+
+def test_another_model_is_warned_of(tiny, emoji, result, tmp_path):
+    path = save_image(result.images[1], result.records[1], tmp_path / "dog.png")
+    with pytest.warns(SdpipeWarning, match=r"^dog\.png: the model's weights are not those"):
+        emoji.replay(path)

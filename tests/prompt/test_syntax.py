@@ -174,7 +174,7 @@ def test_a_malformed_prompt_is_refused_with_its_column(text, value, rule):
 
 
 def test_a_malformed_prompt_is_refused_before_any_model_is_loaded(refused, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("red apple\n(apple:11)\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"red apple\n(apple:11)\n")))
     for arguments in (["a (cat"], ["cat", "--negative-prompt", ":)"], ["-"]):
         assert "in column" in refused(["generate", *arguments, "--model", "no-such-model"])
 

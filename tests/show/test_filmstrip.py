@@ -50,7 +50,7 @@ def result(steps=3, *, exploding=True, batch=2):
         )
         for i in range(steps)
     ]
-    return Result([], [SETTINGS] * batch, [], kept)
+    return Result([], [SETTINGS] * batch, [], [], kept)
 
 
 def plain(*size):
@@ -193,9 +193,9 @@ def test_latents_that_cannot_be_decoded_leave_no_folder(vae, tmp_path):
 
 def test_what_cannot_be_saved_is_refused(vae, tmp_path):
     with raises(UsageError, rule="no steps", remedy="save_int=True"):
-        save_steps(vae, Result([], [SETTINGS], []), 0, tmp_path / "x.steps")
+        save_steps(vae, Result([], [SETTINGS], [], []), 0, tmp_path / "x.steps")
     with raises(UsageError, rule="no steps", remedy="save_int=True"):
-        decode_columns(vae, Result([], [SETTINGS], []), 0)
+        decode_columns(vae, Result([], [SETTINGS], [], []), 0)
     (tmp_path / "x.steps").mkdir()
     with raises(SdpipeError, value="x.steps", rule="cannot be written: File exists"):
         save_steps(vae, result(), 0, tmp_path / "x.steps")

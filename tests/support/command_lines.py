@@ -46,7 +46,7 @@ def assert_told(wrong, folder):
     """That each wrong line is refused in a paragraph which holds the text beside it."""
     for line, told in wrong.items():
         err, stdin = io.StringIO(), sys.stdin
-        sys.stdin = io.StringIO()
+        sys.stdin = io.TextIOWrapper(io.BytesIO())
         try:
             with contextlib.chdir(folder), contextlib.redirect_stderr(err):
                 status = main(line.split(" "))

@@ -22,7 +22,7 @@ def attention(
     inputs = sampling.check(prompt)
     checks.check_attention(prompt, sampling.values["g"])
     output = Output("attention", prompt, out=out, as_json=as_json)
-    pipe = load(model, device)
+    pipe = load(model, device, inputs)
     from sdpipe.show.attention import attention_data, attention_figure
 
     with console.step_bar(1) as on_step:

@@ -32,7 +32,7 @@ def denoise(
     inputs = sampling.check(prompt)
     pixels = None if image is None else read_image(image)
     output = Output("denoise", prompt, out=out, as_json=as_json)
-    pipe = load(model, device)
+    pipe = load(model, device, inputs)
     from sdpipe.show.denoise import denoise_data, denoise_figure
 
     with console.step_bar(1) as on_step:

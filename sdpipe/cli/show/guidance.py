@@ -38,7 +38,7 @@ def guidance(
     checks.check_guidance(known.get("g"), known.get("steps"), known.get("scheduler"))
     checks.check_at(chosen, known.get("steps"), known.get("scheduler"))
     output = Output("guidance", prompt, out=out, as_json=as_json)
-    pipe = load(model, device)
+    pipe = load(model, device, inputs)
     from sdpipe.show.guidance import guidance_data, guidance_figure
 
     with console.step_bar(1) as on_step:

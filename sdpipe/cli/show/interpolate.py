@@ -56,7 +56,7 @@ def interpolate(
     options.text("the prompt", last)
     checks.check_interpolation(frames, chosen, sampling.values["scheduler"])
     output = Output("interpolate", f"{first} {last}", out=out, as_json=as_json, gif=gif, mp4=mp4)
-    pipe = load(model, device)
+    pipe = load(model, device, inputs)
     from sdpipe.show.films import interpolation_film
     from sdpipe.show.interpolate import interpolate_data, interpolate_figure
 

@@ -24,11 +24,12 @@ def latents(
     """Draws the latents of an image by channel, the decoded image, and the difference."""
     from sdpipe.io.pixels import read_image
 
-    Settings(prompt="", dim=dim)
+    inputs = {"dim": dim}
+    Settings(prompt="", **inputs)
     pixels = read_image(image)
     output = Output("latents", Path(image).stem, out=out, as_json=as_json)
-    pipe = load(model, device)
+    pipe = load(model, device, inputs)
     from sdpipe.show.latents import latents_data, latents_figure
 
-    data = latents_data(pipe, pixels, dim=dim)
+    data = latents_data(pipe, pixels, **inputs)
     console.print_result(output.finish(data.to_dict(), lambda: latents_figure(data)))

@@ -38,11 +38,12 @@ def noise(
 
     times = Numbers((0, 100, 250, 500, 750, 999)) if t is None else t
     checks.check_times(times)
-    Settings(prompt="", seed=seed, dim=dim)
+    inputs = {"seed": seed, "dim": dim}
+    Settings(prompt="", **inputs)
     pixels = read_image(image)
     output = Output("noise", Path(image).stem, out=out, as_json=as_json)
-    pipe = load(model, device)
+    pipe = load(model, device, inputs)
     from sdpipe.show.noise import noise_data, noise_figure
 
-    data = noise_data(pipe, pixels, times, seed=seed, dim=dim)
+    data = noise_data(pipe, pixels, times, **inputs)
     console.print_result(output.finish(data.to_dict(), lambda: noise_figure(data)))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdpipe.cli import console, options
+from sdpipe.cli.fallback import fall_back
 from sdpipe.cli.groups import DeviceOptions, ModelOptions
 from sdpipe.settings import OUTPUT
 
@@ -68,10 +69,13 @@ Mp4 = Annotated[
 Seed = Annotated[Any, options.setting("seed")]
 
 
-def load(model: ModelOptions, device: DeviceOptions) -> "Pipeline":
-    """Checks the options and loads the model."""
+def load(
+    model: ModelOptions, device: DeviceOptions, settings: dict[str, Any] | None = None
+) -> "Pipeline":
+    """Checks the options and loads the model; `settings` are changed as by `fall_back`."""
     machine = device.to_kwargs()
     loaded = model.to_kwargs()
+    fall_back(loaded, device.dtype, {} if settings is None else settings)
     with console.status("loading the model ..."):
         from sdpipe import Pipeline
 

@@ -33,7 +33,7 @@ def steps(
     """Draws x_t and the predicted x_0 over the steps, as a filmstrip or a film."""
     inputs = sampling.check(prompt)
     output = Output("steps", prompt, out=out, as_json=as_json, gif=gif, mp4=mp4, formats=PIXELS)
-    pipe = load(model, device)
+    pipe = load(model, device, inputs)
     from sdpipe.show.films import MOST, steps_film
     from sdpipe.show.steps import steps_data
 

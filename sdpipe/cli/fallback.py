@@ -1,0 +1,48 @@
+"""The built-in model in place of v1-4, where no model was asked for and v1-4 can't be had.
+
+Of the command line alone: from Python, `Pipeline()` raises a ModelError then.
+"""
+
+from typing import Any
+
+from sdpipe.cli import console
+from sdpipe.components import inspect_model
+from sdpipe.errors import ModelError
+from sdpipe.loading.layout import PARTS
+from sdpipe.loading.locate import BUILT_IN, chosen_model, find_model
+
+SIZES = ("dim", "width", "height")
+
+
+def fall_back(weights: dict[str, Any], dtype: str, settings: dict[str, Any]) -> bool:
+    """Chooses the built-in model if v1-4 is the default and can't be had, and says so.
+
+    weights: the arguments of `Pipeline`; gets the model's name.
+    settings: of the images, by name; loses a size, for the built-in model draws in its own.
+
+    Returns whether it did. Downloads v1-4 where it is not cached.
+    """
+    if weights["model"] is not None or chosen_model():
+        return False
+    parts = [part for part in PARTS if weights.get(part) is None]
+    try:
+        with console.status("looking for the model ..."):
+            find_model(parts=parts, full_precision=dtype == "float32")
+    except ModelError as error:
+        name = BUILT_IN[0]
+        built_in = inspect_model(name)
+        assert built_in is not None
+        own = built_in.defaults()
+        size = f"{own['width']} x {own['height']}"
+        console.print_status(
+            f"{error.value} {error.rule}; drawing with the built-in model, {name}, at its own "
+            f"size of {size} instead."
+        )
+        weights["model"] = name
+        for side in SIZES:
+            if settings.get(side) not in (None, own.get(side, own["width"])):
+                console.print_status(f"--{side} {settings[side]} is left out: {name} draws {size}.")
+            if side in settings:
+                settings[side] = None
+        return True
+    return False
