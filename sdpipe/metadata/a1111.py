@@ -8,14 +8,13 @@ from typing import Any
 from sdpipe.io.png import HIRES_UPSCALER
 from sdpipe.metadata.foreign import (
     left_out,
-    parse_number,
     rng_settings,
     scheduler_settings,
     without_none,
 )
 from sdpipe.metadata.record import MAX_PROMPT, Record, RecordError, Value
 from sdpipe.settings import RULES
-from sdpipe.values import num_steps_taken
+from sdpipe.values import num_steps_taken, parse_int, parse_number
 
 # "name: value" or 'name: "JSON text"'. The bound on the name keeps a search linear in the text.
 _PAIR = re.compile(r'(\w[\w /-]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -134,9 +133,9 @@ def _hires(pairs: dict[str, str], steps: Value, notes: list[str]) -> dict[str, V
     """
     if "Hires upscale" not in pairs:
         return {}
-    factor = parse_number(pairs.pop("Hires upscale"), float)
-    strength = parse_number(pairs.pop("Denoising strength", None), float)
-    recorded = parse_number(pairs.pop("Hires steps", None), int) or steps
+    factor = parse_number(pairs.pop("Hires upscale"))
+    strength = parse_number(pairs.pop("Denoising strength", "")) or None
+    recorded = parse_int(pairs.pop("Hires steps", "")) or steps
     upscaler = pairs.pop("Hires upscaler", HIRES_UPSCALER)
     if upscaler != HIRES_UPSCALER:
         notes.append(f"it was scaled up by {upscaler[:60]!r} there, and by {HIRES_UPSCALER} here.")

@@ -109,11 +109,3 @@ def name_of(model: object) -> object:
 def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     """The entries whose value is not None."""
     return {key: value for key, value in values.items() if value is not None}
-
-
-def parse_number(text: str | None, kind: type[int] | type[float]) -> Value:
-    """The number that a text stands for; the text itself where it is not a number."""
-    try:
-        return text if text is None or len(text) > 60 else kind(text)
-    except ValueError:
-        return text

@@ -10,32 +10,47 @@ from sdpipe.metadata.foreign import (
     as_scalar,
     left_out,
     name_of,
-    parse_number,
     rng_settings,
     scheduler_settings,
     without_none,
 )
 from sdpipe.metadata.record import MAX_PROMPT, Record, RecordError, Value
 from sdpipe.prompt.syntax import escape
+from sdpipe.values import parse_int, parse_number
 
-# Of a Dream command: our settings and what makes them of a text, and the other switches by name.
-_SWITCHES: Mapping[str, tuple[str, type[int] | type[float]]] = {
-    "-s": ("steps", int),
-    "-C": ("g", float),
-    "-S": ("seed", int),
-    "-W": ("width", int),
-    "-H": ("height", int),
+_SETTINGS = {
+    "steps": "steps",
+    "g": "cfg_scale",
+    "guidance_rescale": "cfg_rescale_multiplier",
+    "seed": "seed",
+    "width": "width",
+    "height": "height",
 }
-_OTHER_SWITCHES = {
-    "-I": "init image",
-    "-f": "strength",
-    "-M": "mask",
-    "-G": "face restoration",
-    "-U": "upscale",
+
+# The switches of a Dream command, by the names that version 2 gives to the same; None is idle.
+_SWITCHES = {
+    "-s": "steps",
+    "-C": "cfg_scale",
+    "-S": "seed",
+    "-W": "width",
+    "-H": "height",
+    "-A": "sampler",
+    "-m": "sampler",
+    "-V": "variations",
     "-v": "variation_amount",
+    "-I": "init_img",
+    "-M": "init_mask",
+    "-f": "strength",
+    "-tm": "text_mask",
+    "-G": "facetool_strength",
+    "-ft": "facetool",
+    "-cf": "codeformer_fidelity",
+    "-U": "upscale",
+    "-c": "outcrop",
+    "-D": "out_direction",
+    **dict.fromkeys(("-n", "-b", "-g", "-i", "-o", "-F", "-t", "--grid", "--fit")),
 }
-_IDLE_SWITCHES = ("-n", "-b", "-g", "-i", "-o", "-d", "-F", "-t")
-_SWITCH = re.compile(r"(--[\w-]+|-ft|-tm|-embiggen\w*|-\w)[ =]?(.*)", re.DOTALL)
+_SWITCH = re.compile(r"(--[\w-]+|-ft|-tm|-cf|-\w)[ =]?(.*)", re.DOTALL)
 
 
 def read(written: Mapping[str, Any]) -> Record:
@@ -50,14 +65,8 @@ def read(written: Mapping[str, Any]) -> Record:
     values = {
         "prompt": rest.pop("positive_prompt", None) or "",
         "negative_prompt": rest.pop("negative_prompt", None) or "",
-        "steps": rest.pop("steps", None),
-        "g": rest.pop("cfg_scale", None),
-        "guidance_rescale": rest.pop("cfg_rescale_multiplier", None),
-        "seed": rest.pop("seed", None),
-        "width": rest.pop("width", None),
-        "height": rest.pop("height", None),
         "clip_skip": _clip_skip(rest.pop("clip_skip", None)),
-        "seamless": "".join(a for a in "xy" if rest.pop(f"seamless_{a}", None) is True) or None,
+        **_settings(rest),
         **scheduler,
     }
     digest = model.get("hash", model.get("model_hash")) if isinstance(model, Mapping) else None
@@ -79,28 +88,25 @@ def read_version_2(written: Mapping[str, Any]) -> Record:
     if not isinstance(prompts, list):
         prompts = [prompts]
     texts = [p.get("prompt") if isinstance(p, Mapping) else p for p in prompts]
-    scheduler, notes = _scheduler(rest.pop("sampler", None))
+    settings, version = _settings(rest), written.get("app_version")
+    scheduler, notes = _scheduler(rest.pop("sampler", None), version, settings["steps"])
     if len(texts) > 1:
         notes.append("its prompts were blended there, and are one text here.")
-    values = {
-        **_split_brackets(" ".join(text for text in texts if isinstance(text, str))),
-        "steps": rest.pop("steps", None),
-        "g": rest.pop("cfg_scale", None),
-        "seed": rest.pop("seed", None),
-        "width": rest.pop("width", None),
-        "height": rest.pop("height", None),
-        "seamless": "xy" if rest.pop("seamless", None) is True else None,
-        **_variation(rest),
-        **scheduler,
-    }
     if rest.get("type") not in (None, "txt2img"):
         notes.append("it was drawn from another image there, and from the text alone here.")
+    values = {
+        **_split_brackets(" ".join(text for text in texts if isinstance(text, str))),
+        **settings,
+        **scheduler,
+    }
     model, digest = written.get("model_weights"), written.get("model_hash")
-    return _record(values, model, digest, written.get("app_version"), rest, notes)
+    return _record(values, model, digest, version, rest, notes)
 
 
 def read_dream(command: str) -> Record:
     """Reads a command of InvokeAI before version 2: "prompt" -s50 -S42 -W512 -H512 ...
+
+    Some versions leave the quotes out.
 
     Raises:
         RecordError: the command is too long.
@@ -109,31 +115,25 @@ def read_dream(command: str) -> Record:
         raise RecordError(
             f"a command of {len(command)} characters", f"exceeds the {2 * MAX_PROMPT} read"
         )
-    text, quote, switches = command.strip().rpartition('"')
-    if not quote:
-        text, _, switches = command.partition(" -")
-        switches = f"-{switches}"
-    rest: dict[str, Any] = {}
-    values: dict[str, Any] = {}
-    scheduler, notes = _scheduler(None)
+    quoted = re.fullmatch(r'\s*"(.*)"(.*)', command, re.DOTALL)
+    text, switches = quoted.groups() if quoted else _split_switches(command)
+    image: dict[str, Any] = {"prompt": text}
     for part in re.split(r"\s+(?=--?[A-Za-z])", f" {switches.strip()}")[1:]:
         name, value = _SWITCH.fullmatch(part).groups()  # type: ignore[union-attr]
-        if name in _SWITCHES:
-            setting, kind = _SWITCHES[name]
-            values[setting] = parse_number(value, kind)
-        elif name == "-A":
-            scheduler, notes = _scheduler(value)
-        elif name == "-V":
-            pairs = [pair.partition(",") for pair in value.split(":")]
-            rest["variations"] = [
-                [parse_number(seed, int), parse_number(weight, float)] for seed, _, weight in pairs
-            ]
-        elif name == "--seamless":
-            values["seamless"] = "xy"
-        elif name not in _IDLE_SWITCHES:
-            rest[_OTHER_SWITCHES.get(name, name.strip("-"))] = value or True
-    values |= {**_split_brackets(text.removeprefix('"')), **_variation(rest), **scheduler}
-    return _record(values, None, None, None, rest, notes)
+        name = _SWITCHES.get(name, name.removeprefix("--"))
+        if name == "variations":  # seed:weight,seed:weight
+            pairs = re.findall(r"(\d{1,19})[:,](\d?\.?\d+)", value)
+            value = [[int(seed), float(weight)] for seed, weight in pairs] or value
+        if name is not None:
+            image[name] = _parse_number(value) if isinstance(value, str) else value
+    return read_version_2({"image": image})
+
+
+def _split_switches(command: str) -> tuple[str, str]:
+    """The prompt of a command without quotes, and its switches, of which -s comes first."""
+    match = re.search(r"\s-s ?\d", command) or re.search(r"\s-", command)
+    at = match.start() if match else len(command)
+    return command[:at], command[at:]
 
 
 def _record(
@@ -177,24 +177,37 @@ def _split_brackets(text: str) -> dict[str, str]:
     return {"prompt": " ".join(prompt.split()), "negative_prompt": " ".join(negative)}
 
 
-def _variation(rest: dict[str, Any]) -> dict[str, Value]:
-    """Our settings for one variation, [seed, weight], taken out of `rest`; several stay there."""
+def _settings(rest: dict[str, Any]) -> dict[str, Any]:
+    """Our settings, taken out of `rest`; of several variations none is."""
+    values = {ours: rest.pop(theirs, None) for ours, theirs in _SETTINGS.items()}
+    axes = "".join(axis for axis in "xy" if rest.pop(f"seamless_{axis}", None) is True)
+    values["seamless"] = "xy" if rest.pop("seamless", None) is True else axes or None
     match rest.get("variations"):
-        case [[int(seed), int(weight) | float(weight)]]:
+        case [[seed, weight]] | [{"seed": seed, "weight": weight}]:
             del rest["variations"]
-            return {"variation_seed": seed, "variation_strength": weight}
-    return {}
+            values |= {"variation_seed": seed, "variation_strength": weight}
+    return values
 
 
-def _scheduler(sampler: object) -> tuple[dict[str, Value], list[str]]:
+def _scheduler(
+    sampler: object, version: object = None, steps: object = None
+) -> tuple[dict[str, Value], list[str]]:
     """Our settings for a scheduler of InvokeAI, and notes on what differs.
 
-    Before version 3 k_lms was lms; since then lms_k is lms with Karras' noise levels.
+    Before version 3 k_lms was lms; since then lms_k is lms with Karras' noise levels. Versions 2.1
+    and 2.2 took those, too, for fewer than 29 steps of the samplers of k-diffusion.
     """
     if not isinstance(sampler, str):
         return {}, []
-    name = sampler.removesuffix("_k")
-    return scheduler_settings(name, "karras" if name != sampler else "")
+    few = isinstance(steps, int) and steps < 29 and re.match(r"v?2\.[12]\b", str(version))
+    is_karras = sampler.endswith("_k") or (few and sampler.startswith("k_"))
+    return scheduler_settings(sampler.removesuffix("_k"), "karras" if is_karras else "")
+
+
+def _parse_number(text: str) -> object:
+    """The number that a switch has; True where it has none, the text where it has another value."""
+    number = parse_int(text)
+    return (parse_number(text) if isinstance(number, str) else number) if text else True
 
 
 def _clip_skip(skipped: object) -> object:

@@ -91,6 +91,9 @@ def test_variations_and_seamless():
     assert (settings.variation_seed, settings.variation_strength) == (1614299449, 0.2)
     assert settings.seamless == "xy"
     assert invokeai.read_dream(f"{DREAM} -V 1614299449,0.2").settings().variation_seed == 1614299449
+    assert invokeai.read_dream(f"{DREAM} -V 3:0.2").settings().variation_seed == 3
+    image["variations"] = [{"seed": 3, "weight": 0.2}]
+    assert invokeai.read_version_2({"image": image}).settings().variation_seed == 3
     assert invokeai.read({**INVOKEAI, "seamless_x": True}).settings().seamless == "x"
     both = invokeai.read({**INVOKEAI, "seamless_x": True, "seamless_y": True})
     assert (both.settings().seamless, both.notes) == ("xy", ("left out: loras, vae.",))
@@ -98,17 +101,17 @@ def test_variations_and_seamless():
 
 
 def test_everything_that_is_not_carried_over_is_said():
-    switches = "-I in.png -f 0.4 -V 1,0.2:2,0.1 -G 0.9 -U 4 0.75 -n3 -ft codeformer --perlin 0.1"
+    switches = "-I in.png -f 0.4 -V 1:0.2,2:0.1 -G 0.9 -U 4 0.75 -n3 -ft codeformer --perlin 0.1"
     record = invokeai.read_dream(f"{DREAM} {switches} --hires_fix")
     assert record.settings() == invokeai.read_dream(DREAM).settings()
     assert record.extra == {
-        "init image": "in.png",
-        "strength": "0.4",
+        "init_img": "in.png",
+        "strength": 0.4,
         "variations": "2 entries",
-        "face restoration": "0.9",
+        "facetool_strength": 0.9,
         "upscale": "4 0.75",
-        "ft": "codeformer",
-        "perlin": "0.1",
+        "facetool": "codeformer",
+        "perlin": 0.1,
         "hires_fix": True,
     }
     assert record.notes[-1] == f"left out: {', '.join(record.extra)}."
@@ -117,7 +120,26 @@ def test_everything_that_is_not_carried_over_is_said():
     assert record.notes[-1] == "left out: variations, perlin."
 
 
+@pytest.mark.parametrize(
+    ("sampler", "steps", "version", "karras"),
+    [
+        ("k_euler", 28, "2.2.5", True),
+        ("k_euler", 28, "v2.1.3", True),
+        ("k_euler", 29, "2.2.5", False),
+        ("k_euler", 28, "2.3.5", False),
+        ("ddim", 28, "2.2.5", False),
+    ],
+)
+def test_few_steps_had_karras_noise_levels(sampler, steps, version, karras):
+    """In 2.1 and 2.2, as ldm/models/diffusion/ksampler.py had it there: `--karras_max` is 29."""
+    image = {**SD_METADATA["image"], "sampler": sampler, "steps": steps}
+    record = invokeai.read_version_2({**SD_METADATA, "image": image, "app_version": version})
+    assert record.settings().karras == karras
+
+
 def test_a_command_without_quotes():
+    quoting = 'a "big" cat - or two -s 50 -S 3 -A ddim'
+    assert invokeai.read_dream(quoting).values["prompt"] == 'a "big" cat - or two'
     assert invokeai.read_dream("a cat -s20 -S 3").values == {
         "prompt": "a cat",
         "negative_prompt": "",
