@@ -13,6 +13,7 @@ from sdpipe.components import Components
 from sdpipe.errors import NotFiniteError, warn
 from sdpipe.prompt.chunks import TokenizedPrompt, tokenize_prompts
 from sdpipe.prompt.encode import PromptEmbeddings, encode_tokenized
+from sdpipe.prompt.habits import warn_habits
 from sdpipe.prompt.syntax import warn_unreached_edits
 from sdpipe.prompt.vocabulary import warn_unknown_words
 
@@ -57,14 +58,9 @@ def split_into_batches(
     The prompts of a batch have equally many chunks, so an image does not depend on the length of
     another's prompt. With `batch_invariant` a batch is one image.
 
-    Warns of changes in prompts that come after the last step, and of unknown words.
+    Warns of what has no effect in a prompt, and of unknown words.
     """
-    texts = dict.fromkeys(text for s in images for text in (s.prompt, s.negative_prompt))
-    if parts.vocabulary is not None:
-        command = f"sdpipe names --model {shlex.quote(parts.model.name)}"
-        added_tokens = parts.tokenizer.added_tokens_encoder
-        warn_unknown_words(parts.vocabulary, texts, parts.model.name, command, added_tokens)
-
+    warn_about(parts, [text for s in images for text in (s.prompt, s.negative_prompt)])
     prompts: list[tuple[TokenizedPrompt, TokenizedPrompt]] = []
     for steps, group in groupby(images, lambda s: s.num_steps_taken(s.strength)):
         pairs = [(s.prompt, s.negative_prompt) for s in group]
@@ -91,6 +87,16 @@ def split_into_batches(
             room = len(batch)
         batches += batch.split(1 if settings.batch_invariant else min(room, most or room))
     return batches
+
+
+def warn_about(parts: Components, texts: Iterable[str]) -> None:
+    """Warns of what has no effect in prompts, and of words that the model was not trained on."""
+    texts = list(dict.fromkeys(texts))
+    added_tokens = parts.tokenizer.added_tokens_encoder
+    warn_habits(texts, added_tokens)
+    if parts.vocabulary is not None:
+        command = f"sdpipe names --model {shlex.quote(parts.model.name)}"
+        warn_unknown_words(parts.vocabulary, texts, parts.model.name, command, added_tokens)
 
 
 def encode(parts: Components, batch: Batch) -> PromptEmbeddings:

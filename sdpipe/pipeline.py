@@ -310,6 +310,7 @@ class Pipeline:
         call: dict[str, Any] = check_kwargs(settings)
         init, mask = load_images(call.pop("init_image", None), call.pop("mask_image", None))
         images = plan(prompt, **parts.constraints, init_image=init, mask_image=mask, **call)
+        parts.warn_unused_embeddings(images)
         check_seamless(images[0], vae_factor(parts.vae), len(parts.unet.config.block_out_channels))
         return images, prepare(images[0], init, mask)
 

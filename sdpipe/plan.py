@@ -1,7 +1,7 @@
 """From the arguments of one call to the settings of every image, checked against the model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ def plan(
     defaults: Mapping[str, Any],
     factor: int,
     layers: int,
+    read_prompt: Callable[[str], str] = str,
     n: int = 1,
     **settings: Any,
 ) -> list[ResolvedSettings]:
@@ -28,6 +29,7 @@ def plan(
     defaults: the model's own values.
     factor: pixels per latent of the model's VAE.
     layers: of the model's text encoder.
+    read_prompt: from a prompt as it was typed to what the model is told.
 
     Raises:
         UsageError: a value breaks its rule, or one of the model.
@@ -38,7 +40,9 @@ def plan(
         raise UsageError("prompt=[]", "is empty", "give a string, or a list of at least one")
     for text in prompts:
         Settings(prompt=text, n=n)
+    prompts = [read_prompt(text) for text in prompts]
     call = Settings(prompt=prompts[0], n=n * len(prompts), **settings)
+    call = replace(call, dim=None, negative_prompt=read_prompt(call.negative_prompt))
     if isinstance(image := settings.get("init_image"), LoadedImage):
         call = _with_size_of(image, call, defaults, factor)
     run = call.resolved(defaults)

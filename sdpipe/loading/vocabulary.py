@@ -1,6 +1,12 @@
 """Reads `words.json`, the list of the words that a model was trained on.
 
-    {"names": ["abacus", ...], "words": ["a", "abacus", "above", ...]}
+    {
+      "names": ["abacus", ...],
+      "words": ["a", "abacus", "above", ...],
+      "glyphs": {"🧮": "abacus", ...}
+    }
+
+The glyphs, names in another script, may be left out.
 
 Imports no torch.
 """
@@ -40,10 +46,12 @@ def read_vocabulary(folder: Path, label: str) -> Vocabulary | None:
         return None
     values = read_json(path, label)
     lists = [values.get(key) for key in ("names", "words")]
+    glyphs = values.get("glyphs", {})
+    lists.append(list(glyphs.values()) if isinstance(glyphs, dict) else None)
     if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists):
         raise ModelError(
             f"{label}: {path}",
-            "does not hold two lists of strings, names and words",
+            "does not hold two lists of strings, names and words, and their glyphs",
             "restore the file, or delete it",
         )
-    return Vocabulary(tuple(values["names"]), frozenset(values["words"]))
+    return Vocabulary(tuple(values["names"]), frozenset(values["words"]), glyphs)

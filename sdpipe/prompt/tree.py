@@ -71,6 +71,10 @@ class Prompt:
         """Whether the text may change from step to step."""
         return any(isinstance(node, Edit | Alternate) for node in _walk(self.nodes))
 
+    def words(self) -> list[str]:
+        """All plain text, without brackets, weights and numbers of steps."""
+        return [node.text for node in _walk(self.nodes) if isinstance(node, Words)]
+
     def at(self, step: int, steps: int) -> Text:
         """The text at a step, counted from 0, of a run of `steps`.
 

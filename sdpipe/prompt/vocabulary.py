@@ -2,20 +2,27 @@
 
 A model that was trained from nothing knows the words of its training captions and no others. One
 without a list of them, such as v1-4, may know any word. `sdpipe.loading.vocabulary` reads the list.
+
+Words are runs of letters, digits and other signs that the tokenizer makes a token of each.
 """
 
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
 from sdpipe.errors import warn
+from sdpipe.prompt.habits import plain_spelling
+from sdpipe.prompt.syntax import parse
 
 _CANDIDATES = 5  # similar words, of which names decide
-_WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*|\S")
+_LOOKS = re.compile("[\ufe0e\ufe0f]|(?<=[^\x00-\x7f])[\U0001f3fb-\U0001f3ff]")
+"""What chooses among the looks of a glyph: in black or colour, the tone of the skin."""
+_ZERO_WIDTH = re.compile("[\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
 
 
 @dataclass(frozen=True)
@@ -24,28 +31,48 @@ class Vocabulary:
 
     names: the things that it draws.
     words: all words of its captions, those of the names among them, in lower case.
+    glyphs: the names in another script, "red apple" of its emoji.
     """
 
     names: tuple[str, ...]
     words: frozenset[str]
+    glyphs: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def from_captions(cls, names: Iterable[str], captions: Iterable[str]) -> Self:
+    def from_captions(
+        cls, names: Iterable[str], captions: Iterable[str], glyphs: Mapping[str, str] | None = None
+    ) -> Self:
         """Collects the words of the names and of the captions."""
         names = tuple(names)
-        return cls(names, frozenset(w for text in (*names, *captions) for w in split_words(text)))
+        words = frozenset(w for text in (*names, *captions) for w in split_words(text))
+        return cls(names, words, {_LOOKS.sub("", k): name for k, name in (glyphs or {}).items()})
 
     def merge(self, other: "Vocabulary") -> "Vocabulary":
-        """Adds the names and words of a further training."""
+        """Adds the names, words and glyphs of a further training."""
         names = tuple(dict.fromkeys(self.names + other.names))
-        return Vocabulary(names, self.words | other.words)
+        return Vocabulary(names, self.words | other.words, {**self.glyphs, **other.glyphs})
+
+    def read(self, prompt: str) -> str:
+        """The prompt that the model is told: names in place of glyphs, nothing of zero width.
+
+        Warns, with an `SdpipeWarning`, of what is read as a name.
+        """
+        if prompt.isascii():
+            return prompt
+        text = _LOOKS.sub("", prompt)
+        marked = self._any_glyph.sub(lambda found: f"\0{self.glyphs[found[0]]}\0", text)
+        read = re.sub(r"(?<=\w)\0+(?=\w)", " ", marked).replace("\0", "")
+        if read != text:
+            warn(f"{prompt!r} is read as {read!r}.")
+        return _ZERO_WIDTH.sub("", read)
 
     def unknown(self, prompt: str, added_tokens: Iterable[str] = ()) -> dict[str, str | None]:
         """The words of a prompt that are not in the vocabulary, each with a similar word that is.
 
         added_tokens: the words of textual inversions, which count as known.
         """
-        words = split_words(prompt, added_tokens)
+        texts = parse(plain_spelling(prompt)).words()
+        words = [word for text in texts for word in split_words(text, added_tokens)]
         return {w: self._suggest(w, words) for w in dict.fromkeys(words) if w not in self.words}
 
     def find_names(self, words: str) -> list[str]:
@@ -62,11 +89,17 @@ class Vocabulary:
 
     def to_json(self) -> dict[str, Any]:
         """The content of a model's `words.json`."""
-        return {"names": list(self.names), "words": self._sorted_words}
+        lists = {"names": list(self.names), "words": self._sorted_words}
+        return {**lists, "glyphs": self.glyphs} if self.glyphs else lists
 
     @cached_property
     def _sorted_words(self) -> list[str]:
         return sorted(self.words)
+
+    @cached_property
+    def _any_glyph(self) -> re.Pattern[str]:
+        longest_first = sorted(map(re.escape, self.glyphs), key=len, reverse=True)
+        return re.compile("|".join(longest_first) or "(?!)")
 
     @cached_property
     def _words_of_names(self) -> list[set[str]]:
@@ -74,6 +107,8 @@ class Vocabulary:
 
     def _suggest(self, word: str, words: Iterable[str]) -> str | None:
         """The similar word that shares a name with most of the others: "moon cace", moon cake."""
+        if len(word) == 1:
+            return None
 
         def rank(candidate: str) -> tuple[int, bool]:
             together = {candidate, *words}
@@ -85,9 +120,10 @@ class Vocabulary:
 
 
 def split_words(text: str, added_tokens: Iterable[str] = ()) -> list[str]:
-    """The words of a prompt or caption in lower case, without digits, signs and added tokens."""
+    """The words of a text in lower case, without punctuation and added tokens."""
+    words = (word for part in _split(text, added_tokens)[::2] for word in _WORD.findall(part))
     return [
-        word.lower() for part in _split(text, added_tokens)[::2] for word in _WORD.findall(part)
+        word.lower() for word in words if word != "|" and unicodedata.category(word[0])[0] != "P"
     ]
 
 
@@ -108,8 +144,10 @@ def warn_unknown_words(
         unknown = vocabulary.unknown(prompt, added_tokens)
         if not unknown:
             continue
-        if None not in unknown.values():
-            remedy = f'; did you mean "{_replace_words(prompt, unknown, added_tokens)}"?'
+        plain = plain_spelling(prompt)
+        meant = _replace_words(plain, unknown, added_tokens)
+        if None not in unknown.values() and meant != plain:
+            remedy = f'; did you mean "{meant}"?'
         elif vocabulary.names:
             remedy = f" and draws the rest of the prompt; `{names_command}` lists what it draws."
         else:

@@ -112,6 +112,7 @@ def attention_data(
             steps.
     """
     run = resolve_one(pipe, prompt, **settings)
+    prompt = run.prompt
     check_attention(prompt, run.g)
     sums, parts = AttentionSums(), pipe.components
     recording = pipe.with_parts(unet=record_attention(parts.unet, sums))

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sdpipe.batches import warn_about
 from sdpipe.denoise import Step, predict_x0
 from sdpipe.errors import NotFiniteError
 from sdpipe.guidance import predict
@@ -106,6 +107,8 @@ def denoise_data(
     if image is None:
         result = pipe.generate(prompt, seed=run.seed, dim=dim, on_step=on_step, **settings)
         image = result.images[0]
+    else:
+        warn_about(parts, [run.prompt])
     x_0 = pil_to_latents(parts.vae, crop_to_size(image, run))  # (1, C, h, w)
     generators = make_generators([run.seed], run.rng)
     channels, h, w = x_0.shape[1:]
@@ -114,7 +117,9 @@ def denoise_data(
     x_t = add_noise(x_0, eps, alpha_bar[None])
 
     clip = (parts.tokenizer, parts.text_encoder)
-    embeds = encode_prompts(*clip, [prompt], [""], steps=run.steps, clip_skip=run.clip_skip).cond
+    embeds = encode_prompts(
+        *clip, [run.prompt], [""], steps=run.steps, clip_skip=run.clip_skip
+    ).cond
     text = embeds[(LAST_TIMESTEP - t) * len(embeds) // (LAST_TIMESTEP + 1)].to(parts.unet.dtype)
     with torch.no_grad():
         output = predict(parts.unet, x_t, torch.tensor(t, device=x_t.device), text)
@@ -125,7 +130,7 @@ def denoise_data(
     x0 = predict_x0(x_t, output, sigma, kind)
     decoded = [latents_to_pil(parts.vae, z)[0] for z in (x_0, x_t, x0)]
     return Prediction(
-        prompt=prompt,
+        prompt=run.prompt,
         t=t,
         alpha_bar=float(alpha_bar),
         seed=run.seed,

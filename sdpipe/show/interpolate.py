@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sdpipe.batches import warn_about
 from sdpipe.denoise import denoise
 from sdpipe.guidance import Guidance
 from sdpipe.latents import (
@@ -86,10 +87,12 @@ def interpolate_data(
     a = resolve_one(pipe, first, seed=seeds[0] if seeds else None, **settings)
     b = resolve_one(pipe, last, seed=seeds[-1] if seeds else a.seed, **settings)
     check_interpolation(frames, seeds, a.scheduler)
+    warn_about(parts, [a.prompt, b.prompt, a.negative_prompt])
+    parts.warn_unused_embeddings([a, b])
     text = encode_prompts(
         parts.tokenizer,
         parts.text_encoder,
-        [first, last],
+        [a.prompt, b.prompt],
         [a.negative_prompt],
         steps=a.steps,
         clip_skip=a.clip_skip,

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from sdpipe.canvas import prepare
 from sdpipe.errors import NotFiniteError, UsageError
 from sdpipe.io import png
 from sdpipe.io.pixels import load_pixels
 from sdpipe.metadata.record import Record, about_image
 from sdpipe.metadata.save import metadata_for
-from sdpipe.plan import plan
+from sdpipe.plan import check_seamless, plan
 from sdpipe.runtime.device import dtype_name
 from sdpipe.settings import DEFAULT_OF, RULES, ResolvedSettings, label
 from sdpipe.sweep.axes import format_values
@@ -70,6 +71,11 @@ class SweepFolder:
             sweep = sweep.with_values(seed=secrets.randbelow(2**32) if seed is None else seed)
         self.settings = self._resolved(sweep)
         self.sweep = self._filled(sweep)
+        parts = pipe.components
+        parts.warn_unused_embeddings(self.settings)
+        levels = len(parts.unet.config.block_out_channels)
+        for settings in self.settings:
+            check_seamless(settings, parts.constraints["factor"], levels)
         self._find()
 
     def draw(
@@ -120,15 +126,17 @@ class SweepFolder:
         return png.save(drawn, self._folder / "grid.png", notes)
 
     def _draw(self, numbers: list[int], tell: Callable[[float], None]) -> Iterator[int]:
-        first = self.settings[numbers[0]]
-        values = {**first.to_dict(), "n": len(numbers), **_images(self.sweep)}
+        from sdpipe.pipeline import Result
+
+        images, given = [self.settings[i] for i in numbers], _images(self.sweep)
         whole = self._steps(numbers)
         try:
-            result = self._pipe.generate(
-                values.pop("prompt"),
+            drawn = self._pipe.draw(
+                images,
+                prepare(images[0], given.get("init_image"), given.get("mask_image")),
                 on_step=lambda step: tell(whole * (step.index + 1) / step.total),
-                **values,
             )
+            result = Result.join(list(drawn))
         except NotFiniteError as error:
             if len(numbers) == 1:
                 self.failed[numbers[0]] = str(error)

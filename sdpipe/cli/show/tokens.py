@@ -4,6 +4,7 @@ from sdpipe.cli import console, options
 from sdpipe.cli.groups import embeddings
 from sdpipe.cli.show.options import Json, Out, Prompt
 from sdpipe.loading.textual_inversion import Embedding
+from sdpipe.prompt.habits import warn_habits, warn_unused_words
 from sdpipe.settings import Settings
 from sdpipe.show.output import Output
 
@@ -21,7 +22,13 @@ def tokens(
     output = Output("tokens", prompt, out=out, as_json=as_json)
     inversions = [Embedding.read(given) for given in embeddings(embedding)]
     from sdpipe.loading.parts import load_tokenizer
+    from sdpipe.loading.vocabulary import find_vocabulary
     from sdpipe.show.tokens import tokens_data, tokens_figure
 
-    data = tokens_data(load_tokenizer(model, inversions), prompt)
+    tokenizer = load_tokenizer(model, inversions)
+    if model is not None and (vocabulary := find_vocabulary(model)) is not None:
+        prompt = vocabulary.read(prompt)
+    warn_habits([prompt], tokenizer.added_tokens_encoder)
+    warn_unused_words([inversion.word for inversion in inversions], [prompt])
+    data = tokens_data(tokenizer, prompt)
     console.print_result(output.finish(data.to_dict(), lambda: tokens_figure(data)))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from PIL import Image
 
 from sdpipe.prompt.vocabulary import Vocabulary
-from sdpipe.training.emoji.glyphs import distinct_names, draw, look_alikes, render_all
+from sdpipe.training.emoji.glyphs import distinct_names, draw, look_alikes, named_glyphs, render_all
 from sdpipe.training.emoji.paraphrase import list_words, paraphrase
 from sdpipe.training.emoji.scenes import (
     COLOURS,
@@ -125,7 +125,8 @@ class EmojiDataset:
 
     def vocabulary(self) -> Vocabulary:
         """The names, and every word around them."""
-        return Vocabulary.from_captions(self.names, list_words(self.names))
+        glyphs = {text: name for name, text in named_glyphs().items() if name in self.inks}
+        return Vocabulary.from_captions(self.names, list_words(self.names), glyphs)
 
     def subjects(self) -> list[str]:
         """The names."""
