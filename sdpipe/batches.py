@@ -13,7 +13,7 @@ from sdpipe.components import Components
 from sdpipe.errors import NotFiniteError, warn
 from sdpipe.prompt.chunks import TokenizedPrompt, tokenize_prompts
 from sdpipe.prompt.encode import PromptEmbeddings, encode_tokenized
-from sdpipe.prompt.habits import warn_habits
+from sdpipe.prompt.habits import warn_habits, warn_unused_words
 from sdpipe.prompt.syntax import warn_unreached_edits
 from sdpipe.prompt.vocabulary import warn_unknown_words
 
@@ -97,6 +97,12 @@ def warn_about(parts: Components, texts: Iterable[str]) -> None:
     if parts.vocabulary is not None:
         command = f"sdpipe names --model {shlex.quote(parts.model.name)}"
         warn_unknown_words(parts.vocabulary, texts, parts.model.name, command, added_tokens)
+
+
+def warn_unused_embeddings(parts: Components, images: Iterable["ResolvedSettings"]) -> None:
+    """Warns of the textual inversions whose words are in no prompt of these images."""
+    texts = {text for s in images for text in (s.prompt, s.negative_prompt)}
+    warn_unused_words([embedding.word for embedding in parts.model.embeddings], texts)
 
 
 def encode(parts: Components, batch: Batch) -> PromptEmbeddings:

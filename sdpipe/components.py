@@ -1,7 +1,7 @@
 """The five parts of a model, what is known of it, and `load`, which gets both onto a device."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +17,6 @@ from sdpipe.loading.sources import Sources, read_checkpoint
 from sdpipe.loading.textual_inversion import Embedding, EmbeddingSpec
 from sdpipe.loading.vocabulary import read_vocabulary
 from sdpipe.loading.weights import sha256
-from sdpipe.prompt.habits import warn_unused_words
 from sdpipe.prompt.vocabulary import Vocabulary
 from sdpipe.runtime.device import (
     check_device,
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     from sdpipe.loading.safety_checker import SafetyChecker
-    from sdpipe.settings import ResolvedSettings
 
 
 @dataclass(frozen=True)
@@ -127,11 +125,6 @@ class Components:
             "layers": self.text_encoder.config.num_hidden_layers,
             "read_prompt": str if self.vocabulary is None else self.vocabulary.read,
         }
-
-    def warn_unused_embeddings(self, images: Iterable["ResolvedSettings"]) -> None:
-        """Warns of the textual inversions whose words are in no prompt of these images."""
-        texts = {text for s in images for text in (s.prompt, s.negative_prompt)}
-        warn_unused_words([embedding.word for embedding in self.model.embeddings], texts)
 
     def on_device(self, network: "torch.nn.Module") -> AbstractContextManager[None]:
         """Moves a network to the device for the block; without low_memory it is there already."""

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdpipe.batches import Batch, draw_batches, encode, split_into_batches
+from sdpipe.batches import Batch, draw_batches, encode, split_into_batches, warn_unused_embeddings
 from sdpipe.canvas import Canvas, load_images, prepare
 from sdpipe.components import Components, load
 from sdpipe.denoise import Step
@@ -310,7 +310,7 @@ class Pipeline:
         call: dict[str, Any] = check_kwargs(settings)
         init, mask = load_images(call.pop("init_image", None), call.pop("mask_image", None))
         images = plan(prompt, **parts.constraints, init_image=init, mask_image=mask, **call)
-        parts.warn_unused_embeddings(images)
+        warn_unused_embeddings(parts, images)
         check_seamless(images[0], vae_factor(parts.vae), len(parts.unet.config.block_out_channels))
         return images, prepare(images[0], init, mask)
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdpipe.batches import warn_about
+from sdpipe.batches import warn_about, warn_unused_embeddings
 from sdpipe.denoise import denoise
 from sdpipe.guidance import Guidance
 from sdpipe.latents import (
@@ -88,7 +88,7 @@ def interpolate_data(
     b = resolve_one(pipe, last, seed=seeds[-1] if seeds else a.seed, **settings)
     check_interpolation(frames, seeds, a.scheduler)
     warn_about(parts, [a.prompt, b.prompt, a.negative_prompt])
-    parts.warn_unused_embeddings([a, b])
+    warn_unused_embeddings(parts, [a, b])
     text = encode_prompts(
         parts.tokenizer,
         parts.text_encoder,

@@ -71,8 +71,10 @@ class SweepFolder:
             sweep = sweep.with_values(seed=secrets.randbelow(2**32) if seed is None else seed)
         self.settings = self._resolved(sweep)
         self.sweep = self._filled(sweep)
+        from sdpipe.batches import warn_unused_embeddings
+
         parts = pipe.components
-        parts.warn_unused_embeddings(self.settings)
+        warn_unused_embeddings(parts, self.settings)
         levels = len(parts.unet.config.block_out_channels)
         for settings in self.settings:
             check_seamless(settings, parts.constraints["factor"], levels)
@@ -126,30 +128,26 @@ class SweepFolder:
         return png.save(drawn, self._folder / "grid.png", notes)
 
     def _draw(self, numbers: list[int], tell: Callable[[float], None]) -> Iterator[int]:
-        from sdpipe.pipeline import Result
-
         images, given = [self.settings[i] for i in numbers], _images(self.sweep)
-        whole = self._steps(numbers)
+        canvas = prepare(images[0], given.get("init_image"), given.get("mask_image"))
+        whole, missing = self._steps(numbers), list(numbers)
         try:
-            drawn = self._pipe.draw(
-                images,
-                prepare(images[0], given.get("init_image"), given.get("mask_image")),
-                on_step=lambda step: tell(whole * (step.index + 1) / step.total),
-            )
-            result = Result.join(list(drawn))
+            for result in self._pipe.draw(
+                images, canvas, on_step=lambda s: tell(whole * (s.index + 1) / s.total)
+            ):
+                for k, image in enumerate(result.images):
+                    i = missing.pop(0)
+                    if result.safety:
+                        self.safety[i] = result.safety[k].to_dict()
+                    notes = metadata_for(result, k)
+                    self.paths[i] = png.save(image, self._path(self._names[i]), notes)
+                    yield i
         except NotFiniteError as error:
-            if len(numbers) == 1:
-                self.failed[numbers[0]] = str(error)
+            if len(missing) == 1:
+                self.failed[missing[0]] = str(error)
                 return
-            for i in numbers:  # one of them may have spoilt it for all
+            for i in missing:  # one of them may have spoilt it for all
                 yield from self._draw([i], tell)
-            return
-        for k, i in enumerate(numbers):
-            notes = metadata_for(result, k)
-            if result.safety:
-                self.safety[i] = result.safety[k].to_dict()
-            self.paths[i] = png.save(result.images[k], self._path(self._names[i]), notes)
-            yield i
 
     def _steps(self, numbers: list[int]) -> int:
         return sum(self.settings[i].steps for i in numbers)

@@ -96,6 +96,24 @@ def test_a_word_is_all_of_its_vectors_and_only_where_it_stands_alone(tiny, tmp_p
     assert said(tokenizer, "[cat:style:0]") == [own]
 
 
+def test_an_embedding_that_no_prompt_mentions_is_warned_of(tiny, tmp_path, capsys):
+    path = write(tmp_path / "my-cat.safetensors", "emb_params", 2, WIDTH)
+    tokenizer = load(tiny, embeddings=[path]).tokenizer
+    command = ["generate", "--model", str(tiny), "--device", "cpu", "--dtype", "float32"]
+    command += ["--steps", "2", "--g", "1", "--embedding", str(path), "--out", str(tmp_path / "o")]
+    for prompt in ("cat face", "my-cats", "(MY-CAT:1.2)"):
+        assert main([*command, prompt]) == 0
+        has_effect = tokenizer.convert_tokens_to_ids("my-cat") in said(tokenizer, prompt)[0]
+        assert ("'my-cat' has no effect" in capsys.readouterr().err) == (not has_effect)
+    assert main([*command, "cat face", "--negative-prompt", "my-cat"]) == 0
+    assert "no effect" not in capsys.readouterr().err
+    sweep = ["sweep", "a {my-cat|dog}", *command[1:-1], str(tmp_path / "s")]
+    assert main(sweep) == 0
+    assert "no effect" not in capsys.readouterr().err
+    assert main(["sweep", "a {cat|dog}", *sweep[2:]]) == 0
+    assert capsys.readouterr().err.count("no effect") == 1
+
+
 def test_no_chunk_ends_inside_a_word(tiny, tmp_path):
     path = write(tmp_path / "style.safetensors", "emb_params", 3, WIDTH)
     tokenizer = load(tiny, embeddings=[path]).tokenizer

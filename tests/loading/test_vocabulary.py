@@ -9,7 +9,9 @@ from sdpipe.loading.locate import BUILT_IN_FOLDER
 from sdpipe.loading.vocabulary import FILE, find_vocabulary, read_vocabulary
 from sdpipe.prompt.vocabulary import Vocabulary
 
-GARDEN = Vocabulary.from_captions(["oak tree", "guitar"], ["on a red background"])
+GLYPHS = {"\U0001f333": "oak tree"}
+GARDEN = Vocabulary.from_captions(["oak tree", "guitar"], ["on a red background"], GLYPHS)
+BAD = '{"names": [], "words": [], "glyphs": ["x"]}'
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -25,7 +27,7 @@ def test_a_model_is_found_by_name(folder):
         find_vocabulary("./no-such-model")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"names": []}', '{"names": [], "words": [1]}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"names": []}', '{"names": [], "words": [1]}', BAD])
 def test_a_damaged_file_is_refused(folder, tmp_path, text):
     model = shutil.copytree(folder, tmp_path / "model")
     (model / FILE).write_text(text)

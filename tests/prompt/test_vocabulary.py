@@ -34,9 +34,9 @@ def emoji_vocabulary():
     return vocabulary
 
 
-def test_digits_signs_and_break_separate_words():
-    assert split_words("A (red:1.2) [cat:T-Rex:0.5] BREAK four-thirty o'clock, 3 cañas!") == [
-        *("a", "red", "cat", "t-rex", "four-thirty", "o'clock", "cañas")
+def test_punctuation_separates_words_and_other_signs_are_words_of_their_own():
+    assert split_words("A red, [T-Rex] four-thirty o'clock | 3d cañas! 5 €") == [
+        *("a", "red", "t-rex", "four-thirty", "o'clock", "3", "d", "cañas", "5", "€")
     ]
 
 
@@ -45,7 +45,8 @@ def test_digits_signs_and_break_separate_words():
     [
         "",
         "Small (OAK tree:1.2) at the top BREAK on a red background",
-        "oak_tree, 3moon5",
+        "oak_tree, moon!",
+        "(moon:1.25) [oak:moon:0.5] [moon|oak] [moon:12]",
         unicodedata.normalize("NFD", "piñata"),
     ],
 )
@@ -63,6 +64,9 @@ def test_every_word_of_the_training_is_known(prompt):
         ("moon cace", {"cace": "cake"}),  # "case" is as near, but shares no name with "moon"
         ("small cace", {"cace": "case"}),
         ("caes", {"caes": "case"}),
+        ("moon, 4k", {"4": None, "k": None}),
+        ("moon ☃ \u20ac", {"☃": None, "€": None}),
+        ("guitar\u2019s", {"guitar's": "guitar"}),
     ],
 )
 def test_an_unknown_word_comes_with_a_similar_one(prompt, unknown):
@@ -135,7 +139,9 @@ def test_the_warning_suggests_a_prompt_of_known_words():
     message = warning("Casle, rockcase5 on a (read:1.2) case")
     assert '"casle"' in message
     assert "list-names" in message
-    assert 'did you mean "castle5 (case), a red castle"?' in warning("casle5 (case), a read Casle")
+    assert 'did you mean "castle (case:1.5), a red castle"?' in warning(
+        "casle (case:1.5), a read Casle"
+    )
     assert 'mean "<casle> BREAK castle"?' in warning(
         "<casle> BREAK casle", added_tokens=["<casle>"]
     )
@@ -147,11 +153,75 @@ def test_the_warning_names_the_command_only_if_there_are_names_to_list():
     assert "list-names" not in warning("xylophone", unnamed)
 
 
-@pytest.mark.parametrize("prompt", ["teee_1", "3teee", "TEEE", "tre\u0301e", "teee BREAK-teee"])
+@pytest.mark.parametrize("prompt", ["teee_", "TEEE", "tre\u0301e", "teee BREAK-teee"])
 def test_the_warning_never_suggests_the_prompt_itself(prompt):
     _, suggestion = warning(prompt).split("did you mean")
     assert "tre" in suggestion
     assert unicodedata.normalize("NFC", prompt) not in suggestion
+
+
+@pytest.mark.parametrize("prompt", ["moon, 4k", r"te\ee", "k", "x moon"])
+def test_where_no_word_is_similar_there_is_no_suggestion(prompt):
+    assert "did you mean" not in warning(prompt)
+
+
+GLYPHS = {
+    "\U0001f319": "moon",
+    "\U0001f3f0": "castle",
+    "\U0001f333": "oak tree",
+    "\u2668\ufe0f": "hot",
+}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ("🌙", "moon"),
+        ("a 🌳 on a red background", "a oak tree on a red background"),
+        ("🌙🏰, small", "moon castle, small"),
+        ("red🌙at the top", "red moon at the top"),
+        ("(🌙:1.2) [🌳:🏰:0.5]", "(moon:1.2) [oak tree:castle:0.5]"),
+        ("♨️ ♨", "hot hot"),
+    ],
+)
+def test_a_glyph_is_read_as_its_name_and_said(prompt, read):
+    vocabulary = Vocabulary.from_captions(GARDEN.names, ["on a red background"], GLYPHS)
+    with pytest.warns(SdpipeWarning) as caught:
+        assert vocabulary.read(prompt) == read
+    assert [str(w.message) for w in caught] == [f"{prompt!r} is read as {read!r}."]
+    assert vocabulary.read(read) == read
+
+
+@pytest.mark.parametrize("prompt", ["moon", "piñata", "яблоко", "🦄"])
+def test_what_is_no_glyph_of_the_model_stays(prompt):
+    assert GARDEN.read(prompt) == prompt
+    assert Vocabulary((), frozenset(), GLYPHS).read(prompt) == prompt
+
+
+def test_signs_of_zero_width_are_dropped():
+    assert GARDEN.read("oak\u200b tree\u200d \ufeffmoon\ufe0f") == "oak tree moon"
+
+
+def test_every_glyph_of_the_built_in_model_is_read(emoji_vocabulary):
+    """Against Unicode's own names, which most glyphs of one character have."""
+    same = 0
+    assert set(emoji_vocabulary.glyphs.values()) == set(emoji_vocabulary.names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SdpipeWarning)
+        for glyph, name in emoji_vocabulary.glyphs.items():
+            assert emoji_vocabulary.read(f"{glyph}\ufe0f") == name
+            same += len(glyph) == 1 and unicodedata.name(glyph, "").lower() == name
+        assert emoji_vocabulary.read("👩🏽\u200d🚀") == "woman astronaut"
+    assert same > 850
+
+
+def test_a_glyph_draws_what_its_name_draws(emoji):
+    settings = {"steps": 2, "g": 1.0, "seed": 1}
+    wanted = emoji.generate("red apple on a red background", negative_prompt="dog face", **settings)
+    with pytest.warns(SdpipeWarning, match="is read as"):
+        result = emoji.generate("🍎 on a red background", negative_prompt="🐶", **settings)
+    assert result.settings == wanted.settings
+    assert result.images[0].tobytes() == wanted.images[0].tobytes()
 
 
 def test_a_prompt_with_unknown_words_is_drawn_as_it_is(emoji):

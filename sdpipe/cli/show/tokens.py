@@ -3,6 +3,7 @@
 from sdpipe.cli import console, options
 from sdpipe.cli.groups import embeddings
 from sdpipe.cli.show.options import Json, Out, Prompt
+from sdpipe.loading.locate import chosen_model
 from sdpipe.loading.textual_inversion import Embedding
 from sdpipe.prompt.habits import warn_habits, warn_unused_words
 from sdpipe.settings import Settings
@@ -26,7 +27,8 @@ def tokens(
     from sdpipe.show.tokens import tokens_data, tokens_figure
 
     tokenizer = load_tokenizer(model, inversions)
-    if model is not None and (vocabulary := find_vocabulary(model)) is not None:
+    name = model or chosen_model()
+    if name is not None and (vocabulary := find_vocabulary(name)) is not None:
         prompt = vocabulary.read(prompt)
     warn_habits([prompt], tokenizer.added_tokens_encoder)
     warn_unused_words([inversion.word for inversion in inversions], [prompt])
