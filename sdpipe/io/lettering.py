@@ -3,7 +3,7 @@
 import functools
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
@@ -26,6 +26,19 @@ def transliterate(text: str) -> str:
     decomposed = unicodedata.normalize("NFKD", text[:500])
     letters = (c if " " <= c <= "~" or c == "·" else " " * c.isspace() for c in decomposed)
     return " ".join("".join(letters).split())
+
+
+def distinguish(labels: Iterable[str], look: Callable[[str], object]) -> dict[str, str]:
+    """The labels, each with its number in front where it looks like another, or like nothing.
+
+    look: what is seen of a label.
+    """
+    different = list(dict.fromkeys(labels))
+    looks = [look(label) for label in different]
+    return {
+        label: label if not label or (seen and looks.count(seen) == 1) else f"no. {i} {label}"
+        for i, (label, seen) in enumerate(zip(different, looks, strict=True), 1)
+    }
 
 
 def text_width(text: str, size: int) -> int:

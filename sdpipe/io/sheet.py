@@ -4,7 +4,7 @@ A label is one text, or two: what follows a line break is smaller and fainter, a
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -18,6 +18,7 @@ from sdpipe.io.lettering import (
     SMALL,
     TEXT,
     TITLE,
+    distinguish,
     font,
     height_of,
     label_lines,
@@ -94,6 +95,7 @@ def draw_sheet(
         at once; None leaves the cell empty.
     """
     layout = _fit_layout(tables, size)
+    tables = _with_distinct_labels(tables, layout)
     width = max(NARROWEST, layout.size[0])
     titles = "\n".join(map(transliterate, (title, subtitle)))
     lines = label_lines(titles, TITLE, width, LINES)
@@ -126,6 +128,11 @@ class _Layout:
     gap: int
 
     @property
+    def row_lines(self) -> int:
+        """How many lines of a row's label fit beside its images."""
+        return max(1, self.row // (self.text + LEADING))
+
+    @property
     def size(self) -> tuple[int, int]:
         """Of all tables, with the gaps between them."""
         width, height = self.table
@@ -133,6 +140,27 @@ class _Layout:
             self.across * (width + self.gap) - self.gap,
             self.down * (height + self.gap) - self.gap,
         )
+
+
+def _with_distinct_labels(tables: Sequence[Table[K]], layout: _Layout) -> list[Table[K]]:
+    """The tables, with numbers at the labels that look alike because they are shortened."""
+
+    def number(labels: Iterable[str], size: int, room: int, most: int) -> dict[str, str]:
+        return distinguish(labels, lambda label: label_lines(label, size, room, most))
+
+    text, table = layout.text, layout.table[0]
+    columns = number((c for t in tables for c in t.columns), text, layout.column, LINES)
+    rows = number((r for t in tables for r in t.rows), text, layout.side, layout.row_lines)
+    headings = number((t.heading for t in tables), TITLE, table, 1)
+    return [
+        replace(
+            table,
+            columns=[columns[label] for label in table.columns],
+            rows=[rows[label] for label in table.rows],
+            heading=headings[table.heading],
+        )
+        for table in tables
+    ]
 
 
 def _fit_layout(tables: Sequence[Table[K]], size: tuple[int, int]) -> _Layout:
@@ -205,7 +233,7 @@ def _draw_table(
         above = y + j * (layout.row + GAP)
         if table.rows:
             label = table.rows[j]
-            most = 1 if "\n" in label else max(1, layout.row // (text + LEADING))
+            most = 1 if "\n" in label else layout.row_lines
             lines = label_lines(label, text, layout.side, most)
             write(draw, (x, above + (layout.row - height_of(lines)) / 2), lines)
         for i, cell in enumerate(cells):

@@ -65,20 +65,19 @@ class SweepFolder:
         self.failed: dict[int, str] = {}
         self.safety: dict[int, Mapping[str, Any]] = {}
         self.notes: list[str] = []
+        read = pipe.components.constraints["read_prompt"]
+        told = {name: read(text) for name, text in sweep.to_dict().items() if "prompt" in name}
+        sweep = sweep.with_values(**told)
         self._names = [cell.name for cell in sweep.cells]
         if "seed" not in sweep.values:
             seed = self._previous_seed(self._resolved(sweep.with_values(seed=0)))
             sweep = sweep.with_values(seed=secrets.randbelow(2**32) if seed is None else seed)
         self.settings = self._resolved(sweep)
         self.sweep = self._filled(sweep)
+        self._find()
         from sdpipe.batches import warn_unused_embeddings
 
-        parts = pipe.components
-        warn_unused_embeddings(parts, self.settings)
-        levels = len(parts.unet.config.block_out_channels)
-        for settings in self.settings:
-            check_seamless(settings, parts.constraints["factor"], levels)
-        self._find()
+        warn_unused_embeddings(pipe.components, self.settings)
 
     def draw(
         self, batch: int = BATCH, on_step: Callable[[int, int], object] | None = None
@@ -154,11 +153,13 @@ class SweepFolder:
 
     def _resolved(self, sweep: Sweep) -> list[ResolvedSettings]:
         """The settings of every cell with the model's own values, held against its rules."""
-        rules = self._pipe.components.constraints
+        parts = self._pipe.components
+        rules, levels = parts.constraints, len(parts.unet.config.block_out_channels)
         found: dict[ResolvedSettings, str] = {}
         for cell in sweep.cells:
             values = {**cell.settings.to_dict(), **_images(sweep)}
             (settings,) = plan(values.pop("prompt"), **rules, **values)
+            check_seamless(settings, rules["factor"], levels)
             if settings in found:
                 raise UsageError(
                     f"{found[settings]} and {cell.name} are the same image with this model; "
@@ -295,6 +296,5 @@ def sweep_command(path: str | os.PathLike[str], record: Record) -> str:
 
 def _images(sweep: Sweep) -> dict[str, Any]:
     """The images that the cells begin with, with their pixels."""
-    return {
-        name: sweep.values[name] for name in ("init_image", "mask_image") if name in sweep.values
-    }
+    names = ("init_image", "mask_image")
+    return {name: sweep.values[name] for name in names if name in sweep.values}

@@ -4,11 +4,12 @@ The first axis goes across, the second down, and the third has a grid for each o
 single axis is a row, or several where it is long.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 from PIL import Image
 
-from sdpipe.io.lettering import transliterate
+from sdpipe.io.lettering import distinguish, transliterate
 from sdpipe.io.sheet import Table, draw_sheet, split_table
 from sdpipe.sweep.sweep import Axis
 
@@ -53,9 +54,7 @@ def _tables(axes: Sequence[Axis]) -> list[Table[Place]]:
 
 
 def _labels(axis: Axis) -> list[str]:
-    """The values of an axis; one that the font has no letters for is numbered."""
-    labels = (transliterate(axis.label(i)) for i in range(len(axis.values)))
-    return [
-        label if any(c.isalnum() for c in label) else f"no. {i + 1}"
-        for i, label in enumerate(labels)
-    ]
+    """The values of an axis, numbered where the font has no letters that tell them apart."""
+    labels = [axis.label(i) for i in range(len(axis.values))]
+    numbered = distinguish(labels, lambda label: re.sub(r"\W", "", transliterate(label)))
+    return [transliterate(numbered[label]) for label in labels]

@@ -63,14 +63,19 @@ class Axis:
         return (value or "(nothing)") if self.name == "prompt" else label(self.name, value)
 
     def slug(self, i: int) -> str:
-        """Value i, as a file's name has it: nothing in it looks like a number after a hyphen."""
+        """Value i, as a file's name has it: nothing in it looks like a number after a hyphen.
+
+        Prompts that are alike in a name get the number of the value.
+        """
         number = "" if self.part == 0 else str(self.part + 1)
         value = self.values[i]
         if "prompt" not in self.name:
             text = format_value(value).replace("-", "minus")
             return f"{self.name}={re.sub('[:,]', 'to', text)}"
         name = self.name.removesuffix("_prompt") + number
-        return f"{name}={slug(value).replace('-', '_') if value else 'nothing'}"
+        slugs = [slug(text).replace("-", "_") if text else "nothing" for text in self.values]
+        alike = f"_{i + 1}" if slugs.count(slugs[i]) > 1 else ""
+        return f"{name}={slugs[i]}{alike}"
 
 
 @dataclass(frozen=True)

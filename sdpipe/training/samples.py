@@ -12,7 +12,7 @@ from sdpipe.denoise import denoise
 from sdpipe.errors import NotFiniteError
 from sdpipe.guidance import Guidance
 from sdpipe.io.files import atomic_write
-from sdpipe.io.lettering import transliterate
+from sdpipe.io.lettering import distinguish, transliterate
 from sdpipe.io.sheet import Table, draw_sheet, split_table
 from sdpipe.latents import draw_noise, latents_to_pil, make_generators
 from sdpipe.prompt.encode import encode_prompts
@@ -97,6 +97,7 @@ def sheet(
     originals: list[Image.Image], drawn: list[Image.Image], captions: list[str]
 ) -> Image.Image:
     """Lays out below each caption the image decoded from its latents, and what was drawn."""
-    labels = [transliterate(caption) for caption in captions]
+    numbered = distinguish(captions, transliterate)
+    labels = [transliterate(numbered[caption]) for caption in captions]
     tables = split_table(Table(labels, ["data", "drawn"], [originals, drawn]), COLUMNS)
     return draw_sheet(tables, drawn[0].size, lambda image: image)

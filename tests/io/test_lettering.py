@@ -1,6 +1,15 @@
 import pytest
 
-from sdpipe.io.lettering import SMALL, TEXT, label_lines, shorten, text_width, transliterate, wrap
+from sdpipe.io.lettering import (
+    SMALL,
+    TEXT,
+    distinguish,
+    label_lines,
+    shorten,
+    text_width,
+    transliterate,
+    wrap,
+)
 
 
 def test_letters_that_the_font_lacks_are_spelled_with_those_it_has():
@@ -16,6 +25,22 @@ def test_a_shortened_text_is_the_longest_beginning_that_fits(room):
         return
     fits = [n for n in range(10) if len("some words"[:n].rstrip() + "...") <= room]
     assert short == "some words"[: max(fits, default=0)].rstrip() + "..."
+
+
+def test_labels_that_look_alike_get_their_number():
+    labels = ["é", "e", "a", "日本", "猫", "a", ""]
+    assert distinguish(labels, transliterate) == {
+        "é": "no. 1 é",
+        "e": "no. 2 e",
+        "a": "a",
+        "日本": "no. 4 日本",
+        "猫": "no. 5 猫",
+        "": "",
+    }
+    assert distinguish(["long a", "long b"], len) == {
+        "long a": "no. 1 long a",
+        "long b": "no. 2 long b",
+    }
 
 
 def test_wrapped_lines_hold_all_words_or_end_with_dots():

@@ -328,3 +328,13 @@ def test_every_wrong_usage_is_told_in_a_paragraph(tmp_path):
     (tmp_path / "file").touch()
     assert_told(WRONG, tmp_path)
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_cells_of_emoji_are_named_as_they_are_read(sweep):
+    typed = ["{🍎|🐶}", "--steps", "2", "--g", "1", "--dim", "32"]
+    told, err = sweep(*typed, "--seed", "1", "--scheduler", "lms", "--out", "o", model="emoji")
+    assert err.count("is read as '{red apple|dog face}'") == 1
+    assert [cell["path"] for cell in told["cells"]] == [
+        *("o/prompt=red_apple.png", "o/prompt=dog_face.png")
+    ]
+    assert [cell["settings"]["prompt"] for cell in told["cells"]] == ["red apple", "dog face"]

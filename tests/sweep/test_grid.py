@@ -92,3 +92,13 @@ def test_the_grid_names_what_the_font_cannot_write(monkeypatch):
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", noting)
     draw_grid(Sweep("{猫|é}").axes, (64, 64), lambda place: None)
     assert written == ["no. 1", "e", "none", "none"]
+    written.clear()
+    draw_grid(Sweep("{猫|犬} {é|e|i}").axes, (64, 64), lambda place: None)
+    assert written[:2] == ["no. 1", "no. 2"]
+    assert [text for text in written if text not in ("none", *written[:2])] == [
+        *("no. 1 e", "no. 2 e", "i")
+    ]
+    written.clear()
+    long = "a very long prompt of which only the first words can be written above its images "
+    draw_grid(Sweep(f"{{{long}1|{long}2}}").axes, (64, 64), lambda place: None)
+    assert [text for text in written if text.startswith("no.")] == ["no. 1 a very", "no. 2 a very"]

@@ -162,3 +162,13 @@ def test_a_grid_from_anybody_that_makes_no_sense_is_refused_at_once(told, tmp_pa
     with pytest.raises(SdpipeError, match="makes no sense"):
         sweep_command(path, read_record(path))
     assert time.process_time() - started < 5
+
+
+def test_names_that_fall_together_get_the_number_of_their_value():
+    long = "a very long prompt that has more letters than a name "
+    plan = Sweep(f"{{🍎|猫|cat|{long}1|{long}2}}", seed=[1, 2])
+    assert [cell.name for cell in plan.cells if cell.settings.seed == 1] == [
+        *("prompt=image_1-seed=1", "prompt=image_2-seed=1", "prompt=cat-seed=1"),
+        "prompt=a_very_long_prompt_that_has_more_letters_4-seed=1",
+        "prompt=a_very_long_prompt_that_has_more_letters_5-seed=1",
+    ]
