@@ -68,16 +68,11 @@ def split_into_batches(
         warn_unreached_edits(tokenized, steps)
         prompts += [(tokenized[prompt], tokenized[negative]) for prompt, negative in pairs]
 
-    def alike(i: int) -> tuple["ResolvedSettings", int]:
-        settings = images[i]
-        seed = None if settings.variation_seed is None else 0
-        same = replace(
-            settings, dim=None, prompt="", negative_prompt="", seed=0, variation_seed=seed
-        )
-        return same, max(map(len, prompts[i]))
+    def key(i: int) -> tuple["ResolvedSettings", int]:
+        return common_settings(images[i]), max(map(len, prompts[i]))
 
     batches = []
-    for (settings, _), indices in groupby(range(len(images)), alike):
+    for (settings, _), indices in groupby(range(len(images)), key):
         first, *others = indices
         members = slice(first, first + 1 + len(others))
         batch = Batch(range(len(images))[members], tuple(images[members]), tuple(prompts[members]))
@@ -103,6 +98,12 @@ def warn_unused_embeddings(parts: Components, images: Iterable["ResolvedSettings
     """Warns of the textual inversions whose words are in no prompt of these images."""
     texts = {text for s in images for text in (s.prompt, s.negative_prompt)}
     warn_unused_words([embedding.word for embedding in parts.model.embeddings], texts)
+
+
+def common_settings(settings: "ResolvedSettings") -> "ResolvedSettings":
+    """What all images of a batch have in common: all but prompts and seeds."""
+    seed = None if settings.variation_seed is None else 0
+    return replace(settings, dim=None, prompt="", negative_prompt="", seed=0, variation_seed=seed)
 
 
 def encode(parts: Components, batch: Batch) -> PromptEmbeddings:

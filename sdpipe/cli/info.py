@@ -37,6 +37,6 @@ def _read(path: str) -> Any:
     found = info(path)
     if found.record.sweep is None:
         return found
-    from sdpipe.sweep.folder import sweep_command
+    from sdpipe.sweep.command import sweep_command
 
     return dataclasses.replace(found, command=sweep_command(path, found.record))

@@ -1,5 +1,6 @@
 """`sdpipe sweep`: draws every combination of the values of some settings, and a grid."""
 
+import contextlib
 import json
 import time
 import warnings
@@ -25,6 +26,7 @@ from sdpipe.sweep import axes as ranges
 from sdpipe.sweep.sweep import SINGLE, SWEPT, Sweep
 
 if TYPE_CHECKING:
+    from sdpipe.denoise import Step
     from sdpipe.sweep.folder import SweepFolder
 
 
@@ -88,9 +90,9 @@ def sweep(
     machine = {**device.to_kwargs(), **speed.to_kwargs()}
     if batch < 1:
         raise UsageError(f"batch={batch}", "is out of range", "draw 1 image or more at once")
+    folder = _folder(out, plan)
     if fall_back(loaded, device.dtype, given):
         plan = _plan(prompt, given, typed)
-    folder = _folder(out, plan)
     check_early(loaded, device.dtype, cells(plan))
     for remark in plan.notes:
         console.print_status(remark)
@@ -150,13 +152,10 @@ def _drawn(work: "SweepFolder", batch: int, as_json: bool) -> int:
     cells, there = len(work.settings), set(work.paths)
     if 0 < len(there) < cells:
         console.print_status(f"{len(there)} of {cells} images are there already.")
-    grid = None
-    started = time.monotonic()
+    grid, drawn, started = None, set[int](), time.monotonic()
     try:
-        if len(there) < cells:
-            with console.bar(f"drawing {_count(cells - len(there))}") as on_step:
-                for i in work.draw(batch, on_step):
-                    console.print_flagged(str(work.paths[i]), work.safety.get(i))
+        if work.missing:
+            _draw_missing(work, batch, drawn)
         with console.status("laying out the grid ..."):
             grid = str(work.save_grid())
         if not as_json:
@@ -168,18 +167,40 @@ def _drawn(work: "SweepFolder", batch: int, as_json: bool) -> int:
         raise
     finally:
         if as_json:
-            console.print_result(_json(work, there, grid))
+            console.print_result(_json(work, drawn, grid))
     for i, reason in work.failed.items():
         console.print_status(f"error: {work.sweep.cells[i].name}: {reason}")
-    drawn = len(work.paths) - len(there)
-    parts = [f"{drawn} drawn in {time.monotonic() - started:.1f} s"] if drawn else []
+    parts = [f"{len(drawn)} drawn in {time.monotonic() - started:.1f} s"] if drawn else []
     parts += [f"{len(there)} there before"] if there else []
+    others = len(work.paths) - len(drawn) - len(there)
+    parts += [f"{others} drawn by another process"] if others else []
     parts += [f"{len(work.failed)} without an image"] if work.failed else []
     console.print_status(f"{_count(cells)}: {', '.join(parts)}")
     return console.FAILED if work.failed else 0
 
 
-def _json(work: "SweepFolder", there: set[int], grid: str | None) -> str:
+def _draw_missing(work: "SweepFolder", batch: int, drawn: set[int]) -> None:
+    """Draws the missing cells, and adds each to `drawn` when its file is there."""
+    steps = [settings.steps for settings in work.settings]
+    total = sum(steps[i] for i in work.missing)
+    with console.bar(f"drawing {_count(len(work.missing))}") as move:
+
+        def count(step: "Step") -> None:
+            move(sum(steps[i] for i in drawn) + len(step.images) * (step.index + 1), total)
+
+        with contextlib.closing(work.draw(batch, count, lambda: _wait(work))) as cells:
+            for i in cells:
+                drawn.add(i)
+                console.print_flagged(str(work.paths[i]), work.safety.get(i))
+
+
+def _wait(work: "SweepFolder") -> None:
+    """Waits a second for the images that another process draws."""
+    with console.status(f"another process draws {_count(len(work.missing))} ..."):
+        time.sleep(1)
+
+
+def _json(work: "SweepFolder", drawn: set[int], grid: str | None) -> str:
     cells = []
     for i, (cell, settings) in enumerate(zip(work.sweep.cells, work.settings, strict=True)):
         path = work.paths.get(i)
@@ -187,7 +208,7 @@ def _json(work: "SweepFolder", there: set[int], grid: str | None) -> str:
             {
                 "index": list(cell.index),
                 "path": None if path is None else str(path),
-                "drawn": path is not None and i not in there,
+                "drawn": i in drawn,
                 "settings": settings.to_dict(),
                 **({"safety": work.safety[i]} if i in work.safety else {}),
             }

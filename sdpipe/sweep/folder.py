@@ -13,21 +13,26 @@ Every cell is an image of its own, found again by its metadata, see `sdpipe.swee
 that has a cell's name but is not that cell stays as it is, and the cell is written beside it.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Container, Generator, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from sdpipe.canvas import prepare
-from sdpipe.errors import NotFiniteError, UsageError
+from sdpipe.batches import common_settings, warn_unused_embeddings
+from sdpipe.canvas import load_images, prepare
+from sdpipe.errors import UsageError
 from sdpipe.io import png
+from sdpipe.io.claims import claim
+from sdpipe.io.files import put_in_place, temporary_path
 from sdpipe.io.pixels import load_pixels
-from sdpipe.metadata.record import Record, about_image
 from sdpipe.metadata.save import metadata_for
 from sdpipe.plan import check_seamless, plan
 from sdpipe.runtime.device import dtype_name
@@ -35,9 +40,10 @@ from sdpipe.settings import DEFAULT_OF, RULES, ResolvedSettings, label
 from sdpipe.sweep.axes import format_values
 from sdpipe.sweep.grid import Place, draw_grid
 from sdpipe.sweep.match import carries, mismatch, read_or_none, settings_key
-from sdpipe.sweep.sweep import BATCH, SINGLE, SWEPT, Sweep, batches
+from sdpipe.sweep.sweep import SINGLE, SWEPT, Sweep
 
 if TYPE_CHECKING:
+    from sdpipe.denoise import Step
     from sdpipe.pipeline import Pipeline
 
 FILLED = tuple(name for name in SWEPT if DEFAULT_OF[name] is None)
@@ -60,7 +66,9 @@ class SweepFolder:
 
     def __init__(self, folder: str | os.PathLike[str], sweep: Sweep, pipe: "Pipeline") -> None:
         self._folder, self._pipe = Path(folder), pipe
-        self._identity = pipe.components.model.identity()
+        self._sources = (sweep.values.get("init_image"), sweep.values.get("mask_image"))
+        digest = hashlib.sha256(json.dumps(sweep.to_dict()).encode()).hexdigest()[:16]
+        self._seed_file = self._folder / f".sdpipe-{digest}.seed"
         self.paths: dict[int, Path] = {}
         self.failed: dict[int, str] = {}
         self.safety: dict[int, Mapping[str, Any]] = {}
@@ -71,39 +79,58 @@ class SweepFolder:
         self._names = [cell.name for cell in sweep.cells]
         if "seed" not in sweep.values:
             seed = self._previous_seed(self._resolved(sweep.with_values(seed=0)))
-            sweep = sweep.with_values(seed=secrets.randbelow(2**32) if seed is None else seed)
+            sweep = sweep.with_values(seed=self._drawn_seed(sweep) if seed is None else seed)
         self.settings = self._resolved(sweep)
         self.sweep = self._filled(sweep)
         self._find()
-        from sdpipe.batches import warn_unused_embeddings
-
         warn_unused_embeddings(pipe.components, self.settings)
 
     def draw(
-        self, batch: int = BATCH, on_step: Callable[[int, int], object] | None = None
-    ) -> Iterator[int]:
+        self,
+        batch: int = 8,
+        on_step: "Callable[[Step], object] | None" = None,
+        on_wait: Callable[[], object] = lambda: time.sleep(1),
+    ) -> Generator[int]:
         """Draws what is missing and yields the number of each cell when its file is there.
 
-        A cell whose numbers overflow has no image; see `failed`. `batch` is how many are drawn at
-        once, at most. `on_step` is called with how many steps of how many are done.
+        What another process draws at the same time is waited for, and drawn here if that process
+        ends without. A cell whose numbers overflow, or that memory is too small for, has no image;
+        see `failed`.
+
+        batch: images drawn at once, at most.
+        on_step: called with every step.
+        on_wait: called again and again while only cells of other processes are missing.
 
         Raises:
             SdpipeError: a file cannot be written.
         """
-        missing = [i for i in range(len(self.settings)) if i not in self.paths]
-        todo = [
-            [missing[k] for k in numbers]
-            for numbers in batches([self.settings[i] for i in missing], batch)
+        alike: dict[ResolvedSettings, list[int]] = {}
+        for i in self.missing:
+            alike.setdefault(common_settings(self.settings[i]), []).append(i)
+        waiting = [
+            numbers[at : at + batch]
+            for numbers in alike.values()
+            for at in range(0, len(numbers), batch)
         ]
-        total, done = sum(self._steps(numbers) for numbers in todo), 0
+        while waiting:
+            elsewhere = []
+            for numbers in waiting:
+                with claim(self._folder, [self._names[i] for i in numbers]) as claimed:
+                    mine = [i for i in numbers if self._names[i] in claimed]
+                    for i in mine:
+                        self._look(i)  # another process may have drawn it meanwhile
+                    free = [i for i in mine if i not in self.paths]
+                    yield from self._draw(free, batch, on_step)
+                elsewhere += [[i] for i in numbers if i not in mine]
+            if waiting := elsewhere:
+                on_wait()
+        self._seed_file.unlink(missing_ok=True)
 
-        def tell(steps: float) -> None:
-            if on_step is not None:
-                on_step(done + round(steps), total)
-
-        for numbers in todo:
-            yield from self._draw(numbers, tell)
-            done += self._steps(numbers)
+    @property
+    def missing(self) -> list[int]:
+        """The cells that have no image yet, and can have one."""
+        done = self.paths.keys() | self.failed.keys()
+        return [i for i in range(len(self.settings)) if i not in done]
 
     def save_grid(self) -> Path:
         """Writes the grid of all cells, and returns where it is; one that is the same stays.
@@ -126,38 +153,35 @@ class SweepFolder:
                 return path
         return png.save(drawn, self._folder / "grid.png", notes)
 
-    def _draw(self, numbers: list[int], tell: Callable[[float], None]) -> Iterator[int]:
-        images, given = [self.settings[i] for i in numbers], _images(self.sweep)
-        canvas = prepare(images[0], given.get("init_image"), given.get("mask_image"))
-        whole, missing = self._steps(numbers), list(numbers)
-        try:
-            for result in self._pipe.draw(
-                images, canvas, on_step=lambda s: tell(whole * (s.index + 1) / s.total)
-            ):
-                for k, image in enumerate(result.images):
-                    i = missing.pop(0)
-                    if result.safety:
-                        self.safety[i] = result.safety[k].to_dict()
-                    notes = metadata_for(result, k)
-                    self.paths[i] = png.save(image, self._path(self._names[i]), notes)
-                    yield i
-        except NotFiniteError as error:
-            if len(missing) == 1:
-                self.failed[missing[0]] = str(error)
-                return
-            for i in missing:  # one of them may have spoilt it for all
-                yield from self._draw([i], tell)
+    def _draw(
+        self, numbers: list[int], most: int, on_step: "Callable[[Step], object] | None"
+    ) -> Iterator[int]:
+        if not numbers:
+            return
+        images = [self.settings[i] for i in numbers]
+        canvas = prepare(images[0], *load_images(*self._sources))
 
-    def _steps(self, numbers: list[int]) -> int:
-        return sum(self.settings[i].steps for i in numbers)
+        def fail(k: int, error: Exception) -> None:
+            self.failed[numbers[k]] = str(error)
+
+        draw = self._pipe.draw
+        for result in draw(images, canvas, most=most, on_step=on_step, on_failed=fail):
+            for k, number in enumerate(result.numbers):
+                i = numbers[number]
+                if result.safety:
+                    self.safety[i] = result.safety[k].to_dict()
+                notes = metadata_for(result, k)
+                self.paths[i] = png.save(result.images[k], self._path(self._names[i]), notes)
+                yield i
 
     def _resolved(self, sweep: Sweep) -> list[ResolvedSettings]:
         """The settings of every cell with the model's own values, held against its rules."""
-        parts = self._pipe.components
-        rules, levels = parts.constraints, len(parts.unet.config.block_out_channels)
+        rules = self._pipe.components.constraints
+        levels = len(self._pipe.components.unet.config.block_out_channels)
         found: dict[ResolvedSettings, str] = {}
         for cell in sweep.cells:
-            values = {**cell.settings.to_dict(), **_images(sweep)}
+            init, mask = self._sources
+            values = {**cell.settings.to_dict(), "init_image": init, "mask_image": mask}
             (settings,) = plan(values.pop("prompt"), **rules, **values)
             check_seamless(settings, rules["factor"], levels)
             if settings in found:
@@ -183,29 +207,41 @@ class SweepFolder:
 
     def _find(self) -> None:
         """Finds the cells that are there, and notes which other files have their names."""
-        wanted = {settings_key(settings.to_dict()) for settings in self.settings}
-        others: list[str] = []
-        for i, settings in enumerate(self.settings):
-            values, reasons = settings.to_dict(), []
-            for path in self._files(self._names[i]):
-                record = read_or_none(path)
-                reason = mismatch(path, record, values, self._pipe)
-                if reason is None:
-                    self.paths[i] = path
-                    if record is not None and record.safety is not None:
-                        self.safety[i] = record.safety
-                    break
-                if record is None or settings_key(record.values) not in wanted - {
-                    settings_key(values)
-                }:
-                    reasons.append(f"{path} {reason}")
-            if i not in self.paths:
-                others += reasons
+        keys = {settings_key(settings.to_dict()) for settings in self.settings}
+        others = [reason for i in range(len(self.settings)) for reason in self._look(i, keys)]
         if others:
             more = f" (and so on: {len(others)} files)" if others[1:] else ""
             self.notes.append(
                 f"{others[0]}{more}; what is there stays, and the cell goes beside it."
             )
+
+    def _look(self, i: int, keys: Container[str] = ()) -> list[str]:
+        """Looks for a cell. Where it is not there, says why the files of its name are others.
+
+        keys: of the settings of all cells; a file that is another cell is not told of.
+        """
+        values, reasons = self.settings[i].to_dict(), []
+        for path in self._files(self._names[i]):
+            record = read_or_none(path)
+            reason = mismatch(path, record, values, self._pipe)
+            if reason is None:
+                self.paths[i] = path
+                if record is not None and record.safety is not None:
+                    self.safety[i] = record.safety
+                return []
+            key = None if record is None else settings_key(record.values)
+            if key not in keys or key == settings_key(values):
+                reasons.append(f"{path} {reason}")
+        return reasons
+
+    def _drawn_seed(self, sweep: Sweep) -> int:
+        """A random seed, the same for all processes that begin the same sweep here."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with temporary_path(self._folder) as temporary:
+            temporary.write_text(str(secrets.randbelow(2**32)), encoding="ascii")
+            with contextlib.suppress(FileExistsError):
+                put_in_place(temporary, self._seed_file)
+        return int(self._seed_file.read_text(encoding="ascii"))
 
     def _previous_seed(self, settings: list[ResolvedSettings]) -> int | None:
         """The seed that was drawn when the same sweep began in this folder."""
@@ -240,14 +276,14 @@ class SweepFolder:
             shown.append(f"{width} x {height}")
         elif width or height:
             shown.append(label("width", width) if width else label("height", height))
-        return " · ".join([*shown, Path(str(self._identity["name"])).name])
+        return " · ".join([*shown, Path(str(self._pipe.components.model.name)).name])
 
     def _grid_notes(self, drawn: Image.Image) -> dict[str, Any]:
         """What the grid carries: as an image does, with the sweep in place of the settings."""
         parts = self._pipe.components
         notes = png.metadata(
             self.settings[0],
-            self._identity,
+            parts.model.identity(),
             image=drawn,
             device=str(parts.device),
             dtype=dtype_name(parts.dtype),
@@ -256,45 +292,9 @@ class SweepFolder:
         own = {k: v for k, v in notes["sdpipe"].items() if k not in ("settings", "batch")}
         told = [notes["parameters"], "Script: X/Y/Z plot"]
         for letter, axis in zip("XYZ", self.sweep.axes, strict=False):
-            told.append(f"{letter} Type: {_a1111_axis(axis.name)}")
+            rule = RULES[axis.name]  # A1111 calls some otherwise in its own grids
+            told.append(f"{letter} Type: {rule.a1111_axis or rule.a1111 or axis.name}")
             told.append(
                 f"{letter} Values: {json.dumps(format_values(axis.values), ensure_ascii=False)}"
             )
         return {"parameters": ", ".join(told), "sdpipe": {"sweep": self.sweep.to_dict(), **own}}
-
-
-def _a1111_axis(name: str) -> str:
-    """What A1111 calls a setting in the metadata of its own grids."""
-    return RULES[name].a1111_axis or RULES[name].a1111 or name
-
-
-def sweep_command(path: str | os.PathLike[str], record: Record) -> str:
-    """The command line that draws the sweep again whose grid is the image at `path`.
-
-    Raises:
-        SdpipeError: what is recorded of the sweep breaks one of its rules.
-    """
-    options: dict[str, str | list[str]] = {}
-    if name := record.model.get("name"):
-        revision = record.model.get("revision")
-        options["model"] = name if "@" in name or revision is None else f"{name}@{revision}"
-    if prediction := record.model.get("prediction"):
-        options["prediction_type"] = prediction
-    if vae := record.parts.get("vae"):
-        options["vae"] = vae.partition("@sha256:")[0]
-    if record.loras:
-        options["lora"] = [f"{lora['name']}:{lora['weight']:g}" for lora in record.loras]
-    if record.embeddings:
-        options["embedding"] = [f"{each['name']}:{each['word']}" for each in record.embeddings]
-    if record.dtype is not None:
-        options["dtype"] = record.dtype
-    try:
-        return Sweep.from_dict(record.sweep or {}).command(**options)
-    except UsageError as error:
-        raise about_image(path, "has metadata that makes no sense", error) from error
-
-
-def _images(sweep: Sweep) -> dict[str, Any]:
-    """The images that the cells begin with, with their pixels."""
-    names = ("init_image", "mask_image")
-    return {name: sweep.values[name] for name in names if name in sweep.values}

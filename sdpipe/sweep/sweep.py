@@ -15,7 +15,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Self
 
@@ -24,7 +24,6 @@ from sdpipe.io.names import slug
 from sdpipe.settings import (
     RULES,
     ImageRef,
-    ResolvedSettings,
     Settings,
     check_image_ref,
     check_name,
@@ -41,9 +40,6 @@ SINGLE = tuple(name for name in RULES if name not in (*SWEPT, "prompt", "n", "sa
 
 MAX_AXES = 3
 MAX_CELLS = 1000
-
-BATCH = 8  # cells that are drawn at once, at most
-BATCH_PIXELS = BATCH * 512 * 512  # and their pixels: large cells are fewer
 
 
 @dataclass(frozen=True)
@@ -239,36 +235,6 @@ class Sweep:
                 if isinstance(value, str):
                     values[name] = RULES[name].parse(value)
             yield Cell(index, Settings(**values), "-".join(axis.slug(i) for axis, i in chosen))
-
-
-def batches(settings: Sequence[ResolvedSettings], most: int = BATCH) -> list[list[int]]:
-    """Which images can be drawn in one call of `Pipeline.generate`: their numbers, from 0.
-
-    Those of a call differ in nothing but the seed, or of variations the variation seed, which goes
-    up by one. There are never more than `most`, nor more pixels than `BATCH_PIXELS` unless it is
-    one image. `settings` are resolved.
-    """
-
-    def seed_of(i: int) -> int:
-        seed = settings[i].variation_seed
-        return settings[i].seed if seed is None else seed
-
-    alike: dict[ResolvedSettings, list[int]] = {}
-    for i, one in enumerate(settings):
-        same = replace(one, variation_seed=0) if one.is_variation else replace(one, seed=0)
-        alike.setdefault(same, []).append(i)
-    found: list[list[int]] = []
-    for same, numbers in alike.items():
-        width, height = same.output_size
-        room = min(most, BATCH_PIXELS // (width * height))
-        batch: list[int] = []
-        for i in sorted(numbers, key=seed_of):
-            if batch and (len(batch) >= room or seed_of(i) != seed_of(batch[-1]) + 1):
-                found.append(batch)
-                batch = []
-            batch.append(i)
-        found.append(batch)
-    return found
 
 
 def _too_large(sizes: Sequence[int]) -> UsageError:

@@ -35,7 +35,7 @@ from sdpipe.io.texts import EXIF_IFD, IMAGE_DESCRIPTION, MARK, USER_COMMENT
 from sdpipe.metadata.info import info
 from sdpipe.metadata.replay import prepare
 from sdpipe.settings import Settings
-from sdpipe.sweep.folder import sweep_command
+from sdpipe.sweep.command import sweep_command
 
 SECONDS = 5  # of processor time for one file
 MEMORY = 2**30  # bytes that reading one may take beyond what the process has at the start

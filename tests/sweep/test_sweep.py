@@ -4,20 +4,17 @@ import json
 import re
 import shlex
 import time
-from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from support.errors import raises
 
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.io import png
 from sdpipe.metadata.read import read_record
-from sdpipe.settings import ResolvedSettings, Settings
-from sdpipe.sweep.folder import sweep_command
-from sdpipe.sweep.sweep import BATCH_PIXELS, Sweep, batches
+from sdpipe.settings import Settings
+from sdpipe.sweep.command import sweep_command
+from sdpipe.sweep.sweep import Sweep
 
 
 def test_cells_are_every_combination_row_by_row():
@@ -115,31 +112,6 @@ def test_wrong_sweeps_are_refused(values, value, rule):
 
 
 RESOLVED = {"steps": 9, "g": 2.0, "width": 512, "height": 512, "scheduler": "ddim"}
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 30)), unique=True, max_size=40),
-    st.integers(1, 9),
-    st.sampled_from([8, 512, 1024, 4096]),
-)
-def test_a_batch_differs_in_nothing_but_seeds_in_a_row(drawn, most, side):
-    values = {**RESOLVED, "width": side}
-    settings = [ResolvedSettings(prompt=prompt, seed=seed, **values) for prompt, seed in drawn]
-    found = batches(settings, most)
-    assert sorted(i for batch in found for i in batch) == list(range(len(settings)))
-    for batch in found:
-        assert len(batch) <= most
-        assert len(batch) == 1 or len(batch) * side * 512 <= BATCH_PIXELS
-        for i, j in pairwise(batch):
-            assert settings[i].prompt == settings[j].prompt
-            assert settings[i].seed + 1 == settings[j].seed
-    if most >= 8 and side <= 512:  # and none that could be one are two, but for the bound
-        ends = [(settings[b[-1]], settings[c[0]], len(b)) for b in found for c in found]
-        assert not any(
-            a.prompt == b.prompt and a.seed + 1 == b.seed and size < min(most, 8)
-            for a, b, size in ends
-            if side == 512
-        )
 
 
 @pytest.mark.parametrize(
