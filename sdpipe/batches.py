@@ -15,6 +15,7 @@ from sdpipe.prompt.chunks import TokenizedPrompt, tokenize_prompts
 from sdpipe.prompt.encode import PromptEmbeddings, encode_tokenized
 from sdpipe.prompt.habits import warn_habits, warn_unused_words
 from sdpipe.prompt.syntax import warn_unreached_edits
+from sdpipe.prompt.tree import Timing
 from sdpipe.prompt.vocabulary import warn_unknown_words
 
 if TYPE_CHECKING:
@@ -62,10 +63,10 @@ def split_into_batches(
     """
     warn_about(parts, [text for s in images for text in (s.prompt, s.negative_prompt)])
     prompts: list[tuple[TokenizedPrompt, TokenizedPrompt]] = []
-    for steps, group in groupby(images, lambda s: s.num_steps_taken(s.strength)):
+    for timing, group in groupby(images, _timing):
         pairs = [(s.prompt, s.negative_prompt) for s in group]
-        tokenized = tokenize_prompts(parts.tokenizer, chain(*pairs), steps)
-        warn_unreached_edits(tokenized, steps)
+        tokenized = tokenize_prompts(parts.tokenizer, chain(*pairs), timing)
+        warn_unreached_edits(tokenized, timing)
         prompts += [(tokenized[prompt], tokenized[negative]) for prompt, negative in pairs]
 
     def key(i: int) -> tuple["ResolvedSettings", int]:
@@ -106,8 +107,20 @@ def common_settings(settings: "ResolvedSettings") -> "ResolvedSettings":
     return replace(settings, dim=None, prompt="", negative_prompt="", seed=0, variation_seed=seed)
 
 
+def _timing(settings: "ResolvedSettings") -> Timing:
+    """The steps of an image, as its prompts count them."""
+    second = 0
+    if settings.hires_scale is not None:
+        second = settings.num_steps_taken(settings.hires_strength)
+    delay = None
+    if settings.prompt_edits == "a1111":
+        # PLMS, which calls the U-Net twice at its first step, is in step with the edits.
+        delay = 0 if settings.scheduler == "pndm" else 1
+    return Timing(settings.num_steps_taken(settings.strength), second, delay)
+
+
 def encode(parts: Components, batch: Batch) -> PromptEmbeddings:
-    """The prompt embeddings of a batch, for the steps that it takes from its start."""
+    """The prompt embeddings of a batch, for the steps of its first pass, then of its second."""
     prompts, negative_prompts = zip(*batch.prompts, strict=True)
     with parts.on_device(parts.text_encoder):
         return encode_tokenized(

@@ -3,10 +3,11 @@
 One pass as a rule. With `hires_scale` a second one goes over the enlarged image.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from inspect import signature
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,12 +30,17 @@ from sdpipe.latents import (
 )
 from sdpipe.prompt.encode import PromptEmbeddings
 from sdpipe.runtime.device import dtype_name
-from sdpipe.schedule import Schedule, schedule_for
+from sdpipe.schedule import CLASSES, Schedule, schedule_for
 from sdpipe.settings import ResolvedSettings
 from sdpipe.values import format_scale
 
 if TYPE_CHECKING:
     from sdpipe.batches import Batch
+
+CONFIG_KEYS = (
+    *("rescale_betas_zero_snr", "use_exponential_sigmas", "use_beta_sigmas", "thresholding"),
+)
+"""Settings of a scheduler config that change the image and that some schedulers lack."""
 
 DIVERGED = 20.0
 """Standard deviations that latents of images never reach; those of a diverging solver do."""
@@ -56,7 +62,8 @@ def sample(
         NotFiniteError: the latents of a pass hold NaN or infinity.
     """
     settings = batch.settings[0]
-    steps = sample_pass(parts, unet, batch, embeds, settings.strength, canvas)
+    first = embeds.first(settings.num_steps_taken(settings.strength))
+    steps = sample_pass(parts, unet, batch, first, settings.strength, canvas)
     if settings.hires_scale is not None:
         steps = _with_second_pass(parts, unet, batch, embeds, steps)
     for step in steps:
@@ -94,10 +101,23 @@ def sample_pass(
         guidance = guidance.last(settings.num_steps_taken(strength), total)
     elif batch.images.start == 0:
         warn_unguided(guidance, schedule.sigmas[:-1])
+        warn_dropped(settings.scheduler, parts.scheduler_config)
     with parts.on_device(parts.unet):
         yield from denoise(
             unet, schedule, x_t, embeds.cond, embeds.uncond, guidance, generators, constraint
         )
+
+
+def warn_dropped(scheduler: str, config: Mapping[str, Any]) -> None:
+    """Warns of settings of a model's scheduler config that a scheduler of ours does not have."""
+    has = {name: signature(kind.__init__).parameters for name, kind in CLASSES.items()}
+    for key in CONFIG_KEYS:
+        if config.get(key) and key not in has[scheduler]:
+            others = ", ".join(name for name in has if key in has[name])
+            warn(
+                f"the model's scheduler config has {key}, which {scheduler} does not know; the "
+                f"image is another than with {others}, which do."
+            )
 
 
 def prepare_latents(

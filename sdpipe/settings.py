@@ -66,6 +66,7 @@ KARRAS_SCHEDULERS = ("lms", "euler", "heun", "dpm++", "unipc")
 # With one step these would start at their last timestep, where there is hardly any noise.
 NEED_TWO_STEPS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun")
 RNGS = ("cpu", "cuda")
+PROMPT_EDITS = ("steps", "a1111")
 SAFETY = ("off", "flag")
 SEAMLESS = ("xy", "x", "y")
 FITS = ("crop", "pad", "stretch")
@@ -236,6 +237,12 @@ class Settings:
     prompt: str = setting(**TEXT, help="what to draw, with weights and changes", label="{}")
     negative_prompt: str = setting(
         "", TEXT, help="what the image should not show", unset='""', label="not: {}"
+    )
+    prompt_edits: str = setting(
+        "steps",
+        choice(*PROMPT_EDITS),
+        help="when the prompts' changes come: steps, or a1111, a step later as in A1111's web UI",
+        unset="steps",
     )
     seed: int | None = setting(
         None,
@@ -700,6 +707,7 @@ class GenerateKwargs(TypedDict, total=False):
     """
 
     negative_prompt: str
+    prompt_edits: str
     seed: int | None
     n: int
     dim: int | None

@@ -12,7 +12,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from sdpipe.prompt.syntax import parse
-from sdpipe.prompt.tree import EMPTY, Text
+from sdpipe.prompt.tree import EMPTY, Text, Timing
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -70,9 +70,9 @@ class TokenizedPrompt:
 
 
 def tokenize_prompts(
-    tokenizer: "CLIPTokenizer", prompts: Iterable[str], steps: int = 1
+    tokenizer: "CLIPTokenizer", prompts: Iterable[str], timing: Timing
 ) -> dict[str, TokenizedPrompt]:
-    """Tokenises each distinct prompt once, for a run of `steps`.
+    """Tokenises each distinct prompt once, for each step of a run.
 
     Raises:
         UsageError: a prompt breaks a rule of the syntax.
@@ -80,7 +80,7 @@ def tokenize_prompts(
     (empty,) = make_chunks(tokenizer, EMPTY)
     tokenized = {}
     for prompt in dict.fromkeys(prompts):
-        texts, schedule = parse(prompt).schedule(steps)
+        texts, schedule = parse(prompt).schedule(timing)
         variants = tuple(tuple(make_chunks(tokenizer, text)) for text in texts)
         tokenized[prompt] = TokenizedPrompt(variants, schedule, empty)
     return tokenized

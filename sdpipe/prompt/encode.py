@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdpipe.prompt.chunks import Chunk, TokenizedPrompt, tokenize_prompts
+from sdpipe.prompt.tree import Timing
 
 MIN_MEAN = 0.02
 """In standard deviations: the mean of a smaller one is noise, and is not restored."""
@@ -34,6 +35,10 @@ class PromptEmbeddings:
         """The number of images, B."""
         return len(self.cond[0])
 
+    def first(self, steps: int) -> "PromptEmbeddings":
+        """The embeddings of the first steps of the run."""
+        return PromptEmbeddings(self.cond[:steps], self.uncond[:steps])
+
     def last(self, steps: int) -> "PromptEmbeddings":
         """The embeddings of the last steps of the run."""
         return PromptEmbeddings(self.cond[-steps:], self.uncond[-steps:])
@@ -53,7 +58,7 @@ def encode_prompts(
     Raises:
         UsageError: a prompt breaks a rule of the syntax.
     """
-    tokenized = tokenize_prompts(tokenizer, [*prompts, *negative_prompts], steps)
+    tokenized = tokenize_prompts(tokenizer, [*prompts, *negative_prompts], Timing(steps))
     return encode_tokenized(
         text_encoder,
         [tokenized[prompt] for prompt in prompts],

@@ -4,12 +4,14 @@ r"""The prompt syntax: weights, breaks, and words that change over the steps.
     (cat:1.3)      weight 1.3               [cat:dog:10]   cat for 10 steps, then dog
     [cat]          weight 1/1.1             [dog:10]       nothing for 10 steps, then dog
     \( \) \[ \]    the characters           [cat::0.3]     cat for 0.3 of the steps, then nothing
+    [cat:dog:1.5]  dog from half of the second pass on
     \: \| \\                                [cat|dog]      cat, dog, cat, dog, step by step
     BREAK          the rest is encoded in chunks of its own
 
-The syntax is that of AUTOMATIC1111's web UI (`prompt_parser.py`) with one difference: a bracket
-without its other half and a malformed number are errors here, not text. Brackets nest. Imports no
-torch.
+The syntax is that of AUTOMATIC1111's web UI (`prompt_parser.py`) with two differences. A bracket
+without its other half and a malformed number are errors here, not text. And what changes over the
+steps comes one step later there, and is counted otherwise in the second pass: see `tree.Timing`,
+and the setting `prompt_edits`, which follows it. Brackets nest. Imports no torch.
 """
 
 import re
@@ -23,6 +25,7 @@ from sdpipe.prompt.tree import (
     Edit,
     Node,
     Prompt,
+    Timing,
     Weighted,
     Words,
     max_weight,
@@ -55,14 +58,21 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(r"\\\g<0>", text)
 
 
-def warn_unreached_edits(prompts: Iterable[str], steps: int) -> None:
-    """Warns, with an `SdpipeWarning`, of every edit that a run of `steps` does not reach."""
+def warn_unreached_edits(prompts: Iterable[str], timing: Timing) -> None:
+    """Warns, with an `SdpipeWarning`, of every edit that a run does not reach."""
     for prompt in prompts:
-        for step in parse(prompt).unreached_edits(steps):
-            warn(
-                f"a prompt changes after step {step}, which a run of {steps} does not reach; use a "
-                "lower number, or a fraction of the steps, as in [cat:dog:0.5]."
-            )
+        for when in parse(prompt).unreached_edits(timing):
+            if isinstance(when, int):
+                warn(
+                    f"a prompt changes after step {when}, which a run of {timing.steps} does not "
+                    "reach; use a lower number, or a fraction of the steps, as in [cat:dog:0.5]."
+                )
+            else:
+                warn(
+                    f"a prompt changes at {when}, which this run does not reach; 0.0 to 1.0 is a "
+                    "fraction of its steps, 1.0 to 2.0 one of the second pass of hires_scale; a "
+                    "weight is (cat:1.3)."
+                )
 
 
 class _Parser:
@@ -177,11 +187,11 @@ class _Parser:
             rule = f"has {len(fields) - 1} colons, and [cat:dog:0.5] has two"
             raise UsageError(self._bracket(marks[0]), rule, r"a plain colon is \:")
         when, value = self._number(marks)
-        if when is None or not 0 <= when <= (MAX_STEP if isinstance(when, int) else 1):
+        if when is None or not 0 <= when <= (MAX_STEP if isinstance(when, int) else 2):
             raise UsageError(
                 value,
                 f"is neither a number of steps from 0 to {MAX_STEP} nor a fraction of them from "
-                "0.0 to 1.0",
+                "0.0 to 1.0, or to 2.0 in a second pass",
                 r"write [cat:dog:10] or [cat:dog:0.5]; a weight is (cat:1.3), a plain colon \:",
             )
         return Edit(fields[0] if len(fields) == 3 else (), fields[-2], when)

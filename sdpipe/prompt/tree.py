@@ -39,15 +39,20 @@ class Edit:
     """`before` up to a step, `after` from then on.
 
     when: an int is the number of steps with `before`, a float their fraction of all steps, 0 to 1.
+        A float from 1.0 to 2.0 is a fraction of the second pass, 1.0 its beginning.
     """
 
     before: "tuple[Node, ...]"
     after: "tuple[Node, ...]"
     when: int | float
 
-    def first_step(self, steps: int) -> int:
-        """The first step with `after`, counted from 0."""
-        return self.when if isinstance(self.when, int) else int(self.when * steps)
+    def has_come(self, moment: "Moment") -> bool:
+        """Whether it is `after`."""
+        if isinstance(self.when, int):
+            return moment.step >= self.when
+        if self.when < 1:
+            return moment.step >= int(self.when * moment.steps)
+        return moment.hires_step >= int((self.when - 1) * moment.hires_steps)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,50 @@ class Alternate:
 
 
 Node = Words | Break | Weighted | Edit | Alternate
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run is, as edits and alternations see it.
+
+    step: what edits of the first pass go by, from 0, of `steps`.
+    turn: what alternations go by.
+    hires_step: what edits of the second pass go by, of `hires_steps`; -1 in the first pass.
+    """
+
+    step: int
+    steps: int
+    turn: int
+    hires_step: int = -1
+    hires_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How many steps a run has, and how its prompts count them.
+
+    hires_steps: of the second pass, which repeats the last steps of the first. In A1111 it counts
+        on instead, and its alternations begin anew.
+    a1111_delay: how many steps later all comes in A1111, whose samplers count the calls of the
+        U-Net from 0 and compare with <=, where edits count from 1; None is not as in A1111.
+    """
+
+    steps: int
+    hires_steps: int = 0
+    a1111_delay: int | None = None
+
+
+def moments(timing: Timing) -> Iterator[Moment]:
+    """The moments of a run: those of its first pass, then those of its second, if any."""
+    steps, more, delay = timing.steps, timing.hires_steps, timing.a1111_delay
+    for k in range(steps + more):
+        second = k >= steps
+        if delay is None:
+            step = k - more * second
+            yield Moment(step, steps, step, k - steps if second else -1, more)
+        else:
+            turn = max(k - steps * second - delay, 0)
+            yield Moment(turn + steps * second, steps, turn, turn if second else -1, more)
 
 
 @dataclass(frozen=True)
@@ -76,12 +125,16 @@ class Prompt:
         return [node.text for node in _walk(self.nodes) if isinstance(node, Words)]
 
     def at(self, step: int, steps: int) -> Text:
-        """The text at a step, counted from 0, of a run of `steps`.
+        """The text at a step, counted from 0, of a run of `steps` with one pass."""
+        return self._at(Moment(step, steps, step))
+
+    def _at(self, moment: Moment) -> Text:
+        """The text at a moment.
 
         Neighbours of the same weight are one piece, as in A1111: "[fe|]male" is "female".
         """
         parts: list[list[tuple[list[str], float]]] = [[]]
-        for piece in _pieces(self.nodes, step, steps):
+        for piece in _pieces(self.nodes, moment):
             if piece is None:
                 parts.append([])
             elif parts[-1] and parts[-1][-1][1] == piece[1]:
@@ -90,35 +143,42 @@ class Prompt:
                 parts[-1].append(([piece[0]], piece[1]))
         return tuple(tuple(("".join(words), weight) for words, weight in part) for part in parts)
 
-    def schedule(self, steps: int) -> tuple[list[Text], tuple[int, ...]]:
-        """The distinct texts of a run of `steps`, and which of them it is at each step.
+    def schedule(self, timing: Timing) -> tuple[list[Text], tuple[int, ...]]:
+        """The distinct texts of a run, and which of them it is at each step.
 
         A prompt that never changes has a schedule of a single entry.
         """
-        edits, periods = set(), set()
+        edits: dict[str, Edit] = {}
+        periods = set()
         for node in _walk(self.nodes):
             if isinstance(node, Edit):
-                edits.add(node.first_step(steps))
+                edits[repr(node.when)] = node
             elif isinstance(node, Alternate):
                 periods.add(len(node.options))
         texts: dict[Text, int] = {}
         states: dict[tuple[int, ...], int] = {}  # the text of each state of edits and alternations
         schedule = []
-        for step in range(steps if edits or periods else 1):
-            state = (sum(step >= first for first in edits), *(step % n for n in periods))
+        for moment in moments(timing) if edits or periods else [Moment(0, 1, 0)]:
+            come = sum(edit.has_come(moment) << i for i, edit in enumerate(edits.values()))
+            state = (come, *(moment.turn % n for n in periods))
             if state not in states:
-                states[state] = texts.setdefault(self.at(step, steps), len(texts))
+                states[state] = texts.setdefault(self._at(moment), len(texts))
             schedule.append(states[state])
         return list(texts), tuple(schedule)
 
-    def unreached_edits(self, steps: int) -> list[int]:
-        """The steps named in the prompt that a run of `steps` does not reach."""
+    def unreached_edits(self, timing: Timing) -> list[int | float]:
+        """When the edits would come that a run does not reach.
+
+        1.0 and 2.0 are the ends of the passes, and meant to be never.
+        """
+        *_, last = moments(timing)
         edits = (node for node in _walk(self.nodes) if isinstance(node, Edit))
-        return [e.when for e in edits if isinstance(e.when, int) and e.when >= steps]
+        late = (edit.when for edit in edits if not edit.has_come(last))
+        return [when for when in late if isinstance(when, int) or when not in (1.0, 2.0)]
 
 
-def _pieces(nodes: Iterable[Node], step: int, steps: int) -> Iterator[tuple[str, float] | None]:
-    """Texts with their weights at a step; None is a BREAK."""
+def _pieces(nodes: Iterable[Node], moment: Moment) -> Iterator[tuple[str, float] | None]:
+    """Texts with their weights at a moment; None is a BREAK."""
     for node in nodes:
         match node:
             case Words(text):
@@ -126,13 +186,12 @@ def _pieces(nodes: Iterable[Node], step: int, steps: int) -> Iterator[tuple[str,
             case Break():
                 yield None
             case Weighted(inside, weight):
-                for piece in _pieces(inside, step, steps):
+                for piece in _pieces(inside, moment):
                     yield piece and (piece[0], piece[1] * weight)
             case Edit(before, after):
-                now = before if step < node.first_step(steps) else after
-                yield from _pieces(now, step, steps)
+                yield from _pieces(after if node.has_come(moment) else before, moment)
             case Alternate(options):
-                yield from _pieces(options[step % len(options)], step, steps)
+                yield from _pieces(options[moment.turn % len(options)], moment)
 
 
 def _children(node: Node) -> tuple[tuple[Node, ...], ...]:

@@ -45,7 +45,7 @@ def test_what_the_web_ui_reads_otherwise_is_noted():
         ("Sampler: DPM++ 2M Karras", ("dpm++", True, None), False),
         ("Sampler: DPM++ 2M, Schedule type: Karras", ("dpm++", True, None), False),
         ("Sampler: DPM++ 2M, Schedule type: Automatic", ("dpm++", True, None), False),
-        ("Sampler: DPM++ 2M, Schedule type: Uniform", ("dpm++", False, None), False),
+        ("Sampler: DPM++ 2M, Schedule type: Uniform", ("dpm++", False, None), True),
         ("Sampler: DPM++ 2M, Schedule type: Polyexponential", ("dpm++", False, None), True),
         ("Sampler: LMS, Schedule type: Karras", ("lms", True, 4), False),
         ("Sampler: LMS, Schedule type: Automatic", ("lms", False, 4), False),

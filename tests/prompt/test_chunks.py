@@ -5,6 +5,7 @@ from support.tiny import write_tokenizer
 
 from sdpipe.prompt.chunks import Chunk, make_chunks, tokenize_prompts
 from sdpipe.prompt.syntax import parse
+from sdpipe.prompt.tree import Timing
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def words(tokenizer, prompt):
 
 def test_a_long_prompt_continues_in_further_chunks(tokenizer):
     def count(prompt, steps=1):
-        return len(tokenize_prompts(tokenizer, [prompt], steps)[prompt])
+        return len(tokenize_prompts(tokenizer, [prompt], Timing(steps))[prompt])
 
     assert count("cat " * 75) == 1
     assert count("cat " * 76) == 2
@@ -85,7 +86,7 @@ def test_padding_is_the_tokenizers_own_token(tmp_path):
 
 def test_a_prompt_has_a_variant_for_each_of_its_texts(tokenizer):
     cat, dog, empty = (tuple(chunks(tokenizer, text)) for text in ("cat", "dog", ""))
-    tokenized = tokenize_prompts(tokenizer, ["[cat:dog:2]", "dog", "dog"], 4)
+    tokenized = tokenize_prompts(tokenizer, ["[cat:dog:2]", "dog", "dog"], Timing(4))
     assert list(tokenized) == ["[cat:dog:2]", "dog"]
     assert tokenized["[cat:dog:2]"].variants == (cat, dog)
     assert tokenized["[cat:dog:2]"].schedule == (0, 0, 1, 1)

@@ -11,6 +11,7 @@ from support.errors import raises
 
 from sdpipe import Settings, UsageError
 from sdpipe.prompt.syntax import MAX_DEPTH, escape, parse
+from sdpipe.prompt.tree import Timing
 
 
 def said(text, step=0, steps=1):
@@ -153,11 +154,11 @@ def test_other_characters_after_a_backslash_and_colons_in_brackets_are_text():
         (f"(cat:{'0' * 5000}1)", "'0000", "not a weight"),
         ("((cat:5) dog:5)", "bracket ( in column 1", "a weight of 25"),
         ("(" * 25 + "x" + ")" * 25, "bracket ( in column 1", "a weight of 10.83"),
-        ("[cat:1.3]", "'1.3' after the colon in column 5", "neither a number of steps"),
+        ("[cat:2.3]", "'2.3' after the colon in column 5", "neither a number of steps"),
         ("[cat:dog]", "'dog' after the colon in column 5", "neither a number of steps"),
         ("[cat:dog:-1]", "'-1' after the colon in column 9", "from 0 to 999"),
         ("[cat:dog:1000]", "'1000' after the colon in column 9", "from 0 to 999"),
-        ("[cat:dog:1.5]", "'1.5' after the colon in column 9", "from 0.0 to 1.0"),
+        ("[cat:dog:2.5]", "'2.5' after the colon in column 9", "from 0.0 to 1.0"),
         (f"[a:b:{'0' * 5000}1]", "'0000", "neither a number of steps"),
         ("[a:b:c:0.5]", "bracket [ in column 1", "has 3 colons"),
         ("[a|b:0.5]", "bracket [ in column 1", "both | and :"),
@@ -235,12 +236,13 @@ LONG = """
 import resource
 resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
 from sdpipe.prompt.syntax import parse
+from sdpipe.prompt.tree import Timing
 texts = [' ' * 65536, '\\\\(' * 32768, '[a|b]' * 13000, '(' * 49 + ':' * 60000, '(a)\\n' * 16000,
     '(' + ':' * 64000 + '1)', '(a:' + '1' * 60000 + 'x)', '[x|y]' + '(a)(b:1.2)' * 6000]
 for text in texts:
     try: prompt = parse(text)
     except Exception as error: print(len(str(error)))
-    else: prompt.schedule(999)
+    else: prompt.schedule(Timing(999))
 """
 
 
@@ -252,7 +254,7 @@ def test_a_text_of_64_kb_is_parsed_in_linear_time():
 
 def test_the_schedule_has_the_text_of_every_step():
     prompt = parse("[a:b:3] [c|d|] [e:f:0.5] g")
-    texts, schedule = prompt.schedule(8)
+    texts, schedule = prompt.schedule(Timing(8))
     assert [texts[i] for i in schedule] == [prompt.at(step, 8) for step in range(8)]
     assert len(texts) == len(set(texts))
-    assert parse("a (b)").schedule(8) == ([parse("a (b)").at(0, 8)], (0,))
+    assert parse("a (b)").schedule(Timing(8)) == ([parse("a (b)").at(0, 8)], (0,))
