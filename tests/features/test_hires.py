@@ -14,7 +14,7 @@ from support.metadata import change, our_image
 from support.parity import assert_equal
 from support.parity import diffusers_run as draw
 
-from sdpipe import latents, latents_to_pil
+from sdpipe import Result, latents, latents_to_pil
 from sdpipe.cli.app import main
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.io.png import parameters, read, save
@@ -141,7 +141,7 @@ def test_from_the_command_line_to_a_file_its_steps_and_back(folder, tmp_path, ca
     assert carried["sdpipe"]["settings"]["hires_strength"] == 0.5
     job = prepare(told["path"], model=str(folder))
     pipe = job.load()
-    result = job.draw(pipe)
+    result = Result.join(list(job.draw(pipe)))
     assert verify(told["path"], job.record, result.images[0], carried["sdpipe"]).status == 0
 
     steps = tmp_path / "cat.steps"

@@ -8,6 +8,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from support.parity import BETAS, assert_equal, diffusers_pipeline
 
+from sdpipe import Result
 from sdpipe.cli.app import main
 from sdpipe.io.png import parameters, read
 from sdpipe.latents import draw_noise, make_generators
@@ -137,12 +138,13 @@ def test_each_of_four_files_replays_alone_from_the_lowest_seed(folder, tmp_path,
     job = prepare(last, model=str(folder))
     assert (job.n, job.index) == (4, 3)
     pipe = job.load()
-    result = job.draw(pipe)
+    result = Result.join(list(job.draw(pipe)))
     now = {**read(last)["sdpipe"]}
     assert result.settings[3].to_dict() == now["settings"]
     assert verify(last, job.record, result.images[3], now).status == 0
     changed = prepare(last, model=str(folder), changes={"n": 2, "variation_seed": 7})
-    assert len(changed.draw(pipe).images) == len(changed.indices) == 2
+    drawn = Result.join(list(changed.draw(pipe)))
+    assert len(drawn.images) == len(changed.indices) == 2
 
 
 def test_a1111_writes_and_reads_it_by_its_own_names():

@@ -9,7 +9,7 @@ from PIL import Image
 from support.errors import raises
 from torch import nn
 
-from sdpipe import latents_to_pil
+from sdpipe import Result, latents_to_pil
 from sdpipe.cli.app import main
 from sdpipe.errors import UsageError
 from sdpipe.io.png import parameters, read
@@ -174,7 +174,7 @@ def test_from_the_command_line_to_a_file_its_steps_and_back(folder, tmp_path):
     assert main(["generate", *words]) == 0
     path = tmp_path / "cat.png"
     job = prepare(path, model=str(folder))
-    result = job.draw(job.load())
+    result = Result.join(list(job.draw(job.load())))
     assert verify(path, job.record, result.images[0], read(path)["sdpipe"]).status == 0
     with Image.open(tmp_path / "cat.steps" / "xt-02.png") as last, Image.open(path) as picture:
         assert last.tobytes() == picture.convert("RGB").tobytes()
