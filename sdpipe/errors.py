@@ -1,4 +1,8 @@
-"""Errors and warnings: each names the value, the rule that it breaks and the remedy."""
+"""Errors and warnings: each names the value, the rule that it breaks and the remedy.
+
+The class decides the exit status of the command line: 2 for a `UsageError`, as what was typed is
+wrong or not there; 1 for any other, as it could not be done.
+"""
 
 import inspect
 import os
@@ -34,6 +38,10 @@ class UsageError(SdpipeError, ValueError):
 
 class ModelError(SdpipeError):
     """A model cannot be found, fetched or read, or does not fit what was asked of it."""
+
+
+class ModelNameError(ModelError, UsageError):
+    """No model, and no file of one, has the name that a person gave. Exit status 2."""
 
 
 class NotFiniteError(SdpipeError):

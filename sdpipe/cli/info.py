@@ -20,7 +20,7 @@ def info(image: Images, as_json: options.PrintJson = False, debug: options.Debug
         try:
             known = _read(path)
         except SdpipeError as error:
-            status = console.report_error(error)
+            status = max(status, console.report_error(error))
             continue
         if not as_json:
             console.print_result(f"\n{known}" if found else str(known))

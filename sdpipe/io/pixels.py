@@ -83,7 +83,8 @@ def open_image(
     """Opens an image file without decoding it; errors inside the block are translated, too.
 
     Raises:
-        SdpipeError: the file is missing, of another format, damaged, or too large.
+        UsageError: there is no such file.
+        SdpipeError: it is of another format, damaged, or too large.
     """
     try:
         _check_file(path)
@@ -101,6 +102,8 @@ def open_image(
             "cannot be read: it is damaged, or in an unknown format",
             f"the formats are {', '.join(formats)}",
         ) from error
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}", f"cannot be read: {error.strerror}") from error
     except OSError as error:
         reason = error.strerror or "it is damaged or cut short"
         raise SdpipeError(f"{path}", f"cannot be read: {reason}") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from sdpipe.errors import ModelError
+from sdpipe.errors import ModelError, ModelNameError
 from sdpipe.loading.hub import WITHOUT_CHECKER, Select, cached, fetch, is_hub_id
 from sdpipe.loading.layout import (
     PARTS,
@@ -270,17 +270,17 @@ def _not_found(name: str, is_name: bool, label: str) -> ModelError:
     built_in = ", ".join(BUILT_IN)
     if not name:
         remedy = f"give a built-in model ({built_in}), a folder or a hub id"
-        return ModelError(label, "is empty", remedy)
+        return ModelNameError(label, "is empty", remedy)
     if "://" in name:
         remedy = "give the model's hub id, owner/name, or a folder"
-        return ModelError(label, "is a URL, and only hub ids are downloaded", remedy)
+        return ModelNameError(label, "is a URL, and only hub ids are downloaded", remedy)
     looks_like_path = name[0] in "./~\\" or name.count("/") != 1 or name.endswith("/")
     is_file_name = Path(name).suffix in (".safetensors", *PICKLES)
     if not is_name or (looks_like_path and "/" in name) or is_file_name:
         path = Path(name).expanduser().absolute()
         parent = next(parent for parent in path.parents if os.path.exists(parent))
         missing = path.relative_to(parent).parts[0]
-        return ModelError(label, "does not exist", f"{parent} exists, but has no {missing}")
+        return ModelNameError(label, "does not exist", f"{parent} exists, but has no {missing}")
     close = difflib.get_close_matches(name, BUILT_IN, n=1)
     rule = f"is neither a built-in model ({built_in}), a folder, a .safetensors file nor a hub id"
     remedy = (
@@ -288,4 +288,4 @@ def _not_found(name: str, is_name: bool, label: str) -> ModelError:
         if close
         else "a hub id is owner/name or owner/name@revision"
     )
-    return ModelError(label, rule, remedy)
+    return ModelNameError(label, rule, remedy)

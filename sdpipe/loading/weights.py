@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.errors import ModelError
+from sdpipe.errors import ModelError, ModelNameError
 
 if TYPE_CHECKING:
     import torch
@@ -47,17 +47,18 @@ def find_file(value: str | os.PathLike[str], label: str, convert: str = CONVERT)
     convert: Python code that converts a pickle of its kind, see `CONVERT`.
 
     Raises:
-        ModelError: there is no such file, or it is of another format.
+        ModelNameError: there is no such file, or its name is not one of weights.
+        ModelError: it is pickled.
     """
     path = Path(value).expanduser()
     if not os.fspath(value) or not os.path.exists(path):  # Path.exists may raise
-        raise ModelError(label, "does not exist", "give the path of a .safetensors file")
+        raise ModelNameError(label, "does not exist", "give the path of a .safetensors file")
     if path.is_dir():
-        raise ModelError(label, "is a folder", "give the .safetensors file in it")
+        raise ModelNameError(label, "is a folder", "give the .safetensors file in it")
     if path.suffix in PICKLES:
         raise pickle_error(label, path, convert=convert)
     if path.suffix != ".safetensors":
-        raise ModelError(label, "is not a .safetensors file", "no other format is read")
+        raise ModelNameError(label, "is not a .safetensors file", "no other format is read")
     return path
 
 

@@ -88,6 +88,35 @@ def test_refusals_need_no_torch(tmp_path):
     assert set(statuses) <= {1, 2}
 
 
+STATUSES = {
+    0: ("names cat", "--version", "show --help"),
+    1: (
+        *("info damaged.png", "replay damaged.png", "generate x --model damaged.safetensors"),
+        *("generate x --model emoji --lora damaged.safetensors", "names --model folder"),
+    ),
+    2: (
+        *("info none.png", "replay none.png", "info none.png damaged.png", "names --model ./none"),
+        *("generate x --model ./none", "generate x --model emojy", "generate x --vae ./none"),
+        *("generate x --model emoji --lora none.safetensors", "names xylophone", "draw"),
+        *("generate x --model emoji --embedding none.safetensors", "sweep x --g 1", "train"),
+        *("generate x --model emoji --init-image none.png", "train --data none --out x"),
+        # an image to begin with is the value of a setting
+        *("show noise none.png --model emoji", "show noise damaged.png --model emoji"),
+        *("compare (x:2) --model emoji", "doctor --x"),
+    ),
+}
+
+
+def test_the_exit_status_tells_what_was_typed_wrong_from_what_failed(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("damaged.png", "damaged.safetensors"):
+        (tmp_path / name).write_bytes(b"no such thing")
+    lines = [(line, status) for status, lines in STATUSES.items() for line in lines]
+    given = answers([line.split() for line, _ in lines], tmp_path)
+    found = {line: status for (line, _), (status, _, _) in zip(lines, given, strict=True)}
+    assert found == dict(lines)
+
+
 def test_help_is_given_without_torch(tmp_path):
     lines = ("--version", "--help", "", "generate --help", "train emoji --help")
     given = answers([line.split() for line in lines], tmp_path)

@@ -186,7 +186,7 @@ def test_what_is_wrong_is_refused_in_a_line_before_anything_is_loaded(
 
 
 def test_an_unknown_model_is_refused(show, capsys):
-    assert main(["show", "tokens", "x", "--model", "./nowhere"]) == 1
+    assert main(["show", "tokens", "x", "--model", "./nowhere"]) == 2
     assert "does not exist" in capsys.readouterr().err
 
 

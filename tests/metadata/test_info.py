@@ -107,7 +107,7 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(show, tmp_path):
     good = png.save(sample_image(), tmp_path / "good.png", our_metadata())
     bare = png.save(sample_image(), tmp_path / "bare.png")
     status, out, err = show(good, bare, tmp_path / "none.png", good)
-    assert status == 1
+    assert status == 2
     assert out.count("red apple") == 2
     first, second = err.splitlines()
     assert str(bare) in first
