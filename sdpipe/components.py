@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.loading.compatibility import check_embeddings, check_loras, check_parts
-from sdpipe.loading.locate import find_model, is_model_local, is_part_local
+from sdpipe.loading.locate import (
+    find_model,
+    is_model_local,
+    is_part_local,
+    public_name,
+)
 from sdpipe.loading.lora import Lora, LoraSpec
 from sdpipe.loading.networks import build
 from sdpipe.loading.single_file import check_prediction_type
@@ -68,7 +73,7 @@ class ModelInfo:
         hub id@commit or name@sha256:hash.
         """
         return {
-            "name": self.name,
+            "name": public_name(self.folder) if self.folder and not self.revision else self.name,
             "revision": self.revision,
             "variant": self.variant,
             "sha256": self._sha256.get("unet"),

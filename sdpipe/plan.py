@@ -34,7 +34,7 @@ def plan(
     Raises:
         UsageError: a value breaks its rule, or one of the model.
     """
-    is_text = isinstance(prompt, str) or not isinstance(prompt, Sequence)
+    is_text = isinstance(prompt, str | bytes) or not isinstance(prompt, Sequence)
     prompts: list[Any] = [prompt] if is_text else list(prompt)
     if not prompts:
         raise UsageError("prompt=[]", "is empty", "give a string, or a list of at least one")

@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if interruption.status:
             console.print_status("interrupted")
             interruption.end()
-    return int(status)
+    return int(status or (console.FAILED if console.is_output_lost() else console.DONE))
 
 
 # typer brings a click of its own; what it exports of it are the leaves of this class.

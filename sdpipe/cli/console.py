@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sdpipe.errors import SdpipeError, SdpipeWarning, UsageError
+from sdpipe.io.encoding import escape_control
 from sdpipe.settings import DEFAULT_OF, RULES, SAMPLING, ResolvedSettings, label
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
+MAX_LINE = 4000  # characters of a message: what others wrote can have any length
+
 _debug = False
+_is_output_lost = False
 
 
 def set_debug(value: bool) -> None:
@@ -46,13 +50,16 @@ def open_streams() -> None:
 
 def print_status(text: str) -> None:
     """Prints one line on standard error, above a progress bar if there is one."""
-    line = f"sdpipe: {' '.join(text.split())}"
-    if "tqdm" in sys.modules:
-        from tqdm import tqdm
+    line = f"sdpipe: {escape_control(' '.join(text.split()))}"
+    if len(line) > MAX_LINE:
+        line = f"{line[:MAX_LINE]} ..."
+    with contextlib.suppress(OSError):  # a full disk, a reader that has gone away
+        if "tqdm" in sys.modules:
+            from tqdm import tqdm
 
-        tqdm.write(line, file=sys.stderr)
-    else:  # importing tqdm takes a tenth of the time of a refusal
-        print(line, file=sys.stderr)
+            tqdm.write(line, file=sys.stderr)
+        else:  # importing tqdm takes a tenth of the time of a refusal
+            print(line, file=sys.stderr)
 
 
 def install_warning_printer(debug: bool) -> None:
@@ -82,11 +89,25 @@ def install_warning_printer(debug: bool) -> None:
 
 
 def print_result(text: str) -> None:
-    """Prints a result on standard output at once; a reader that has gone away is no error."""
+    """Prints a result on standard output at once.
+
+    A reader that has gone away is no error. Where the output cannot be written, as on a full disk,
+    a message says so, the work goes on, and `is_output_lost`.
+    """
+    global _is_output_lost
     try:
-        print(text, flush=True)
-    except BrokenPipeError:
+        print(escape_control(text), flush=True)
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            _is_output_lost = True
+            reason = f"standard output cannot be written ({error.strerror})"
+            print_status(f"error: {reason}; files are written all the same.")
+
+
+def is_output_lost() -> bool:
+    """Whether results could not be printed."""
+    return _is_output_lost
 
 
 def report_error(error: Exception) -> int:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command without a traceback, with exit status 130 or 143."""
+"""Ctrl-C, SIGTERM and SIGHUP end a command without a traceback: exit status 130, 143 or 129."""
 
 import contextlib
 import os
@@ -11,11 +11,11 @@ from typing import NoReturn
 
 from sdpipe.io.files import remove_temporary_files
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last where a terminal closes
 
 
 class Interruption:
-    """Whether a signal came, and the exit status for it: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Whether a signal came, and the exit status for it: 128 and its number, 130 for Ctrl-C."""
 
     status: int | None = None
 
@@ -43,12 +43,17 @@ class Interruption:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Handles SIGINT and SIGTERM while it is open; only the main thread receives signals."""
+    """Handles the signals while it is open; only the main thread receives them.
+
+    A SIGHUP that the caller ignores, as nohup does, stays ignored.
+    """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    old = {number: signal.signal(number, interruption.handle) for number in SIGNALS}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    handled = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+    old = {number: signal.signal(number, interruption.handle) for number in handled}
     try:
         yield interruption
     finally:

@@ -1,4 +1,4 @@
-"""Text that comes as bytes: from standard input, or from a file of another program."""
+"""Text of others: read from bytes, and made fit for a terminal."""
 
 import codecs
 
@@ -9,6 +9,25 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
+
+
+ZERO_WIDTH_JOINER = "\u200d"  # not printable by itself, but part of many an emoji
+
+
+def escape_control(text: str) -> str:
+    """A text in which every character that could control a terminal is written as JSON escapes it.
+
+    Line ends stay, and JSON stays the same JSON.
+    """
+    if text.isprintable():
+        return text
+    stays = ("\n", ZERO_WIDTH_JOINER)
+    return "".join(sign if sign.isprintable() or sign in stays else _escape(sign) for sign in text)
+
+
+def _escape(sign: str) -> str:
+    units = sign.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
 
 
 def decode(data: bytes, name: str) -> str:

@@ -5,10 +5,16 @@ interrupt leaves no half-written file.
 """
 
 import contextlib
+import ctypes
 import errno
+import functools
+import hashlib
 import os
+import platform
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -18,7 +24,10 @@ from sdpipe.io.names import free_names
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
+DAY = 24 * 60 * 60  # seconds
+
 _unfinished: set[Path] = set()
+_cleared: set[Path] = set()
 
 
 def write(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
@@ -70,16 +79,51 @@ def _sync_folder(folder: Path) -> None:
 def temporary_path(folder: Path) -> Iterator[Path]:
     """Yields a temporary name in `folder`, which is created if necessary.
 
-    A file or folder that still has this name at the end is removed.
+    A file or folder that still has this name at the end is removed. So are, when a process first
+    writes into a folder, those of processes that were killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f".sdpipe-{secrets.token_hex(8)}.part"
+    if folder not in _cleared:
+        _cleared.add(folder)
+        _remove_abandoned(folder)
+    path = folder / f".sdpipe-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.part"
     _unfinished.add(path)
     try:
         yield path
     finally:
         _remove(path)
         _unfinished.discard(path)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes temporary files whose process has ended; of other machines, those a day old."""
+    with contextlib.suppress(OSError):
+        for path in folder.glob(".sdpipe-*.part"):
+            match = re.fullmatch(r"\.sdpipe-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part", path.name)
+            is_here = match is not None and match[1] == _machine()
+            is_old = time.time() - path.lstat().st_mtime > DAY
+            if is_old or (is_here and match is not None and not _is_alive(int(match[2]))):
+                _remove(path)
+
+
+@functools.cache
+def _machine() -> str:
+    """Eight digits for what process numbers count within: a start of a machine, a container."""
+    facts = [platform.node()]
+    with contextlib.suppress(OSError):
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        facts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("".join(facts).encode()).hexdigest()[:8]
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def remove_temporary_files() -> None:
@@ -101,6 +145,8 @@ def put_in_place(temporary: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
+        if _rename_without_replacement(temporary, path):
+            return
         # No hard links here (FAT, some network folders): claim the name, then replace the claim.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         try:
@@ -108,6 +154,24 @@ def put_in_place(temporary: Path, path: Path) -> None:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+
+
+def _rename_without_replacement(old: Path, new: Path) -> bool:
+    """Renames in one step where the kernel can (renameat2 of Linux). Returns whether it did.
+
+    Raises:
+        FileExistsError: `new` exists.
+    """
+    here, no_replace = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    if rename(here, os.fsencode(old), here, os.fsencode(new), no_replace) == 0:
+        return True
+    if ctypes.get_errno() == errno.EEXIST:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new))
+    return False
 
 
 @contextlib.contextmanager

@@ -42,10 +42,11 @@ class Destination:
         Raises:
             UsageError: a file exists, its format is not supported, or the folder is not writable.
         """
+        if out == "-":
+            raise UsageError("out='-'", "names no file", "./- is a file of that name")
         self._target = Path(out)
         self.overwrite = overwrite
         self._count = count
-        self._last = 0
         suffix = self._target.suffix.lower()
         as_folder = os.fspath(out).endswith(("/", os.sep)) or os.path.isdir(out)
         self.is_file = not as_folder and suffix in formats
@@ -59,6 +60,7 @@ class Destination:
         longest = self._target if self.is_file else self._target / "0000"
         _check_name(longest.with_name(f"{longest.stem}-{count}.steps"), out)
         _check_writable(self.folder)
+        self._last = 0 if self.is_file else _highest_number(self.folder)
         if self.is_file and not overwrite:
             for k in range(count):
                 _check_absent(self.path(k, ""))
@@ -69,8 +71,6 @@ class Destination:
             if self._count == 1:
                 return self._target
             return self._target.with_stem(f"{self._target.stem}-{index + 1}")
-        if not self._last:
-            self._last = _highest_number(self.folder)
         self._last += 1
         return self.folder / f"{self._last:04}-{slug(prompt)}.png"
 
@@ -106,9 +106,11 @@ def free_names(path: Path) -> Iterator[Path]:
 
 
 def _highest_number(folder: Path) -> int:
-    if not folder.is_dir():
+    """The highest number in a folder; 0 in one that cannot be listed, where `write` counts on."""
+    try:
+        matches = [_NUMBERED.fullmatch(name) for name in os.listdir(folder)]
+    except OSError:
         return 0
-    matches = (_NUMBERED.fullmatch(name) for name in os.listdir(folder))
     return max((int(match[1]) for match in matches if match), default=0)
 
 

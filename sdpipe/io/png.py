@@ -75,7 +75,7 @@ def metadata(
     own = {
         "format": FORMAT,
         "settings": settings.to_dict(),
-        "model": {**identity, "name": _without_home(identity["name"])},
+        "model": dict(identity),
         "batch": {"n": n, "index": index},
         "versions": {
             "sdpipe": sdpipe.__version__,
@@ -141,7 +141,7 @@ def save(
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise SdpipeError(f"{path}", "has an unknown suffix", f"use {', '.join(FORMATS)}")
-    return write(path, _encode(image, FORMATS[path.suffix.lower()], metadata), overwrite=overwrite)
+    return write(path, encode(image, FORMATS[path.suffix.lower()], metadata), overwrite=overwrite)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -162,7 +162,12 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     return found
 
 
-def _encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None) -> bytes:
+def encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None) -> bytes:
+    """An image as the bytes of a file. `format` is one of `SAVE_OPTIONS`.
+
+    Raises:
+        SdpipeError: the image is too large for the format.
+    """
     options = dict(SAVE_OPTIONS[format])
     if metadata is not None and format == "PNG":
         info = PngInfo()
@@ -218,12 +223,6 @@ def _hires_steps(settings: Settings) -> int | None:
     if settings.steps is None or settings.hires_strength is None:
         return None
     return num_steps_taken(settings.steps, settings.hires_strength)
-
-
-def _without_home(name: str) -> str:
-    """A model's name without the user's home folder, since images are passed on."""
-    home = os.path.join(os.path.expanduser("~"), "")
-    return f"~/{name.removeprefix(home)}" if len(home) > 1 and name.startswith(home) else name
 
 
 def _quoted(value: str) -> str:

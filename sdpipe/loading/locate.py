@@ -83,6 +83,13 @@ def find_model(
         raise ModelError(error.value, error.rule, remedy) from error
 
 
+def public_name(path: Path) -> str:
+    """How an image names a local model: by its folder or file; where it lies is not told."""
+    path = Path(os.path.abspath(path))
+    is_other = path.name in BUILT_IN and path.parent != BUILT_IN_FOLDER
+    return f"./{path.name}" if is_other else path.name
+
+
 def chosen_model() -> str | None:
     """The model of `$SDPIPE_MODEL`; None if it is unset or empty."""
     return os.environ.get("SDPIPE_MODEL") or None

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdpipe.errors import SdpipeError, UsageError
+from sdpipe.io.encoding import escape_control
 from sdpipe.io.pixels import load_pixels, pixels_sha256
 from sdpipe.metadata.read import read_record
 from sdpipe.metadata.record import Record
 from sdpipe.settings import DEFAULT_OF, Settings
 
 MAX_SHOWN = 300  # characters of a value in a line; prompts are shown whole
-ZERO_WIDTH_JOINER = "\u200d"  # not printable by itself, but part of many an emoji
 
 WRITERS = {
     "sdpipe": "sdpipe",
@@ -86,16 +86,6 @@ def info(path: str | os.PathLike[str]) -> Info:
     """
     record = read_record(path)
     return Info(os.fspath(path), record, *_compare_pixels(path, record))
-
-
-def escape_control(text: str) -> str:
-    """A text in which every character that could control a terminal is written as its escape."""
-    return "".join(
-        sign
-        if sign.isprintable() or sign in ("\n", ZERO_WIDTH_JOINER)
-        else sign.encode("unicode_escape").decode()
-        for sign in text
-    )
 
 
 def describe_safety(safety: Mapping[str, Any]) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
+from sdpipe.io.encoding import escape_control
 from sdpipe.io.pixels import Difference, compare_pixels, load_pixels, pixels_sha256
-from sdpipe.metadata.info import escape_control
 from sdpipe.metadata.record import Record
 
 TOLERANCE = 35.0

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 import sdpipe
 from sdpipe.denoise import Step
-from sdpipe.errors import SdpipeError, UsageError
-from sdpipe.io.files import temporary_path
+from sdpipe.errors import UsageError
+from sdpipe.io.files import temporary_path, write_error
 from sdpipe.latents import latents_to_pil
 from sdpipe.runtime.seamless import with_circular_padding
 from sdpipe.settings import Settings
@@ -133,8 +134,8 @@ def save_steps(
             if folder.exists():
                 shutil.rmtree(folder)
             temporary.rename(folder)
-    except OSError as error:
-        raise SdpipeError(f"{folder}", f"cannot be written: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:
+        raise write_error(folder, error) from error
     return folder
 
 
