@@ -310,7 +310,7 @@ def test_all_parts_handed_over_need_no_model(hub, tmp_path):
 def test_identity(folder, tmp_path, hub):
     local = load(folder).model.identity()
     assert local == {
-        "name": str(folder),
+        "name": folder.name,
         "revision": None,
         "variant": None,
         "sha256": hashlib.sha256((folder / UNET).read_bytes()).hexdigest(),

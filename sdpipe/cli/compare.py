@@ -64,6 +64,7 @@ def compare(
     dtype: Dtype = "float32",
     tolerance: Tolerance = None,
     out: Out = None,
+    overwrite: options.Overwrite = False,
     as_json: options.PrintJson = False,
     debug: options.Debug = False,
 ) -> int:
@@ -83,7 +84,7 @@ def compare(
     check_guidance(inputs["g"], inputs["guidance_rescale"])
     check_tolerance(tolerance)
     machine = DeviceOptions(device, dtype).to_kwargs()
-    figure_path = None if out is None else _figure_path(out)
+    figure_path = None if out is None else _figure_path(out, overwrite=overwrite)
     loaded = model.to_kwargs()
     fall_back(loaded, dtype, inputs)
 
@@ -96,7 +97,7 @@ def compare(
     written = {}
     if figure_path is not None:
         data = style.encode(compare_figure(found), figure_path.suffix.lower())
-        written["path"] = str(files.write(figure_path, data))
+        written["path"] = str(files.write(figure_path, data, overwrite=overwrite))
     if as_json:
         console.print_result(in_one_line({**found.to_dict(), **written}))
     else:
@@ -104,7 +105,7 @@ def compare(
     return 0 if found.passed else console.FAILED
 
 
-def _figure_path(out: str) -> Path:
+def _figure_path(out: str, *, overwrite: bool) -> Path:
     """The file that the curve goes to, checked before anything takes time.
 
     Raises:
@@ -116,6 +117,6 @@ def _figure_path(out: str) -> Path:
             "is not a drawing's name",
             f"give a name ending in {', '.join(DRAWINGS)}",
         )
-    path = names.Destination(out, 1, DRAWINGS).path(0, "compare")
+    path = names.Destination(out, 1, DRAWINGS, overwrite=overwrite).path(0, "compare")
     style.check_matplotlib()
     return path

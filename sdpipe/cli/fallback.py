@@ -22,27 +22,38 @@ def fall_back(weights: dict[str, Any], dtype: str, settings: dict[str, Any]) -> 
 
     Returns whether it did. Downloads v1-4 where it is not cached.
     """
-    if weights["model"] is not None or chosen_model():
-        return False
     parts = [part for part in PARTS if weights.get(part) is None]
+    name = default_model(weights["model"], *parts, full_precision=dtype == "float32")
+    if name == weights["model"]:
+        return False
+    weights["model"] = name
+    built_in = inspect_model(name)
+    assert built_in is not None
+    own = built_in.defaults()
+    size = f"{own['width']} x {own['height']}"
+    for side in SIZES:
+        if settings.get(side) not in (None, own.get(side, own["width"])):
+            console.print_status(f"--{side} {settings[side]} is left out: {name} draws {size}.")
+        if side in settings:
+            settings[side] = None
+    return True
+
+
+def default_model(model: str | None, *parts: str, full_precision: bool = False) -> str | None:
+    """The model to load: the one given, else None for the default, else the built-in one.
+
+    parts: what is needed of it.
+    """
+    if model is not None or chosen_model():
+        return model
     try:
         with console.status("looking for the model ..."):
-            find_model(parts=parts, full_precision=dtype == "float32")
+            find_model(parts=parts, full_precision=full_precision)
     except ModelError as error:
         name = BUILT_IN[0]
-        built_in = inspect_model(name)
-        assert built_in is not None
-        own = built_in.defaults()
-        size = f"{own['width']} x {own['height']}"
         console.print_status(
-            f"{error.value} {error.rule}; drawing with the built-in model, {name}, at its own "
-            f"size of {size} instead."
+            f"{error.value} {error.rule}; the built-in model, {name}, takes its place, at its own "
+            "size."
         )
-        weights["model"] = name
-        for side in SIZES:
-            if settings.get(side) not in (None, own.get(side, own["width"])):
-                console.print_status(f"--{side} {settings[side]} is left out: {name} draws {size}.")
-            if side in settings:
-                settings[side] = None
-        return True
-    return False
+        return name
+    return None

@@ -14,7 +14,7 @@ from sdpipe.cli.groups import (
     SpeedOptions,
     grouped,
 )
-from sdpipe.cli.save import save, tells_progress
+from sdpipe.cli.save import STDOUT, check_stdout, save, save_to_stdout, tells_progress
 from sdpipe.errors import UsageError
 from sdpipe.io import names
 from sdpipe.io.encoding import decode
@@ -46,7 +46,11 @@ def generate(
     Settings(prompt=prompts[0], n=n * len(prompts), **inputs)  # the last seed is a seed too
     count = n * len(prompts)
     machine = {**device.to_kwargs(), **speed.to_kwargs()}
-    destination = names.Destination(out, count, overwrite=overwrite)
+    if out == STDOUT:
+        check_stdout(count, as_json=as_json, save_int=settings.values["save_int"])
+        destination = None
+    else:
+        destination = names.Destination(out, count, overwrite=overwrite)
     loaded = model.to_kwargs()
     fall_back(loaded, device.dtype, inputs)
     check_early(loaded, device.dtype, [(prompts, {**inputs, "n": n})])
@@ -66,6 +70,9 @@ def generate(
             console.step_bar(len(images)) as on_step,
         ):
             for result in pipe.draw(images, canvas, on_step=on_step, on_failed=failed.__setitem__):
+                if destination is None:
+                    save_to_stdout(result, with_metadata=not no_metadata)
+                    continue
                 places = dict(enumerate(result.numbers))
                 options = {"show": not as_json, "with_metadata": not no_metadata}
                 save(result, destination, places, written, **options)

@@ -135,7 +135,7 @@ Out = Annotated[
     str,
     option(
         OUTPUT,
-        "A folder, where images are numbered, or a .png, .jpg or .webp file.",
+        "A folder, where images are numbered, or a .png, .jpg or .webp file; - is standard output.",
         "--out",
         "-o",
         metavar="PATH",

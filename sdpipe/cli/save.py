@@ -1,16 +1,20 @@
 """Saves what a command drew, and prints where."""
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.cli import console
+from sdpipe.errors import UsageError
 from sdpipe.io import names
 from sdpipe.metadata.save import save_images
 
 if TYPE_CHECKING:
     from sdpipe.pipeline import Result
+
+STDOUT = "-"
 
 
 def save(
@@ -41,6 +45,31 @@ def save(
         for k, entry in zip(places, written[first:], strict=True):
             path = Path(entry["path"])
             entry["steps"] = _save_steps(result, k, path, with_metadata, destination.overwrite)
+
+
+def check_stdout(images: int, *, as_json: bool, save_int: bool) -> None:
+    """Checks that `--out -` writes one image, and to a file or a program.
+
+    Raises:
+        UsageError: it is another number, there is more to write, or a terminal reads.
+    """
+    given = f"--out {STDOUT}"
+    if images != 1:
+        raise UsageError(given, f"writes one image, not {images}", "name a folder")
+    if as_json or save_int:
+        other = "--json" if as_json else "--save-int"
+        raise UsageError(given, f"writes nothing but the image, and {other} more", "name a file")
+    if sys.stdout.isatty():
+        raise UsageError(given, "would write an image to the terminal", f"as in {given} > a.png")
+
+
+def save_to_stdout(result: "Result", *, with_metadata: bool) -> None:
+    """Writes the only image of a result to standard output, as a PNG."""
+    from sdpipe.io import png
+
+    record = result.records[0] if with_metadata else None
+    sys.stdout.buffer.write(png.encode(result.images[0], "PNG", record))
+    sys.stdout.buffer.flush()
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ class Destination:
         Raises:
             UsageError: a file exists, its format is not supported, or the folder is not writable.
         """
-        if out == "-":
+        if os.fspath(out).rstrip("/") == "-":
             raise UsageError("out='-'", "names no file", "./- is a file of that name")
         self._target = Path(out)
         self.overwrite = overwrite

@@ -30,7 +30,7 @@ class Output:
     """A drawing, films or numbers, as the options ask for them.
 
     A drawing is written to `out`, or, if neither films nor numbers are asked for, to outputs/ under
-    the next number. No existing file is overwritten.
+    the next number.
     """
 
     def __init__(
@@ -40,19 +40,22 @@ class Output:
         *,
         out: str | None,
         as_json: bool,
+        overwrite: bool = False,
         gif: str | None = None,
         mp4: str | None = None,
         formats: Sequence[str] = DRAWINGS,
     ) -> None:
         """`name` is the command and `about` its subject; both are part of the file's name.
 
+        overwrite: files that are named and exist are replaced, else refused.
+
         Raises:
             UsageError: a format is not supported, or a folder is not writable.
             SdpipeError: a library is missing.
         """
-        self._name, self._json = name, as_json
+        self._name, self._json, self._overwrite = name, as_json, overwrite
         self._films = [
-            _film_path(option, path)
+            _film_path(option, path, overwrite)
             for option, path in ((".gif", gif), (".mp4", mp4))
             if path is not None
         ]
@@ -60,7 +63,7 @@ class Output:
         if out is not None or not (as_json or self._films):
             out = "outputs" if out is None else out
             _check_suffix(out, formats)
-            place = names.Destination(out, 1, formats)
+            place = names.Destination(out, 1, formats, overwrite=overwrite)
             self._drawing = place.path(0, f"show {name} {about}")
             if formats is DRAWINGS:
                 style.check_matplotlib()
@@ -83,7 +86,7 @@ class Output:
         written: dict[str, str] = {}
         if self._drawing is not None:
             data = _encode(draw(), self._drawing.suffix.lower())
-            written["path"] = str(files.write(self._drawing, data))
+            written["path"] = self._write(self._drawing, data)
         if self._films:
             assert film is not None
             from sdpipe.show import animation
@@ -92,10 +95,13 @@ class Output:
             frames = film()
             for path in self._films:
                 kind = path.suffix.lower()
-                written[kind[1:]] = str(files.write(path, encoders[kind](frames)))
+                written[kind[1:]] = self._write(path, encoders[kind](frames))
         if self._json:
             return to_json({"show": self._name, **numbers, **written})
         return "\n".join(written.values())
+
+    def _write(self, path: Path, data: bytes) -> str:
+        return str(files.write(path, data, overwrite=self._overwrite))
 
 
 def to_json(numbers: Mapping[str, Any]) -> str:
@@ -144,8 +150,8 @@ def _check_suffix(out: str, formats: Sequence[str]) -> None:
         )
 
 
-def _film_path(suffix: str, out: str) -> Path:
+def _film_path(suffix: str, out: str, overwrite: bool) -> Path:
     option = f"--{suffix[1:]}"
     if Path(out).suffix.lower() != suffix or out.endswith(("/", os.sep)) or os.path.isdir(out):
         raise UsageError(f"{option} {out}", f"is not a {suffix} file", f"use {option} film{suffix}")
-    return names.Destination(out, 1, (suffix,)).path(0, "")
+    return names.Destination(out, 1, (suffix,), overwrite=overwrite).path(0, "")

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import sdpipe
-from sdpipe.cli.console import summary
+from sdpipe.cli.console import print_result, print_status, summary
 from sdpipe.settings import Settings
 
 
@@ -72,3 +72,12 @@ def test_help_in_an_encoding_without_its_signs(tmp_path):
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"--guidance-rescale" in done.stdout
+
+
+def test_what_a_stranger_wrote_does_not_reach_the_terminal(capsys):
+    print_status("made for \x1b]0;title\x07 and more\nlines " + "x" * 200_000)
+    print_result("a\x9b1m.png")
+    out, err = capsys.readouterr()
+    assert out == "a\\u009b1m.png\n"
+    assert err.startswith("sdpipe: made for \\u001b]0;title\\u0007 and more lines xxx")
+    assert len(err) < 5000

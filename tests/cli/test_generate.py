@@ -1,6 +1,8 @@
+import io
 import json
 import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -190,3 +192,36 @@ def test_behind_two_dashes_a_prompt_may_look_like_an_option(model, tmp_path, cap
     path = str(tmp_path / "a.png")
     assert main(["generate", "--model", model, *FAST, "--out", path, "--", "--seed"]) == 0
     assert read(path)["sdpipe"]["settings"]["prompt"] == "--seed"
+
+
+def test_an_image_goes_to_standard_output(draw, monkeypatch, tmp_path):
+    draw("--seed", "3", "--out", "a.png")
+    stdout = io.TextIOWrapper(io.BytesIO())
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        assert draw("--seed", "3", "--out", "-")[0] == 0
+    assert stdout.buffer.getvalue() == (tmp_path / "a.png").read_bytes()
+
+
+def test_more_than_an_image_does_not(draw, tmp_path):
+    for options in (["-n", "2"], ["--json"], ["--save-int"]):
+        status, out, err = draw("--out", "-", *options)
+        assert (status, out) == (2, "")
+        assert "--out - writes" in err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_an_output_that_cannot_be_printed_costs_no_image(model, tmp_path):
+    command = [sys.executable, "-m", "sdpipe", "generate", "red apple", "--model", model, *FAST]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*command, "--n", "3", "--out", str(tmp_path)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert len(os.listdir(tmp_path)) == 3
+    assert done.stderr.count("standard output cannot be written (No space left on device)") == 1
+    assert "3 images" in done.stderr

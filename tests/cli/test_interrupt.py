@@ -55,7 +55,7 @@ def hang():
 """
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize(("hang", "times"), [(STUBBORN, 2), (IN_AN_IMPORT, 1)])
 def test_a_program_that_does_not_end_is_ended(
     hang, times, tmp_path, tmp_path_factory, number, status
@@ -198,3 +198,12 @@ def test_images_are_written_as_they_are_drawn(model, tmp_path):
     assert len(written) < 99
     told = rf"sdpipe: {len(written)} of 99 images are written; --seed \d+ draws the same\."
     assert re.fullmatch(told + "\nsdpipe: interrupted\n", err)
+
+
+def test_what_ignores_a_closed_terminal_goes_on_ignoring_it():
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with interruptible():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, old)

@@ -92,18 +92,21 @@ def test_svg_is_a_drawing_and_pdf_too(show, name, tmp_path):
     root = ElementTree.parse(tmp_path / "x.svg").getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert len(list(root.iter())) > 30
-    assert show(name, *ALL[name], "--out", "x.svg", "--json")[0] == 0
-    assert (tmp_path / "x.svg").read_bytes() == (tmp_path / "x-1.svg").read_bytes()
+    before = (tmp_path / "x.svg").read_bytes()
+    assert show(name, *ALL[name], "--out", "x.svg", "--overwrite", "--json")[0] == 0
+    assert (tmp_path / "x.svg").read_bytes() == before
     assert show(name, *ALL[name], "--out", "x.PDF")[1] == "x.PDF\n"
     assert (tmp_path / "x.PDF").read_bytes().startswith(b"%PDF")
 
 
-def test_numbers_go_on_and_nothing_is_overwritten(show, tmp_path):
+def test_numbers_go_on_and_what_exists_is_refused(show, tmp_path):
     assert show("tokens", "a", "--out", "x")[1] == "x/0001-show-tokens-a.png\n"
     assert show("tokens", "b", "--out", "x/")[1] == "x/0002-show-tokens-b.png\n"
     assert show("tokens", "b", "--out", "y.png")[1] == "y.png\n"
-    report = json.loads(show("tokens", "b", "--out", "y.png", "--json")[1])
-    assert report["path"] == "y-1.png"
+    status, _, err = show("tokens", "b", "--out", "y.png")
+    assert (status, "y.png exists already" in err) == (2, True)
+    report = json.loads(show("tokens", "b", "--out", "y.png", "--json", "--overwrite")[1])
+    assert report["path"] == "y.png"
     assert len(report["ids"]) == 77
 
 
@@ -116,9 +119,10 @@ def test_films(show, tmp_path):
         assert film.n_frames == 4
     assert (tmp_path / "x.mp4").read_bytes()[4:8] == b"ftyp"
     arguments = ["--gif", "x.gif", "--out", "s.png", "--json"]
-    report = json.loads(show("interpolate", *ALL["interpolate"], *arguments)[1])
-    assert (report["path"], report["gif"]) == ("s.png", "x-1.gif")
-    with Image.open("x-1.gif") as film:
+    assert show("interpolate", *ALL["interpolate"], *arguments)[0] == 2  # x.gif exists
+    report = json.loads(show("interpolate", *ALL["interpolate"], *arguments, "--overwrite")[1])
+    assert (report["path"], report["gif"]) == ("s.png", "x.gif")
+    with Image.open("x.gif") as film:
         assert film.n_frames == 4
     assert report["fractions"] == [0, 0.5, 1]
 

@@ -1,4 +1,7 @@
 import errno
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,9 +33,12 @@ def test_a_process_that_ends_at_once_can_remove_it_all(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_a_name_is_taken_once(tmp_path, monkeypatch, links):
-    if not links:
+@pytest.mark.parametrize("way", ["link", "rename", "claim"])
+def test_a_name_is_taken_once(tmp_path, monkeypatch, way):
+    """By a hard link; without those by renameat2; where neither is possible by a claim."""
+    if way == "claim":
+        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: None)
+    if way != "link":
 
         def refuse(*_):
             raise OSError(errno.EPERM, "no hard links on FAT")
@@ -60,6 +66,7 @@ def test_a_claim_is_given_up_when_the_file_does_not_follow(tmp_path, monkeypatch
         raise OSError(errno.ENOTSUP, "no")
 
     monkeypatch.setattr("os.link", refuse)
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: None)
     monkeypatch.setattr("os.replace", refuse)
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(OSError, match="no"), temporary_path(tmp_path) as temporary:  # noqa: PT012
@@ -71,3 +78,24 @@ def test_a_claim_is_given_up_when_the_file_does_not_follow(tmp_path, monkeypatch
 def test_other_errors_of_linking_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError):
         put_in_place(tmp_path / "nothing", tmp_path / "x")
+
+
+def test_what_a_killed_process_left_is_removed_and_what_others_write_is_not(tmp_path):
+    code = "import os, sys; from pathlib import Path; from sdpipe.io.files import temporary_path\n"
+    code += "with temporary_path(Path(sys.argv[1])) as path:\n"
+    code += "    path.touch(); print(path, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as dead, subprocess.Popen(command, **pipes) as living:
+        left, written = (Path(p.stdout.readline().strip()) for p in (dead, living))
+        dead.kill()
+        dead.wait()
+        theirs = tmp_path / ".sdpipe-01234567-1-01234567.part"  # of another machine
+        old = tmp_path / ".sdpipe-01234567-1-76543210.part"
+        for path in (theirs, old):
+            path.touch()
+        os.utime(old, (0, 0))
+        assert left.exists()
+        with temporary_path(tmp_path):
+            assert set(tmp_path.iterdir()) == {written, theirs}
+        living.communicate("")

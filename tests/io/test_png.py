@@ -223,16 +223,6 @@ def test_metadata_is_of_one_image_and_its_place_in_the_batch():
     assert own["pixels_sha256"] == hashlib.sha256(image.tobytes()).hexdigest()
 
 
-def test_a_home_folder_is_left_out(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/alice")
-    for name, short in (("/home/alice/models/x", "~/models/x"), ("/home/alicex", "/home/alicex")):
-        own = metadata(
-            settings(), {**IDENTITY, "name": name}, image=plain(), device="cpu", dtype="float32"
-        )
-        assert own["sdpipe"]["model"]["name"] == short
-        assert "alice/" not in json.dumps(own)
-
-
 def test_the_hash_is_of_pixels_and_not_of_packing():
     image = plain()
     assert pixels_sha256(image) == pixels_sha256(image.convert("RGBA"))

@@ -197,8 +197,8 @@ def test_what_cannot_be_saved_is_refused(vae, tmp_path):
     with raises(UsageError, rule="no steps", remedy="save_int=True"):
         decode_columns(vae, Result([], [SETTINGS], [], []), 0)
     (tmp_path / "x.steps").mkdir()
-    with raises(SdpipeError, value="x.steps", rule="cannot be written: File exists"):
+    with raises(SdpipeError, value="x.steps", rule="cannot be written (File exists)"):
         save_steps(vae, result(), 0, tmp_path / "x.steps")
     (tmp_path / "file").touch()
-    with raises(SdpipeError, value="x.steps", rule="cannot be written: "):
+    with raises(SdpipeError, value="x.steps", rule="cannot be written ("):
         save_steps(vae, result(), 0, tmp_path / "file" / "x.steps")

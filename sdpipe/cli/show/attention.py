@@ -2,9 +2,8 @@
 
 from sdpipe.cli import console, options
 from sdpipe.cli.groups import DeviceOptions, ModelOptions, SamplingOptions, grouped
-from sdpipe.cli.show.options import Json, Out, Prompt, load
+from sdpipe.cli.show.options import OutputOptions, Prompt, load
 from sdpipe.show import checks
-from sdpipe.show.output import Output
 
 
 @grouped
@@ -14,17 +13,16 @@ def attention(
     sampling: SamplingOptions,
     model: ModelOptions,
     device: DeviceOptions,
-    out: Out = None,
-    as_json: Json = False,
+    output: OutputOptions,
     debug: options.Debug = False,
 ) -> None:
     """Draws an image, and over it a map of the attention to each word."""
     inputs = sampling.check(prompt)
     checks.check_attention(prompt, sampling.values["g"])
-    output = Output("attention", prompt, out=out, as_json=as_json)
+    drawing = output.check("attention", prompt)
     pipe = load(model, device, inputs)
     from sdpipe.show.attention import attention_data, attention_figure
 
     with console.step_bar(1) as on_step:
         data = attention_data(pipe, prompt, on_step=on_step, **inputs)
-    console.print_result(output.finish(data.to_dict(), lambda: attention_figure(data)))
+    console.print_result(drawing.finish(data.to_dict(), lambda: attention_figure(data)))

@@ -4,9 +4,8 @@ from typing import Annotated
 
 from sdpipe.cli import console, options
 from sdpipe.cli.groups import DeviceOptions, ModelOptions, SamplingOptions, grouped
-from sdpipe.cli.show.options import SHOW, Json, Out, Prompt, load
+from sdpipe.cli.show.options import SHOW, OutputOptions, Prompt, load
 from sdpipe.show import checks
-from sdpipe.show.output import Output
 
 
 @grouped
@@ -21,8 +20,7 @@ def denoise(
     sampling: SamplingOptions,
     model: ModelOptions,
     device: DeviceOptions,
-    out: Out = None,
-    as_json: Json = False,
+    output: OutputOptions,
     debug: options.Debug = False,
 ) -> None:
     """Draws an image with noise, the noise that the U-Net predicts, and the image without it."""
@@ -31,10 +29,10 @@ def denoise(
     checks.check_times([t])
     inputs = sampling.check(prompt)
     pixels = None if image is None else read_image(image)
-    output = Output("denoise", prompt, out=out, as_json=as_json)
+    drawing = output.check("denoise", prompt)
     pipe = load(model, device, inputs)
     from sdpipe.show.denoise import denoise_data, denoise_figure
 
     with console.step_bar(1) as on_step:
         data = denoise_data(pipe, prompt, t, image=pixels, on_step=on_step, **inputs)
-    console.print_result(output.finish(data.to_dict(), lambda: denoise_figure(data)))
+    console.print_result(drawing.finish(data.to_dict(), lambda: denoise_figure(data)))

@@ -4,9 +4,8 @@ from typing import Annotated
 
 from sdpipe.cli import console, options
 from sdpipe.cli.groups import DeviceOptions, ModelOptions, SamplingOptions, grouped
-from sdpipe.cli.show.options import SHOW, Json, Numbers, Out, Prompt, load, parse_numbers
+from sdpipe.cli.show.options import SHOW, Numbers, OutputOptions, Prompt, load, parse_numbers
 from sdpipe.show import checks
-from sdpipe.show.output import Output
 
 
 @grouped
@@ -25,8 +24,7 @@ def guidance(
     sampling: SamplingOptions,
     model: ModelOptions,
     device: DeviceOptions,
-    out: Out = None,
-    as_json: Json = False,
+    output: OutputOptions,
     debug: options.Debug = False,
 ) -> None:
     """Draws the two predictions of classifier-free guidance and the guided one, step by step."""
@@ -37,10 +35,10 @@ def guidance(
     known = {**read_defaults(model.model), **{k: v for k, v in inputs.items() if v is not None}}
     checks.check_guidance(known.get("g"), known.get("steps"), known.get("scheduler"))
     checks.check_at(chosen, known.get("steps"), known.get("scheduler"))
-    output = Output("guidance", prompt, out=out, as_json=as_json)
+    drawing = output.check("guidance", prompt)
     pipe = load(model, device, inputs)
     from sdpipe.show.guidance import guidance_data, guidance_figure
 
     with console.step_bar(1) as on_step:
         data = guidance_data(pipe, prompt, chosen, on_step=on_step, **inputs)
-    console.print_result(output.finish(data.to_dict(), lambda: guidance_figure(data)))
+    console.print_result(drawing.finish(data.to_dict(), lambda: guidance_figure(data)))

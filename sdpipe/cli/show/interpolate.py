@@ -6,11 +6,10 @@ import typer
 
 from sdpipe.cli import console, options
 from sdpipe.cli.groups import DeviceOptions, ModelOptions, SamplingOptions, grouped
-from sdpipe.cli.show.options import SHOW, Gif, Json, Mp4, Out, load, parse_seed
+from sdpipe.cli.show.options import SHOW, FilmOptions, load, parse_seed
 from sdpipe.errors import UsageError
 from sdpipe.settings import IMAGE
 from sdpipe.show import checks
-from sdpipe.show.output import Output
 
 
 class EndsOptions(SamplingOptions):
@@ -38,10 +37,7 @@ def interpolate(
     sampling: EndsOptions,
     model: ModelOptions,
     device: DeviceOptions,
-    out: Out = None,
-    gif: Gif = None,
-    mp4: Mp4 = None,
-    as_json: Json = False,
+    output: FilmOptions,
     debug: options.Debug = False,
 ) -> None:
     """Draws the images between two: noises on an arc, prompt embeddings on a line."""
@@ -55,7 +51,7 @@ def interpolate(
     inputs = sampling.check(first)
     options.text("the prompt", last)
     checks.check_interpolation(frames, chosen, sampling.values["scheduler"])
-    output = Output("interpolate", f"{first} {last}", out=out, as_json=as_json, gif=gif, mp4=mp4)
+    drawing = output.check("interpolate", f"{first} {last}")
     pipe = load(model, device, inputs)
     from sdpipe.show.films import interpolation_film
     from sdpipe.show.interpolate import interpolate_data, interpolate_figure
@@ -64,7 +60,7 @@ def interpolate(
         data = interpolate_data(
             pipe, first, last, seeds=chosen, frames=frames, on_frame=on_frame, **inputs
         )
-    text = output.finish(
+    text = drawing.finish(
         data.to_dict(), lambda: interpolate_figure(data), lambda: interpolation_film(data)
     )
     console.print_result(text)

@@ -5,10 +5,9 @@ from typing import Annotated, Any
 
 from sdpipe.cli import console, options
 from sdpipe.cli.groups import DeviceOptions, ModelOptions, grouped
-from sdpipe.cli.show.options import SHOW, Image, Json, Numbers, Out, Seed, load, parse_numbers
+from sdpipe.cli.show.options import SHOW, Image, Numbers, OutputOptions, Seed, load, parse_numbers
 from sdpipe.settings import Settings
 from sdpipe.show import checks
-from sdpipe.show.output import Output
 
 
 @grouped
@@ -29,8 +28,7 @@ def noise(
     dim: Annotated[Any, options.setting("dim")] = None,
     model: ModelOptions,
     device: DeviceOptions,
-    out: Out = None,
-    as_json: Json = False,
+    output: OutputOptions,
     debug: options.Debug = False,
 ) -> None:
     """Draws the forward process: an image with the noise of several timesteps."""
@@ -41,9 +39,9 @@ def noise(
     inputs = {"seed": seed, "dim": dim}
     Settings(prompt="", **inputs)
     pixels = read_image(image)
-    output = Output("noise", Path(image).stem, out=out, as_json=as_json)
+    drawing = output.check("noise", Path(image).stem)
     pipe = load(model, device, inputs)
     from sdpipe.show.noise import noise_data, noise_figure
 
     data = noise_data(pipe, pixels, times, **inputs)
-    console.print_result(output.finish(data.to_dict(), lambda: noise_figure(data)))
+    console.print_result(drawing.finish(data.to_dict(), lambda: noise_figure(data)))

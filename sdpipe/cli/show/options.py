@@ -1,13 +1,17 @@
 """The options that the commands of `sdpipe show` share."""
 
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdpipe.cli import console, options
 from sdpipe.cli.fallback import fall_back
-from sdpipe.cli.groups import DeviceOptions, ModelOptions
+from sdpipe.cli.groups import DeviceOptions, ModelOptions, OptionGroup
 from sdpipe.settings import OUTPUT
+from sdpipe.show.output import DRAWINGS, Output
 
 if TYPE_CHECKING:
     from sdpipe.pipeline import Pipeline
@@ -50,23 +54,42 @@ def parse_seed(text: str) -> int:
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")]
 Image = Annotated[str, typer.Argument(metavar="IMAGE", help="Any image file; its middle is used.")]
-Out = Annotated[
-    str | None,
-    options.option(
-        OUTPUT,
-        "A folder, or a .png, .svg or .pdf file. Existing files are not overwritten. Default: "
-        "outputs, or nowhere with --json, --gif or --mp4.",
-        "--out",
-        "-o",
-        metavar="PATH",
-    ),
-]
-Json = Annotated[bool, options.flag(OUTPUT, "Print the numbers as JSON.", "--json")]
-Gif = Annotated[str | None, options.option(OUTPUT, "Write a film as GIF.", "--gif", metavar="FILE")]
-Mp4 = Annotated[
-    str | None, options.option(OUTPUT, "Write the film as MP4.", "--mp4", metavar="FILE")
-]
 Seed = Annotated[Any, options.setting("seed")]
+
+
+@dataclass(frozen=True)
+class OutputOptions(OptionGroup):
+    """Where the drawing or the numbers go."""
+
+    out: Annotated[
+        str | None,
+        options.option(
+            OUTPUT,
+            "A folder, or a .png file; of curves also .svg or .pdf. Default: outputs, or nowhere "
+            "with numbers or films.",
+            "--out",
+            "-o",
+            metavar="PATH",
+        ),
+    ] = None
+    overwrite: options.Overwrite = False
+    as_json: Annotated[bool, options.flag(OUTPUT, "Print the numbers as JSON.", "--json")] = False
+
+    def check(self, name: str, about: str, formats: Sequence[str] = DRAWINGS) -> Output:
+        """The output of a command, checked; raises as `Output`."""
+        return Output(name, about, formats=formats, **dataclasses.asdict(self))
+
+
+@dataclass(frozen=True)
+class FilmOptions(OutputOptions):
+    """Where the drawing, the films or the numbers go."""
+
+    gif: Annotated[
+        str | None, options.option(OUTPUT, "Write a film as GIF.", "--gif", metavar="FILE")
+    ] = None
+    mp4: Annotated[
+        str | None, options.option(OUTPUT, "Write the film as MP4.", "--mp4", metavar="FILE")
+    ] = None
 
 
 def load(
