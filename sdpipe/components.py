@@ -16,7 +16,7 @@ from sdpipe.loading.locate import (
     public_name,
 )
 from sdpipe.loading.lora import Lora, LoraSpec
-from sdpipe.loading.networks import build
+from sdpipe.loading.networks import blame_weights, build
 from sdpipe.loading.single_file import check_prediction_type
 from sdpipe.loading.sources import Sources, read_checkpoint
 from sdpipe.loading.textual_inversion import Embedding, EmbeddingSpec
@@ -105,6 +105,7 @@ class Components:
     low_memory: the networks are on the device only while they run, see `on_device`.
     vocabulary: the words that the model was trained on, if it comes with a list of them and its
         tokenizer, text encoder and weights are its own.
+    sources: where the parts come from.
     """
 
     tokenizer: "CLIPTokenizer"
@@ -118,6 +119,11 @@ class Components:
     model: ModelInfo
     low_memory: bool = False
     vocabulary: Vocabulary | None = None
+    sources: Sources | None = field(default=None, repr=False)
+
+    def blame_weights(self) -> AbstractContextManager[None]:
+        """Raises ModelError for weights that are not finite, where a stage in the block is not."""
+        return blame_weights(vars(self), self.sources)
 
     @property
     def constraints(self) -> dict[str, Any]:
@@ -195,31 +201,29 @@ def load(
         device = check_low_memory(device)
     if prediction_type is not None:
         check_prediction_type(prediction_type)
-    lora_files = tuple(Lora.read(spec) for spec in loras)
-    embedding_files = tuple(Embedding.read(spec) for spec in embeddings)
+    added = (tuple(Lora.read(s) for s in loras), tuple(Embedding.read(s) for s in embeddings))
     given = {"tokenizer": tokenizer, "text_encoder": text_encoder, "unet": unet, "vae": vae}
     full_precision = dtype_name(dtype) == "float32"
-    sources = _find_sources(
-        model, given, full_precision, prediction_type, lora_files, embedding_files
-    )
+    sources = _find_sources(model, given, full_precision, prediction_type, *added)
     defaults, scheduler_config = sources.defaults(), sources.scheduler()
     base, replaced = sources.model, {*sources.modules, *sources.replaced}
-    is_own_language = not lora_files and not replaced & {"tokenizer", "text_encoder"}
+    is_own_language = not loras and not replaced & {"tokenizer", "text_encoder"}
     vocabulary = read_vocabulary(base.path, base.label) if base and is_own_language else None
 
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
     home = pick_device("cpu") if low_memory else device
-    networks = build(sources, home, dtype, lora_files, embedding_files, for_speed=for_speed)
+    networks = build(sources, home, dtype, *added, for_speed=for_speed)
     return Components(
         **networks,
         scheduler_config=scheduler_config,
         defaults=defaults,
         device=device,
         dtype=dtype,
-        model=_describe(sources, prediction_type, lora_files, embedding_files),
+        model=_describe(sources, prediction_type, *added),
         low_memory=low_memory,
         vocabulary=vocabulary,
+        sources=sources,
     )
 
 
@@ -248,11 +252,8 @@ def inspect_model(
             wanted = ("unet", "text_encoder") + ("vae",) * (vae is None)
             read_checkpoint(find_model(model), wanted, prediction_type)
         return None
-    lora_files = tuple(Lora.read(spec) for spec in loras)
-    embedding_files = tuple(Embedding.read(spec) for spec in embeddings)
-    return _find_sources(
-        model, {"vae": vae}, full_precision, prediction_type, lora_files, embedding_files
-    )
+    added = (tuple(Lora.read(s) for s in loras), tuple(Embedding.read(s) for s in embeddings))
+    return _find_sources(model, {"vae": vae}, full_precision, prediction_type, *added)
 
 
 def _find_sources(

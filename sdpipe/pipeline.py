@@ -254,7 +254,7 @@ class Pipeline:
             UsageError: a value breaks its rule, or the model's.
             TypeError: no setting has such a name.
             ModelError: with safety="flag", the model has no safety checker, or it can't be had.
-            NotFiniteError: a stage produced NaN or infinity.
+            NotFiniteError: a stage produced NaN or infinity; ModelError if its weights are so.
         """
         images, canvas = self.plan(prompt, **settings)
         return Result.join(list(self.draw(images, canvas, on_step=on_step)))
@@ -373,12 +373,13 @@ class Pipeline:
         """Text to prompt embeddings, noise to latents."""
         pipe = self._with_seamless(batch.settings[0].seamless)
         embeds = encode(pipe.components, batch)
-        return sample(pipe.components, pipe._unet, batch, embeds, canvas)
+        with self.components.blame_weights():
+            yield from sample(pipe.components, pipe._unet, batch, embeds, canvas)
 
     def _decode(self, step: Step, seamless: str | None, canvas: Canvas | None) -> list[Image.Image]:
         """Latents to images, one at a time: a batch would need the memory of all."""
         vae = self._with_seamless(seamless).components.vae
-        with self.components.on_device(vae):
+        with self.components.blame_weights(), self.components.on_device(vae):
             images = [latents_to_pil(vae, z)[0] for z in step.latents.split(1)]
         return images if canvas is None else [canvas.composite(image) for image in images]
 

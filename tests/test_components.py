@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from support.tiny import (
 )
 from transformers import CLIPConfig, CLIPModel
 
+from sdpipe import Pipeline
 from sdpipe.components import Components, load
 from sdpipe.errors import ModelError, UsageError
 
@@ -174,16 +176,91 @@ def test_a_corrupted_file(folder):
     data = bytearray((folder / UNET).read_bytes())
     data[8:20] = b"#" * 12
     (folder / UNET).write_bytes(data)
-    with raises(ModelError, "the weights of the unet", "damaged or cut short"):
+    with raises(ModelError, "the unet in", "damaged or cut short", "download it again"):
         load(folder)
 
 
-def test_a_damaged_cache_says_what_to_delete(hub, folder):
+@pytest.mark.parametrize("name", [UNET, "unet/config.json", "tokenizer/vocab.json"])
+def test_doing_what_the_message_on_a_damaged_cache_says_repairs_it(hub, folder, name):
     hub.add("owner/name", folder)
-    path = load("owner/name").model.folder / UNET
-    path.write_bytes(path.read_bytes()[:100])
-    with raises(ModelError, UNET, "damaged", "delete the file"):
-        load("owner/name")
+    path = load("owner/name").model.folder / name
+    path.write_bytes(b"#" * path.stat().st_size)  # the size is right
+    for _ in range(2):
+        with raises(ModelError, name.partition("/")[0], remedy="delete ") as caught:
+            load("owner/name")
+    words = caught.value.remedy.removeprefix("delete ").partition(", and the next run")[0]
+    for file in shlex.split(words):
+        Path(file).unlink()
+    load("owner/name")
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "remedy"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "pointer of git-lfs", "pull"),
+        ("\n<!DOCTYPE html><html><title>Sign in", "is a web page", "log in first"),
+        ("<?xml version='1.0'?><Error><Code>AccessDenied", "is a web page", "log in first"),
+    ],
+)
+def test_what_lies_in_place_of_a_file_is_named(folder, text, rule, remedy):
+    for name in (UNET, "unet/config.json", "scheduler/scheduler_config.json", "model_index.json",
+                 "tokenizer/vocab.json", "words.json"):  # fmt: skip
+        before = (folder / name).read_bytes() if (folder / name).exists() else None
+        (folder / name).write_text(text)
+        with raises(ModelError, Path(name).name, rule, remedy):
+            load(folder)
+        if before is not None:
+            (folder / name).write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("data", "rule"),
+    [
+        (b"Entry not found", "is a text that begins with 'Entry not found'"),
+        (b"", "is empty"),
+        (b"#" * 8 + b"\0\xff" * 50, "is damaged or cut short"),
+    ],
+)
+def test_what_is_no_file_of_weights_is_named(tmp_path, data, rule):
+    (tmp_path / "x.safetensors").write_bytes(data)
+    for key in ("loras", "embeddings"):
+        with raises(ModelError, "x.safetensors", rule):
+            load("emoji", **{key: [tmp_path / "x.safetensors"]})
+
+
+def test_a_pickle_by_another_name_is_converted(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "x.safetensors")
+    with raises(ModelError, "x.safetensors", "is a pickle", "x-converted.safetensors`"):
+        load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:the latents grew")
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        (UNET, "conv_out.bias"),
+        ("vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.bias"),
+        ("text_encoder/model.safetensors", "text_model.final_layer_norm.bias"),
+    ],
+)
+def test_weights_that_are_not_finite_are_named_with_their_file(folder, file, name):
+    tensors = load_file(folder / file)
+    tensors[name][0] = float("nan")
+    save_file(tensors, folder / file)
+    pipe = Pipeline(folder, device="cpu", dtype="float32")
+    with raises(ModelError, str(folder / file), f"its tensor {name} has NaN", "again"):
+        pipe.generate("a cat", steps=2)
+
+
+@pytest.mark.filterwarnings("ignore:the latents grew")
+def test_weights_that_a_type_cannot_hold_are_named_with_it(folder):
+    tensors = load_file(folder / UNET)
+    tensors["conv_out.bias"][0] = 1e6
+    save_file(tensors, folder / UNET)
+    Pipeline(folder, device="cpu", dtype="float32").generate("a cat", steps=2)
+    pipe = Pipeline(folder, device="cpu", dtype="float16")
+    with raises(ModelError, "the unet", "infinite in float16, conv_out.bias first", "float32"):
+        pipe.generate("a cat", steps=2)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +298,11 @@ def test_a_configuration_that_is_no_json(folder):
         ("unet", {"in_channels": 8}, "in_channels=8", "is an editing model"),
         ("unet", {"out_channels": 8}, "out_channels=8", "more than the noise"),
         ("unet", {"addition_embed_type": "text_time"}, "text_time", "Stable Diffusion XL"),
+        ("unet", {"time_cond_proj_dim": 256}, "time_cond_proj_dim=256", "works otherwise"),
+        ("unet", {"num_class_embeds": 10}, "num_class_embeds=10", "works otherwise"),
+        ("unet", {"_class_name": "UNetMotionModel"}, "UNetMotionModel", "works otherwise"),
+        ("vae", {"shift_factor": 0.1}, "shift_factor=0.1", "works otherwise"),
+        ("text_encoder", {"model_type": "t5"}, "model_type='t5'", "works otherwise"),
         ("unet", {"cross_attention_dim": 768}, "cross_attention_dim=768", "hidden_size=16"),
         ("vae", {"latent_channels": 16}, "in_channels=4", "latent_channels=16"),
     ],
@@ -389,6 +471,7 @@ def test_loading_is_silent_and_leaves_the_libraries_as_they_were(folder, capfd):
 MEASURE = """
 import sys, torch
 from pathlib import Path
+from sdpipe import Pipeline
 from sdpipe.components import load
 
 def memory(name):

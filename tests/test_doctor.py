@@ -264,11 +264,15 @@ def test_a_blob_that_is_missing(hub, published):
 def test_weights_that_were_cut_short(hub, published):
     hub.add(DEFAULT, published)
     blob = (find_model().path / UNET).resolve()
-    blob.write_bytes(blob.read_bytes()[:-100])
+    whole = blob.read_bytes()
+    blob.write_bytes(whole[:-100])
+    found = examine_default_model()
+    assert found.facts["missing"] == found.facts["files"] == [UNET]  # the first use fetches it
+    blob.write_bytes(bytes(len(whole)))
     found = examine_default_model()
     assert found.state == "problem"
     assert "damaged or cut short" in found.text
-    assert "delete the file" in found.text
+    assert f"delete {blob}" in found.text
 
 
 def test_without_a_hub_the_built_in_model_is_named(hub, monkeypatch):

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "plan": ("canvas", "settings", "values"),
     "components": ("loading", "latents", "prompt", "runtime"),
     "pipeline": (*STAGES[:-1], "runtime"),
-    "loading": ("runtime", CONSTANTS, "prompt.vocabulary"),
+    "loading": ("runtime", CONSTANTS, "prompt.vocabulary", "io.content", "io.files"),
     "runtime": (),
     "io": ("settings", "values"),
     "show": (*STAGES, "io", "runtime"),

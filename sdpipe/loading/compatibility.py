@@ -16,6 +16,20 @@ _OTHER_INPUTS = {
     5: "a depth model, which also takes a depth map",
 }
 
+_KNOWN_VALUES: dict[str, dict[str, tuple[object, ...]]] = {
+    # By part, the values besides None of what would change its inputs or its outputs.
+    "unet": {
+        "_class_name": ("UNet2DConditionModel",),
+        "addition_embed_type": ("text",),
+        "class_embed_type": ("text",),
+        "num_class_embeds": (),
+        "encoder_hid_dim_type": ("text_proj",),
+        "time_cond_proj_dim": (),
+    },
+    "vae": {"_class_name": ("AutoencoderKL",), "shift_factor": (0,), "latents_mean": ()},
+    "text_encoder": {"model_type": ("clip", "clip_text_model")},
+}
+
 
 def check_parts(sources: Sources) -> None:
     """Checks that the parts fit each other and are conditioned on text alone.
@@ -45,13 +59,14 @@ def check_parts(sources: Sources) -> None:
             "predicts more than the noise",
             "take a model of the family of v1-4",
         )
-    for name in ("addition_embed_type", "class_embed_type"):
-        if unet.get(name) not in (None, "text"):
-            raise ModelError(
-                f"{who} with {name}={unet[name]!r}",
-                "takes more than the embeddings of one text, as Stable Diffusion XL does",
-                "take a model of the family of v1-4",
-            )
+    for part, config in (("unet", unet), ("vae", vae), ("text_encoder", encoder)):
+        for name, known in _KNOWN_VALUES[part].items():
+            if (value := config.get(name)) not in (None, *known):
+                raise ModelError(
+                    f"{sources.describe(part)} with {name}={value!r}",
+                    "works otherwise than that of v1-4, as in Stable Diffusion XL and others",
+                    "take a model of the family of v1-4",
+                )
     width = unet.get("encoder_hid_dim") or unet["cross_attention_dim"]
     widths = {width} if isinstance(width, int) else set(width)
     if widths != {encoder["hidden_size"]}:

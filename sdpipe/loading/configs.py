@@ -1,11 +1,13 @@
 """The JSON files of a model, read as data: configurations of its parts and its own settings."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sdpipe.errors import ModelError, UsageError
+from sdpipe.loading.weights import damage_error, repair
 from sdpipe.settings import MODEL_DEFAULTS, RULES
 
 V1_4_SCHEDULER: Mapping[str, Any] = {
@@ -35,6 +37,18 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 """The classes' defaults of the values that are read here, for configurations without them."""
 
 
+INDEX = "model_index.json"
+"""The file that lists the parts of a model."""
+
+OTHER_PARTS = ("text_encoder_2", "text_encoder_3", "transformer", "prior")
+"""Parts of other families, without which the rest of a model is not itself."""
+
+OTHER_FAMILIES = re.compile(
+    r"XL|Diffusion3|Flux|Kandinsky|Cascade|UnCLIP|Upscale|Video|Sana|PixArt"
+)
+"""What the names of their classes contain."""
+
+
 def read_json(path: Path, label: str) -> dict[str, Any]:
     """Reads a JSON object. Raises ModelError if the file is something else.
 
@@ -43,11 +57,33 @@ def read_json(path: Path, label: str) -> dict[str, Any]:
     who = f"{label}: {path}"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(who, f"is not readable as JSON ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise damage_error(who, path, error, "is not readable as JSON") from error
     if not isinstance(values, dict):
-        raise ModelError(who, "is not a JSON object")
+        raise ModelError(who, "is not a JSON object", repair(path))
     return values
+
+
+def check_index(folder: Path, label: str) -> None:
+    """Checks by its model_index.json that a model is of the family of v1-4.
+
+    Raises:
+        ModelError: it is not readable, or lists parts that v1-4 has not, as SDXL does.
+    """
+    values = read_json(folder / INDEX, label)
+    name = str(values.get("_class_name"))
+    others = [
+        part
+        for part, kind in values.items()
+        if part in OTHER_PARTS and isinstance(kind, list) and any(kind)
+    ]
+    if others or OTHER_FAMILIES.search(name):
+        parts = f" with the part {others[0]}" if others else ""
+        raise ModelError(
+            label,
+            f"is a {name}{parts}, of another family than Stable Diffusion 1 and 2",
+            "take a model of the family of v1-4",
+        )
 
 
 def read_config(folder: Path, part: str, label: str) -> dict[str, Any]:

@@ -6,11 +6,15 @@ and an interrupt would wait for gigabytes. Files that are finished are kept what
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sdpipe.errors import ModelError
+from sdpipe.loading.bars import forward_to, silent_bar, weights_bar
+from sdpipe.loading.configs import INDEX, check_index
 from sdpipe.loading.layout import VARIANT, Selection, list_files
 
 Select = Callable[[Collection[str]], Selection]
@@ -68,12 +72,8 @@ def fetch(
             f"{state}, and HF_HUB_OFFLINE forbids downloads",
             "unset it for the first use, or take a local model: a folder, or emoji",
         )
-    try:
+    with _explain_errors(hub_id, state, label):
         folder = _download(hub_id, select, label)
-    except Exception as error:
-        if (reason := _explain(error, hub_id, state)) is None:
-            raise
-        raise ModelError(label, *reason) from error
     return Snapshot(folder, folder.name, select(list_files(folder)))
 
 
@@ -98,12 +98,8 @@ def files_to_download(hub_id: str, select: Select) -> dict[str, int | None]:
         ModelError: the hub does not answer, or lacks a file.
     """
     label = f"model={hub_id!r}"
-    try:
+    with _explain_errors(hub_id, "is not cached", label):
         sizes = _list_repository(hub_id, files_metadata=True)
-    except Exception as error:
-        if (reason := _explain(error, hub_id, "is not cached")) is None:
-            raise
-        raise ModelError(label, *reason) from error
     wanted = _select_available(select, sizes, label)
     return {name: sizes[name] for name in wanted.names}
 
@@ -119,11 +115,11 @@ def _cached_folder(hub_id: str) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     repo, revision = _split(hub_id)
+    find = partial(snapshot_download, local_files_only=True, allow_patterns=[])
     try:
-        found = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[])
+        return Path(find(repo, revision=revision))
     except LocalEntryNotFoundError:
         return None
-    return Path(found)
 
 
 def _cached_listing(hub_id: str, commit: str) -> dict[str, int] | None:
@@ -139,8 +135,12 @@ def _cached_listing(hub_id: str, commit: str) -> dict[str, int] | None:
 
 
 def _missing(hub_id: str, folder: Path, select: Select, full_precision: bool) -> list[str]:
-    """What a cached snapshot lacks: nothing if either kind of weights is complete and will do."""
-    have, listed = list_files(folder), _cached_listing(hub_id, folder.name)
+    """What a cached snapshot lacks: nothing if either kind of weights is complete and will do.
+
+    A file of another size than the listed one is not complete.
+    """
+    listed = _cached_listing(hub_id, folder.name)
+    have = list_files(folder) - _incomplete(folder, listed)
     found = select(have)
     wanted = found if listed is None else select(listed)
     only_half = full_precision and VARIANT in found.variants.values()
@@ -154,11 +154,17 @@ def _missing(hub_id: str, folder: Path, select: Select, full_precision: bool) ->
     return [*missing, *wanted.missing.values()] or ["the weights in float32"]
 
 
+def _incomplete(folder: Path, listed: Mapping[str, int] | None) -> set[str]:
+    """The cached files that have another size than the repository lists."""
+    here = {n: folder / n for n in listed or () if (folder / n).is_file()}
+    return {name for name, path in here.items() if path.stat().st_size != (listed or {})[name]}
+
+
 def _describe_cache(missing: list[str] | None) -> str:
     if missing is None:
         return "is not cached"
     verb = "is" if len(missing) == 1 else "are"
-    return f"is only partly cached: {', '.join(missing[:3])} {verb} missing"
+    return f"is only partly cached: {', '.join(missing[:3])} {verb} missing or incomplete"
 
 
 def _list_repository(hub_id: str, *, files_metadata: bool = False) -> dict[str, int | None]:
@@ -197,68 +203,34 @@ def _download(hub_id: str, select: Select, label: str) -> Path:
 
     repo, revision = _split(hub_id)
     names = _list_repository(hub_id)  # first: no other request has a timeout
+    if INDEX in select(names).files:  # before gigabytes are downloaded
+        index = hf_hub_download(repo, INDEX, revision=revision, tqdm_class=silent_bar())
+        check_index(Path(index).parent, label)
     wanted = _select_available(select, names, label)
-    folder = Path(
-        snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=list(wanted.files),
-            tqdm_class=_silent_bar(),
-        )
-    )
+    if (cache := _cached_folder(hub_id)) is not None:
+        for name in _incomplete(cache, _cached_listing(hub_id, cache.name)):
+            (cache / name).resolve().unlink()  # the library takes every file for complete
+    fetch_small = partial(snapshot_download, allow_patterns=list(wanted.files))
+    folder = Path(fetch_small(repo, revision=revision, tqdm_class=silent_bar()))
     sizes = _cached_listing(hub_id, folder.name) or {}
     missing = [name for name in wanted.all_weights if not (folder / name).is_file()]
-    with _bar(repo, sum(sizes.get(name, 0) for name in missing)) as bar:
+    with weights_bar(repo, sum(sizes.get(name, 0) for name in missing)) as bar:
         for name in missing:
-            hf_hub_download(repo, name, revision=folder.name, tqdm_class=_forward_to(bar))
+            hf_hub_download(repo, name, revision=folder.name, tqdm_class=forward_to(bar))
     return folder
 
 
-def _bar(repo: str, total: int) -> Any:
-    """One progress bar for all weights, on stderr; none if that is not a terminal."""
-    from huggingface_hub.utils.tqdm import tqdm
-
-    return tqdm(
-        total=total,
-        desc=f"Fetching {repo}",
-        unit="B",
-        unit_scale=True,
-        disable=None if total else True,
-    )
-
-
-def _silent_bar() -> type[Any]:
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Silent(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})
-
-    return Silent
-
-
-def _forward_to(bar: Any) -> type[Any]:
-    """The class of a file's progress bar that hf_hub_download makes; its updates go to `bar`."""
-
-    class Forward:
-        def __init__(self, *_: object, initial: int = 0, **__: object) -> None:
-            bar.update(initial)
-
-        def __enter__(self) -> "Forward":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def update(self, n: float | None = 1) -> None:
-            bar.update(n)
-
-        def ignore(self, *_: object, **__: object) -> None:
-            """The rate of one file, and its bytes before they are unpacked, are not shown."""
-
-        close = update_transfer = set_postfix_str = set_transfer_postfix_str = ignore
-
-    return Forward
+@contextmanager
+def _explain_errors(hub_id: str, state: str, label: str) -> Iterator[None]:
+    """Raises a ModelError for what goes wrong in the block."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        if (reason := _explain(error, hub_id, state)) is None:
+            raise
+        raise ModelError(label, *reason) from error
 
 
 def _explain(error: Exception, hub_id: str, state: str) -> tuple[str, str] | None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from sdpipe.errors import ModelError, ModelNameError
+from sdpipe.loading.configs import INDEX, check_index
 from sdpipe.loading.hub import WITHOUT_CHECKER, Select, cached, fetch, is_hub_id
 from sdpipe.loading.layout import (
     PARTS,
@@ -168,21 +169,14 @@ def check_part(value: str | os.PathLike[str] | None, part: str) -> None:
         find_part(value, part)
 
 
-def is_cached(hub_id: str, *, full_precision: bool = False) -> bool:
-    """Whether a model of the hub is cached, so that `find_model` makes no request."""
-    select = partial(select_model, full_precision=full_precision)
-    return cached(hub_id, select, full_precision=full_precision) is not None
+def is_cached(hub_id: str, part: str | None = None, *, full_precision: bool = False) -> bool:
+    """Whether a model on the hub, or a part of it, is cached, so that no request is made.
 
-
-def is_part_cached(hub_id: str, part: str, *, full_precision: bool = False) -> bool:
-    """Whether a part on the hub is cached, so that `find_part` makes no request."""
-    select = partial(select_part, part=part, full_precision=full_precision)
-    return cached(hub_id, select, full_precision=full_precision) is not None
-
-
-def is_checker_cached(hub_id: str, *, full_precision: bool = False) -> bool:
-    """Whether a safety checker on the hub is cached, so that `find_checker` makes no request."""
-    select = partial(select_checker, full_precision=full_precision)
+    part: as in `find_part`, or "safety_checker".
+    """
+    whole = {None: select_model, "safety_checker": select_checker}
+    select = whole.get(part) or partial(select_part, part=str(part))
+    select = partial(select, full_precision=full_precision)
     return cached(hub_id, select, full_precision=full_precision) is not None
 
 
@@ -199,7 +193,7 @@ def is_part_local(
 ) -> bool:
     """Whether `find_part` makes no request."""
     name = os.fspath(value)
-    return not _is_on_hub(name) or is_part_cached(name, part, full_precision=full_precision)
+    return not _is_on_hub(name) or is_cached(name, part, full_precision=full_precision)
 
 
 def _is_on_hub(name: str) -> bool:
@@ -237,6 +231,8 @@ def _find(
 
 def _fetch(name: str, hub_id: str, select: Select, label: str, full_precision: bool) -> Location:
     snapshot = fetch(hub_id, select, full_precision=full_precision, label=label)
+    if INDEX in snapshot.files.files:
+        check_index(snapshot.folder, label)
     return Location(name, snapshot.folder, snapshot.files, snapshot.commit, label=label)
 
 
@@ -244,6 +240,8 @@ def _select_from(folder: Path, select: Select, label: str) -> Selection:
     """Selects from a folder. Raises ModelError if a wanted file is missing."""
     names = list_files(folder)
     files = select(names)
+    if INDEX in files.files:
+        check_index(folder, label)
     if not files.missing:
         return files
     if "model" in files.missing:

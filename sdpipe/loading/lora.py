@@ -9,6 +9,9 @@ names, `lora_state_dict`, needs torch and the tensors. Two ways of naming tensor
 
     lora_unet_down_blocks_0_..._to_q.lora_down.weight  .lora_up.weight  .alpha       (kohya)
     unet.down_blocks.0....to_q.lora_A.weight           .lora_B.weight                (diffusers)
+    base_model.model.down_blocks.0....to_q.lora_A.weight                             (peft)
+
+peft may put the adapter's name before `.weight`; it keeps alpha in `adapter_config.json`.
 """
 
 import json
@@ -23,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sdpipe.errors import ModelError, UsageError
-from sdpipe.loading.weights import find_file, open_weights, read_header, sha256
+from sdpipe.loading.configs import read_json
+from sdpipe.loading.weights import find_file, open_weights, read_header, read_tensor, sha256
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +41,11 @@ model."""
 
 _KOHYA = re.compile(r"lora_(unet|te1?)_(\w+)\.(lora_down\.weight|lora_up\.weight|alpha)")
 _DIFFUSERS = re.compile(
-    r"(?:(unet|text_encoder)\.)?(.+?)"
-    r"(?:(_lora|\.lora|\.lora_linear_layer)\.(down|up)\.weight|\.(lora_[AB])\.weight|\.(alpha))"
+    r"(?:(unet|text_encoder|base_model\.model)\.)?(.+?)"
+    r"(?:(_lora|\.lora|\.lora_linear_layer)\.(down|up)\.weight"
+    r"|\.(lora_[AB])(?:\.\w+)?\.weight|\.(alpha))"
 )
+_TEXT_LAYERS = ("text_model.", "encoder.layers.")
 _END = re.compile(r"[._]lora(_\w+)?(\.down)?\.weight$")
 _DOWN, _UP, _ALPHA = "down", "up", "alpha"
 _ROLES = {"lora_down.weight": _DOWN, "lora_up.weight": _UP, "lora_A": _DOWN, "lora_B": _UP}
@@ -121,7 +127,7 @@ class Lora:
         path = find_file(file, label)
         notes, tensors = read_header(path, label)
         base_model = notes.get("ss_base_model_version") or notes.get("modelspec.architecture") or ""
-        layers = _layers(tensors, _Alphas.of(notes, label), label)
+        layers = _layers(tensors, _read_notes(path, notes, label), label)
         return cls(path, weight, layers, base_model, label)
 
     @property
@@ -166,8 +172,7 @@ class Lora:
 def add(part: str, network: "torch.nn.Module", loras: Sequence[Lora], who: str) -> None:
     """Adds LoRAs to the weights of a network; sums each layer in float32 and rounds once.
 
-    Raises:
-        ModelError: a LoRA does not fit, or its file is damaged.
+    Raises ModelError if a LoRA does not fit, or its file is damaged.
     """
     weights = dict(network.named_parameters())
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -182,17 +187,17 @@ def add(part: str, network: "torch.nn.Module", loras: Sequence[Lora], who: str) 
             total = tensor.float()
             for lora, layers, file in files:
                 if name in layers:
-                    total = total + lora.weight * _product(layers[name], file, tensor)
+                    total = total + lora.weight * _product(layers[name], file, lora, tensor)
             tensor.data = total.to(tensor.dtype)
 
 
-def _product(layer: Layer, file: Any, like: "torch.Tensor") -> "torch.Tensor":
+def _product(layer: Layer, file: Any, lora: Lora, like: "torch.Tensor") -> "torch.Tensor":
     """alpha / r * B A in float32, in the shape and on the device of `like`."""
-    down = file.get_tensor(layer.down).to(like.device).float().flatten(1)  # (r, in)
-    up = file.get_tensor(layer.up).to(like.device).float().flatten(1)  # (out, r)
+    matrices = (read_tensor(file, name, lora.path, lora.label) for name in (layer.down, layer.up))
+    down, up = (x.to(like.device).float().flatten(1) for x in matrices)  # (r, in), (out, r)
     alpha = layer.alpha
     if isinstance(alpha, str):
-        alpha = float(file.get_tensor(alpha))
+        alpha = float(read_tensor(file, alpha, lora.path, lora.label))
     scale = 1.0 if alpha is None else alpha / layer.rank
     return scale * (up @ down).reshape(like.shape)
 
@@ -208,46 +213,37 @@ def check_weight(weight: object, label: str) -> float:
     return number
 
 
-@dataclass(frozen=True)
-class _Alphas:
-    """The alphas in the notes of diffusers: one for each part, and others for some layers.
+def _read_notes(path: Path, notes: Mapping[str, str], label: str) -> dict[str, Any]:
+    """What diffusers notes of the layers in a file, or peft in one beside its own."""
+    config = path.with_name("adapter_config.json")
+    if path.name == "adapter_model.safetensors" and config.is_file():
+        values = read_json(config, label)
+        return {f"{part}.{k}": v for k, v in values.items() for part in ("unet", "text_encoder")}
+    try:
+        found = json.loads(notes.get("lora_adapter_metadata", "{}"))
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        rule = f"has notes on its layers that are not readable as JSON ({error})"
+        raise ModelError(label, rule, "copy or download it again") from error
+    return found
+
+
+def _alpha(notes: Mapping[str, Any], part: str, module: str, rank: int) -> float | None:
+    """A layer's alpha by the notes: that of its part, or of a pattern that matches its name.
 
     The scale of a rank-stabilised LoRA is alpha / sqrt(r) (Kalajdzievski 2023).
     """
-
-    notes: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, notes: Mapping[str, str], label: str) -> Self:
-        text = notes.get("lora_adapter_metadata")
-        if text is None:
-            return cls({})
-        try:
-            values = json.loads(text)
-            if not isinstance(values, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            raise ModelError(
-                label,
-                f"has notes on its layers that are not readable as JSON ({error})",
-                "copy or download it again",
-            ) from error
-        return cls(values)
-
-    def alpha(self, part: str, module: str, rank: int) -> float | None:
-        patterns = self.notes.get(f"{part}.alpha_pattern") or {}
-        value = self.notes.get(f"{part}.lora_alpha")
-        for pattern, alpha in patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", module):  # as peft matches it
-                value = alpha
-                break
-        if value is None:
-            return None
-        return float(value) * (math.sqrt(rank) if self.notes.get(f"{part}.use_rslora") else 1)
+    patterns = notes.get(f"{part}.alpha_pattern") or {}
+    matching = (a for p, a in patterns.items() if re.match(rf"(.*\.)?({p})$", module))  # as peft
+    value = next(matching, notes.get(f"{part}.lora_alpha"))
+    if value is None:
+        return None
+    return float(value) * (math.sqrt(rank) if notes.get(f"{part}.use_rslora") else 1)
 
 
 def _layers(
-    tensors: Mapping[str, tuple[int, ...]], alphas: _Alphas, label: str
+    tensors: Mapping[str, tuple[int, ...]], notes: Mapping[str, Any], label: str
 ) -> dict[str, dict[str, Layer]]:
     """Finds the layers of each part by the names of a file's tensors.
 
@@ -262,19 +258,22 @@ def _layers(
     for name in tensors:
         part, module, role = _parse_name(name, label)
         flat = module.replace(".", "_").removeprefix("text_model_")
-        roles.setdefault((part, flat), {})[role] = name
+        if other := roles.setdefault((part, flat), {}).get(role):
+            rule = f"has two adapters: {other} and {name} change the same layer"
+            raise ModelError(label, rule, "save each adapter as a file of its own")
+        roles[part, flat][role] = name
         modules[part, flat] = module
     found: dict[str, dict[str, Layer]] = {"unet": {}, "text_encoder": {}}
     for (part, flat), names in roles.items():
-        if missing := [role for role in (_DOWN, _UP) if role not in names]:
-            rule = f"has {next(iter(names.values()))}, but not its matrix {missing[0]}"
+        if missing := {_DOWN, _UP} - set(names):
+            rule = f"has {next(iter(names.values()))}, but not its matrix {missing.pop()}"
             raise ModelError(label, rule, "copy or download it again")
         down, up = tensors[names[_DOWN]], tensors[names[_UP]]
         if len(down) < 2 or len(up) < 2 or 0 in (*down, *up):
             rule = f"has {names[_DOWN]} and {names[_UP]} of the shapes {list(down)} and {list(up)}"
             raise ModelError(label, f"{rule}, which are not matrices", "take another file")
         stem = _END.sub("", names[_DOWN])
-        alpha = names.get(_ALPHA) or alphas.alpha(part, modules[part, flat], down[0])
+        alpha = names.get(_ALPHA) or _alpha(notes, part, modules[part, flat], down[0])
         found[part][flat] = Layer(stem, names[_DOWN], names[_UP], down, up, alpha)
     return found
 
@@ -286,7 +285,8 @@ def _parse_name(name: str, label: str) -> tuple[str, str, str]:
         return ("unet" if part == "unet" else "text_encoder"), module, _ROLES.get(role, _ALPHA)
     if match := _DIFFUSERS.fullmatch(name.replace(".processor.", ".")):
         part, module, form, old, new, _ = match.groups()
-        part = part or "unet"
+        if part not in ("unet", "text_encoder"):
+            part = "text_encoder" if module.startswith(_TEXT_LAYERS) else "unet"
         if form == "_lora":
             parent, _, last = module.rpartition(".")
             last = _OLD_TEXT.get(last, last) if part == "text_encoder" else last

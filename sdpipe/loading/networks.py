@@ -5,17 +5,18 @@ import copy
 import itertools
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.errors import ModelError
+from sdpipe.errors import ModelError, NotFiniteError
 from sdpipe.loading import lora, single_file, textual_inversion
 from sdpipe.loading.layout import WEIGHT_NAMES
 from sdpipe.loading.locate import Location
 from sdpipe.loading.lora import Lora
+from sdpipe.loading.parts import read_tokenizer
 from sdpipe.loading.sources import Sources
 from sdpipe.loading.textual_inversion import Embedding
-from sdpipe.loading.weights import load_weights
+from sdpipe.loading.weights import check_finite, load_weights, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +76,8 @@ def _read_parts(
         _check_complete(parts[part], part, sources)
         # A diffusers model's own `to` does the same and logs a line about types.
         torch.nn.Module.to(parts[part], device=device, dtype=dtype)
+        if device.type != "cpu":  # on a CPU it takes a tenth of the time of reading them
+            check_finite(parts[part], sources.weights(part), sources.describe(part))
         parts[part].eval().requires_grad_(False)
     return parts
 
@@ -90,7 +93,9 @@ def _read_part(
     who = f"{location.label}: the {part} in {where}"
     try:
         if part == "tokenizer":
-            return _read_tokenizer(sources)
+            return read_tokenizer(
+                sources, sources.config("text_encoder")["max_position_embeddings"]
+            )
         if sources.is_ldm(part):
             config = sources.config(part)
             return single_file.build(part, location.path, config, device, dtype)
@@ -121,6 +126,8 @@ def read_checker(
     """
     folder = location.path / "safety_checker"
     who = f"{location.label}: the safety checker in {folder}"
+    for path in location.weights("safety_checker"):
+        read_header(path, who)
     with quiet_libraries():
         # transformers' CLIPImageProcessor needs torchvision. This class computes the same.
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
@@ -144,19 +151,8 @@ def read_checker(
             raise ModelError(who, f"cannot be loaded: {' '.join(str(error).split())}") from error
     if missing := sorted(loading_info["missing_keys"]):  # transformers fills them at random
         raise _incomplete(who, missing)
+    check_finite(network, location.weights("safety_checker"), who)
     return network.eval().requires_grad_(False), processor
-
-
-def _read_tokenizer(sources: Sources) -> "CLIPTokenizer":
-    from transformers import CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(
-        sources.folder("tokenizer"), local_files_only=True, **sources.tokenizer_options()
-    )
-    # Without a tokenizer_config.json only the text encoder says how many tokens there may be.
-    length = sources.config("text_encoder")["max_position_embeddings"]
-    tokenizer.model_max_length = min(tokenizer.model_max_length, length)
-    return tokenizer
 
 
 def _read_network(
@@ -220,6 +216,22 @@ def _check_shapes(part: str, sources: Sources, who: str) -> None:
                 f"{list(found[name])}, not {list(tensor.shape)}",
                 "take weights and configuration of the same model",
             )
+
+
+@contextlib.contextmanager
+def blame_weights(networks: Mapping[str, Any], sources: Sources | None) -> Iterator[None]:
+    """Looks, where a stage in the block comes to NaN, whether the weights are the cause.
+
+    Raises:
+        ModelError: a weight is not finite; the message names its file.
+    """
+    try:
+        yield
+    except NotFiniteError:
+        if sources is not None:
+            for part in WEIGHT_NAMES:
+                check_finite(networks[part], sources.weights(part), sources.describe(part))
+        raise
 
 
 def _check_complete(network: "torch.nn.Module", part: str, sources: Sources) -> None:

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import ModelError
+from sdpipe.io.content import describe_content
 from sdpipe.loading.configs import read_config, read_model_settings
 from sdpipe.loading.hub import is_hub_id
 from sdpipe.loading.locate import find_configs, find_model
 from sdpipe.loading.single_file import read_info
 from sdpipe.loading.sources import Sources
 from sdpipe.loading.textual_inversion import Embedding, add_tokens, check_tokens
-from sdpipe.loading.weights import read_header
+from sdpipe.loading.weights import read_header, repair
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -31,23 +32,39 @@ def load_tokenizer(
         ModelError: there is no such model, its tokenizer cannot be read, or has such a word.
     """
     sources = _find_part(model, "tokenizer")
-    folder = sources.folder("tokenizer")
+    encoder = sources.folder("tokenizer").parent / "text_encoder"
+    is_there = (encoder / "config.json").is_file()
+    config = read_config(encoder, "text_encoder", "model") if is_there else {}
+    tokenizer = read_tokenizer(sources, config.get("max_position_embeddings", CLIP_LENGTH))
+    check_tokens(tokenizer, embeddings)
+    add_tokens(tokenizer, embeddings)
+    return tokenizer
+
+
+def read_tokenizer(sources: Sources, length: int) -> "CLIPTokenizer":
+    """Reads the tokenizer of a model whose text encoder takes `length` tokens.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
     from transformers import CLIPTokenizer
 
+    folder, location = sources.folder("tokenizer"), sources.locations["tokenizer"]
     try:
         tokenizer = CLIPTokenizer.from_pretrained(
             folder, local_files_only=True, **sources.tokenizer_options()
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        who = f"{sources.locations['tokenizer'].label}: the tokenizer in {folder}"
-        raise ModelError(who, f"cannot be loaded: {' '.join(str(error).split())}") from error
-    encoder = folder.parent / "text_encoder"
-    is_there = (encoder / "config.json").is_file()
-    config = read_config(encoder, "text_encoder", "model") if is_there else {}
-    length = config.get("max_position_embeddings", CLIP_LENGTH)
+    except Exception as error:  # the library has no class of error for a damaged file
+        who = f"{location.label}: the tokenizer in {folder}"
+        paths = sorted(folder.glob("*.*"))
+        for path in paths:
+            if found := describe_content(path, is_binary=False):
+                remedy = repair(path, otherwise=found[1])
+                raise ModelError(f"{who}: {path.name}", found[0], remedy) from error
+        rule = f"cannot be loaded: {' '.join(str(error).split())}"
+        raise ModelError(who, rule, repair(*paths)) from error
+    # Without a tokenizer_config.json only the text encoder says how many tokens there may be.
     tokenizer.model_max_length = min(tokenizer.model_max_length, length)
-    check_tokens(tokenizer, embeddings)
-    add_tokens(tokenizer, embeddings)
     return tokenizer
 
 

@@ -43,8 +43,8 @@ _OPEN_CLIP_NAMES = {
     ".attn.": ".self_attn.",
 }
 _OTHER_KINDS = {  # by how a tensor's name begins: what the file is, and what to do with it
-    "conditioner.embedders.": ("a Stable Diffusion XL model", "convert it to a folder"),
-    "double_blocks.": ("a Flux model", "convert it to a folder"),
+    "conditioner.embedders.": ("a Stable Diffusion XL model", "take a model of the family of v1-4"),
+    "double_blocks.": ("a Flux model", "take a model of the family of v1-4"),
     "lora_": ("a LoRA, which changes a model", "pass it as a LoRA, beside a model"),
     "down_blocks.": ("a UNet without the other parts", "take the full checkpoint"),
     "decoder.": ("a VAE without the other parts", "pass it as the VAE of a model"),

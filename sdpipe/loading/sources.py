@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from sdpipe.errors import ModelError
 from sdpipe.loading import single_file
 from sdpipe.loading.configs import (
     CLASS_DEFAULTS,
@@ -95,21 +94,9 @@ class Sources:
 
     def _check_headers(self) -> None:
         """Opens every weight file: its header says how long the file has to be."""
-        from safetensors import SafetensorError, safe_open
-
         for part, location in self.locations.items():
             for path in self.weights(part):
-                try:
-                    with safe_open(path, framework="np"):
-                        pass
-                except (OSError, SafetensorError) as error:
-                    raise ModelError(
-                        f"{location.label}: the weights of the {part} in {path}",
-                        f"are damaged or cut short ({error})",
-                        "delete the file, and the next run downloads it again"
-                        if location.revision
-                        else "copy or download the file again",
-                    ) from error
+                read_header(path, f"{location.label}: the {part} in {path}")
 
     def weights(self, part: str) -> tuple[Path, ...]:
         """The files of a part's weights; none if it was passed as a module."""

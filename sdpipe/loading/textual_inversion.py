@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from sdpipe.errors import ModelError, UsageError
-from sdpipe.loading.weights import find_file, open_weights, read_shapes, sha256
+from sdpipe.loading.weights import find_file, open_weights, read_shapes, read_tensor, sha256
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 EmbeddingSpec = str | os.PathLike[str] | tuple[str | os.PathLike[str], str]
 """An embedding as a caller gives it: its file, or the file and the word."""
 
-CONVERT = (
-    "import sys, torch; from safetensors.torch import save_file; "
-    "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
-    "d = d.get('string_to_param', d); "
-    "save_file({'emb_params' if k == '*' else k: v.detach().clone().contiguous() "
-    "for k, v in d.items() if torch.is_tensor(v)}, sys.argv[2])"
-)
 _NAMELESS = ("emb_params", "string_to_param", "string_to_param.*", "*")
 MAX_WORD = 80  # characters
 
@@ -62,7 +55,7 @@ class Embedding:
         """
         file, word = spec if isinstance(spec, tuple) else (spec, None)
         label = f"embedding={os.fspath(file)!r}"
-        path = find_file(file, label, CONVERT)
+        path = find_file(file, label)
         found = read_shapes([path], label)
         if "clip_l" in found or "clip_g" in found:
             raise ModelError(
@@ -159,7 +152,8 @@ def add_vectors(
     table = text_encoder.get_input_embeddings().weight.data
     for embedding, ids in numbers.items():
         with open_weights(embedding.path, embedding.label, "pt") as file:
-            vectors = file.get_tensor(embedding.tensor).reshape(embedding.vectors, embedding.width)
+            vectors = read_tensor(file, embedding.tensor, embedding.path, embedding.label)
+        vectors = vectors.reshape(embedding.vectors, embedding.width)
         table[ids] = vectors.to(table.device, table.dtype)
 
 

@@ -7,26 +7,19 @@ tensor, and how long the file has to be.
 import hashlib
 import os
 import shlex
-from collections.abc import Iterable, Iterator
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import ModelError, ModelNameError
+from sdpipe.io.content import describe_content
 
 if TYPE_CHECKING:
     import torch
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-CONVERT = (
-    "import sys, torch; from safetensors.torch import save_file; "
-    "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
-    "d = d.get('state_dict', d); "
-    "save_file({k: v.clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, "
-    "sys.argv[2])"
-)
-"""Python code that converts a pickle, its first argument, to safetensors, its second."""
-
 BYTES_PER_OPENING = 2**25
 """How much `load_weights` reads before it opens the file anew: what was read stays mapped, and
 counts as memory of the process, until the file is closed."""
@@ -40,11 +33,10 @@ _LEGACY_NAMES = {
 }
 
 
-def find_file(value: str | os.PathLike[str], label: str, convert: str = CONVERT) -> Path:
+def find_file(value: str | os.PathLike[str], label: str) -> Path:
     """Finds a .safetensors file by its path.
 
     label: how messages name it, such as "lora='a.safetensors'".
-    convert: Python code that converts a pickle of its kind, see `CONVERT`.
 
     Raises:
         ModelNameError: there is no such file, or its name is not one of weights.
@@ -56,22 +48,51 @@ def find_file(value: str | os.PathLike[str], label: str, convert: str = CONVERT)
     if path.is_dir():
         raise ModelNameError(label, "is a folder", "give the .safetensors file in it")
     if path.suffix in PICKLES:
-        raise pickle_error(label, path, convert=convert)
+        raise pickle_error(label, path)
     if path.suffix != ".safetensors":
         raise ModelNameError(label, "is not a .safetensors file", "no other format is read")
     return path
 
 
-def pickle_error(
-    label: str, path: Path, target: Path | None = None, convert: str = CONVERT
-) -> ModelError:
+def pickle_error(label: str, path: Path, target: Path | None = None) -> ModelError:
     """The error for a pickled file; its remedy is the command that converts it to `target`."""
     files = shlex.join(map(str, (path, target or path.with_suffix(".safetensors"))))
     return ModelError(
         label,
         "is a pickle, which can run any code when it is read",
-        f'convert it to safetensors with `python -c "{convert}" {files}`, which reads only tensors',
+        f"convert it with `python -m sdpipe.loading.convert {files}`, which reads only tensors",
     )
+
+
+def damage_error(
+    label: str, path: Path, error: Exception, rule: str = "is damaged or cut short"
+) -> ModelError:
+    """The error for a file that cannot be read.
+
+    label: how messages name it.
+    """
+    if (found := describe_content(path, is_binary=path.suffix != ".json")) is not None:
+        return ModelError(label, found[0], repair(path, otherwise=found[1]))
+    if path.suffix == ".safetensors" and zipfile.is_zipfile(path):
+        return pickle_error(label, path, path.with_stem(f"{path.stem}-converted"))
+    if isinstance(error, OSError) and error.strerror:
+        return ModelError(label, f"cannot be read: {error.strerror}", repair(path))
+    return ModelError(label, f"{rule} ({str(error).partition('. ')[0]})", repair(path))
+
+
+def repair(*paths: Path, otherwise: str = "copy or download it again") -> str:
+    """The remedy for files of one folder, one of which is damaged.
+
+    otherwise: the remedy where they are not from the hub.
+
+    The hub's cache keeps files as links to what was downloaded, which is what has to go.
+    """
+    if any(
+        p.name == "snapshots" and p.parent.name.startswith("models--") for p in paths[0].parents
+    ):
+        names = shlex.join(str(path.resolve()) for path in paths)
+        return f"delete {names}, and the next run downloads it again"
+    return otherwise
 
 
 @contextmanager
@@ -87,9 +108,7 @@ def open_weights(path: Path, label: str, framework: str = "np") -> Iterator[Any]
         with safe_open(path, framework=framework) as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise ModelError(
-            label, f"is damaged or cut short ({error})", "copy or download it again"
-        ) from error
+        raise damage_error(label, path, error) from error
 
 
 def read_header(path: Path, label: str) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
@@ -111,6 +130,47 @@ def read_shapes(paths: Iterable[Path], label: str) -> dict[str, tuple[int, ...]]
         ModelError: a file is damaged or cut short.
     """
     return {name: shape for path in paths for name, shape in read_header(path, label)[1].items()}
+
+
+def read_tensor(file: Any, name: str, path: Path, label: str) -> "torch.Tensor":
+    """Reads one tensor of an opened file. Raises ModelError if a number in it is not finite."""
+    tensor: torch.Tensor = file.get_tensor(name)
+    if not tensor.float().isfinite().all():
+        rule = f"is damaged: its tensor {name} has NaN or infinity in it"
+        raise ModelError(label, rule, repair(path))
+    return tensor
+
+
+def check_finite(network: "torch.nn.Module", paths: Sequence[Path], who: str) -> None:
+    """Checks that no weight of a network is NaN or infinite.
+
+    paths: the files that it was read from; without any it is not checked.
+    who: how messages name the network.
+
+    Raises:
+        ModelError: one is, in one of the files or once it has the network's type.
+    """
+    import torch
+
+    if not paths:
+        return
+    weights = dict(network.named_parameters())
+    # Quicker than `isfinite`. Of finite numbers that are very large, the sum may be infinite.
+    sums = torch.stack([weight.sum() for weight in weights.values()])
+    suspects = [n for n, fine in zip(weights, sums.isfinite().tolist(), strict=True) if not fine]
+    suspects = [name for name in suspects if not weights[name].isfinite().all()]
+    if not suspects:
+        return
+    for path in paths:
+        with open_weights(path, who, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                read_tensor(file, name, path, f"{who}: {path}")
+    dtype = str(weights[suspects[0]].dtype).removeprefix("torch.")
+    raise ModelError(
+        who,
+        f"has weights that are NaN or infinite in {dtype}, {suspects[0]} first",
+        "take dtype float32, or other weights",
+    )
 
 
 def sha256(*paths: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from sdpipe.canvas import LoadedImage, Source, load_images
 from sdpipe.errors import ModelError, UsageError
 from sdpipe.loading.hub import is_hub_id
-from sdpipe.loading.locate import BUILT_IN, is_cached, is_checker_cached, is_part_cached
+from sdpipe.loading.locate import BUILT_IN, is_cached
 from sdpipe.loading.single_file import check_prediction_type
 from sdpipe.loading.weights import find_file, sha256
 from sdpipe.metadata.record import Record, RecordError, truncate
@@ -139,7 +139,7 @@ def without_missing_checker(
     """The settings with the safety checker off where it would have to be downloaded."""
     if settings.safety == "off" or name is None or not is_hub_id(name):
         return settings
-    if is_checker_cached(name, full_precision=full_precision):
+    if is_cached(name, "safety_checker", full_precision=full_precision):
         return settings
     notes.append(
         f"its safety checker is not on this machine, {NO_FETCH}; to have it downloaded, draw the "
@@ -167,7 +167,7 @@ def resolve_vae(record: Record, path: str | os.PathLike[str], full_precision: bo
             f"{mark.removeprefix('sha256:')[:12]}..., {NO_PATH}",
             "give that VAE: --vae NAME",
         )
-    if not is_part_cached(recorded, "vae", full_precision=full_precision):
+    if not is_cached(recorded, "vae", full_precision=full_precision):
         raise ModelError(
             f"{path}",
             f"was drawn with a VAE that is not on this machine, {NO_FETCH}",

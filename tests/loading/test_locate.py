@@ -1,3 +1,4 @@
+import json
 import pickle
 import shlex
 import subprocess
@@ -30,7 +31,8 @@ def write(folder: Path, *, without: str = "") -> Path:
     for name in FILES:
         if name != without:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(f"{name} in {folder}")
+            text = "{}" if name == "model_index.json" else f"{name} in {folder}"
+            (folder / name).write_text(text)
     return folder
 
 
@@ -203,6 +205,37 @@ def test_the_command_that_converts_a_pickle_works():
     made = load_file("my model.safetensors")
     assert set(made) == {"a", "b"}
     assert torch.equal(made["b"], shared.T)
+
+
+@pytest.mark.parametrize(
+    ("index", "rule"),
+    [
+        (
+            {"_class_name": "StableDiffusionXLPipeline"},
+            "is a StableDiffusionXLPipeline",
+        ),
+        (
+            {"_class_name": "Mine", "text_encoder_2": ["transformers", "CLIPTextModel"]},
+            "is a Mine with the part text_encoder_2",
+        ),
+    ],
+)
+def test_a_model_of_another_family_is_refused_before_its_weights_are_fetched(hub, index, rule):
+    folder = write(Path("mine"))
+    (folder / "model_index.json").write_text(json.dumps(index))
+    hub.add("owner/model", folder)
+    for name in ("mine", "owner/model"):
+        with raises(ModelError, f"model='{name}'", rule, "the family of v1-4"):
+            find_model(name)
+    assert hub.fetched() == ["model_index.json"]
+    assert find_part("mine", "vae").weights("vae")  # whose parts may do
+
+
+def test_a_part_that_is_listed_as_absent_is_no_matter():
+    folder = write(Path("mine"))
+    index = {"_class_name": "StableDiffusionPipeline", "text_encoder_2": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert find_model("mine").path == Path("mine")
 
 
 def test_a_part_from_a_folder_and_from_a_model():

@@ -1,5 +1,6 @@
 """LoRAs against diffusers' own loader, which leaves them beside the weights, and the formula."""
 
+import copy
 import json
 import re
 import warnings
@@ -10,7 +11,7 @@ import torch
 from diffusers import LMSDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from support.errors import raises
@@ -158,7 +159,16 @@ def test_weight_0_changes_no_bit(tiny, tmp_path):
     ("part", "layer", "down", "up"),
     [
         ("unet", TO_Q, f"{TO_Q}.lora.down.weight", f"{TO_Q}.lora.up.weight"),
-        ("unet", TO_Q, f"unet.{TO_Q}.lora_A.weight", f"unet.{TO_Q}.lora_B.weight"),
+        *(
+            ("unet", TO_Q, *(f"{start}{TO_Q}.lora_{x}.{name}weight" for x in "AB"))
+            for start in ("base_model.model.", "unet.", "")
+            for name in ("", "default.", "default_0.")
+        ),
+        (
+            "text_encoder",
+            Q_PROJ,
+            *(f"base_model.model.text_model.{Q_PROJ}.lora_{x}.weight" for x in "AB"),
+        ),
         (
             "unet",
             TO_OUT,
@@ -197,6 +207,44 @@ def test_every_way_of_naming_a_layer(tiny, tmp_path, part, layer, down, up):
             assert torch.allclose(change, expected, atol=1e-5)
         else:
             assert not change.any()
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_file_of_peft_merges_as_peft_merges_it(tiny, tmp_path, part):
+    network = getattr(load(tiny, dtype="float32"), part)
+    layers = ["to_q", "to_v", "conv1"] if part == "unet" else ["q_proj", "fc1"]
+    config = {"r": RANK, "lora_alpha": 6, "alpha_pattern": {layers[0]: 3}, "use_rslora": True}
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the two libraries are of different ages
+        torch.manual_seed(0)
+        adapted = get_peft_model(
+            copy.deepcopy(network),
+            LoraConfig(target_modules=layers, init_lora_weights=False, **config),
+        )
+        adapted.save_pretrained(tmp_path)
+    merged = adapted.merge_and_unload().state_dict()
+    path = tmp_path / "adapter_model.safetensors"
+    found = getattr(load(tiny, dtype="float32", loras=[path]), part).state_dict()
+    assert any(not torch.equal(merged[name], x) for name, x in network.state_dict().items())
+    for name, tensor in merged.items():
+        assert torch.allclose(found[name], tensor, atol=1e-5)
+
+
+def test_two_adapters_in_one_file_are_not_taken_for_one(tmp_path):
+    names = [f"{TO_Q}.lora_{x}.{name}.weight" for x in "AB" for name in ("one", "two")]
+    path = write(tmp_path / "two.safetensors", dict.fromkeys(names, (2, 2)))
+    with raises(ModelError, "two.safetensors", "has two adapters", "a file of its own"):
+        Lora.read(path)
+
+
+@pytest.mark.parametrize("place", ["lora_down.weight", "lora_up.weight", "alpha"])
+def test_a_file_with_nan_is_named(tiny, tmp_path, place):
+    tensors = load_file(kohya(tiny, tmp_path / "nan.safetensors"))
+    name = next(name for name in tensors if name.endswith(place))
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, tmp_path / "nan.safetensors")
+    with raises(ModelError, "nan.safetensors", f"its tensor {name} has NaN"):
+        load(tiny, loras=[tmp_path / "nan.safetensors"])
 
 
 def test_what_was_handed_over_stays_as_it_was(tiny, tmp_path):

@@ -196,7 +196,8 @@ def test_a_model_without_one_is_refused_before_anything_is_drawn(folders, emoji)
 
 def test_a_damaged_one_is_told(folders, tmp_path):
     for name, spoil, told in (
-        ("cut", lambda data: data[:-100], "cannot be loaded: "),
+        ("cut", lambda data: data[:-100], "is damaged or cut short"),
+        ("nan", lambda data: data[:-4] + bytes((0, 0, 192, 127)), "has NaN or infinity in it"),
         ("lacking", None, "is incomplete: its weights lack 1 of its tensors, visual_projection.w"),
     ):
         folder = add_checker(tiny_model(tmp_path / name), thresholds={})

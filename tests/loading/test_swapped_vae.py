@@ -169,4 +169,4 @@ def test_an_image_tells_its_vae_and_wants_it_back(models, file, tmp_path, monkey
     assert (status, out) == (0, "identical\n")
     assert "its VAE is another: 'mse.safetensors' @sha256:" in err
     status, _, err = run("generate", "a cat", *fast, "--vae", "nowhere/mse.safetensors")
-    assert (status, "vae='nowhere/mse.safetensors' does not exist" in err) == (1, True)
+    assert (status, "vae='nowhere/mse.safetensors' does not exist" in err) == (2, True)

@@ -2,12 +2,11 @@
 
 import json
 import re
-import sys
 
 import pytest
 import torch
 from diffusers import LMSDiscreteScheduler
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.errors import raises
 from support.parity import BETAS, diffusers_pipeline, diffusers_run
 from support.tiny import WIDTH, tiny_model
@@ -16,7 +15,8 @@ from sdpipe import Pipeline, UsageError
 from sdpipe.cli.app import main
 from sdpipe.components import inspect_model, load
 from sdpipe.errors import ModelError
-from sdpipe.loading.textual_inversion import CONVERT, Embedding
+from sdpipe.loading.convert import convert
+from sdpipe.loading.textual_inversion import Embedding
 from sdpipe.prompt.chunks import make_chunks, split_tokens
 from sdpipe.prompt.encode import encode_prompts
 from sdpipe.prompt.syntax import parse
@@ -182,17 +182,26 @@ def test_a_word_can_be_written(tmp_path, word):
         Embedding.read((write(tmp_path / "x.safetensors", "emb_params", 1, WIDTH), word))
 
 
-def test_the_command_makes_a_safetensors_file_of_a_pickle(tiny, tmp_path, monkeypatch):
-    pickle = tmp_path / "bad-hands.pt"
-    told = {"string_to_token": {"*": 265}, "string_to_param": {"*": vectors(2, WIDTH)}, "step": 9}
-    torch.save(told, pickle)
-    with raises(ModelError, "bad-hands.pt", "is a pickle", CONVERT):
+@pytest.mark.parametrize("kind", [dict, torch.nn.ParameterDict])  # A1111 and the paper's own code
+def test_a_pickle_is_converted(tiny, tmp_path, kind):
+    pickle, made = tmp_path / "bad-hands.pt", tmp_path / "bad-hands.safetensors"
+    parameters = kind({"*": torch.nn.Parameter(vectors(2, WIDTH))})
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": parameters, "step": 9}, pickle)
+    command = f"`python -m sdpipe.loading.convert {pickle} {made}`"
+    with raises(ModelError, "bad-hands.pt", "is a pickle", command):
         load(tiny, embeddings=[pickle])
-    made = pickle.with_suffix(".safetensors")
-    monkeypatch.setattr(sys, "argv", ["-c", str(pickle), str(made)])
-    exec(CONVERT)
+    convert(pickle, made)
     found = Embedding.read(made)
     assert (found.word, found.vectors, found.width) == ("bad-hands", 2, WIDTH)
+    assert torch.equal(load_file(made)["emb_params"], vectors(2, WIDTH))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_vectors_that_are_not_finite_are_named(tiny, tmp_path, value):
+    path = tmp_path / "style.safetensors"
+    save_file({"emb_params": torch.full((1, WIDTH), value)}, path)
+    with raises(ModelError, "style.safetensors", "its tensor emb_params has NaN or infinity"):
+        load(tiny, embeddings=[path])
 
 
 def test_an_image_tells_its_embeddings_and_wants_them_back(tiny, tmp_path, monkeypatch, capsys):
