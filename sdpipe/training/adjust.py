@@ -1,12 +1,12 @@
-"""What `--dim`, `--steps` and `--seed` change in a recipe."""
+"""What `--dim`, `--steps` and `--seed` change in a recipe, and what then has to fit together."""
 
+import math
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-from sdpipe.training.recipe import DenoisingStage, Recipe, Refinement, Stage
-from sdpipe.training.rules import check_recipe
-
-S = TypeVar("S", bound=Stage)
+from sdpipe.errors import UsageError
+from sdpipe.training.recipe import Recipe, Refinement
+from sdpipe.values import nearest_multiples
 
 
 def adjust_recipe(
@@ -24,47 +24,69 @@ def adjust_recipe(
     finetuning: a model is trained further; its size is checked when it is loaded.
 
     Raises:
-        UsageError: a number cannot be trained with.
+        UsageError: numbers do not fit each other.
     """
     size = recipe.size if size is None else size
     first = recipe.finetuning if finetuning else recipe.unet
-    ratio = 1.0 if steps is None else steps / max(first.steps, 1)
-    vae = replace(
-        recipe.vae,
-        crop_size=min(recipe.vae.crop_size, size),
-        steps=_scale_steps(recipe.vae.steps, ratio),
-        decoder_steps=_scale_steps(recipe.vae.decoder_steps, ratio),
-        ema_decay=_scale_decay(recipe.vae.ema_decay, ratio),
-    )
+    ratio = 1.0 if steps is None else steps / first.steps
+    names = ("vae", "text_encoder", "unet", "joint", "finetuning")
+    stages = {name: _scale(getattr(recipe, name), ratio) for name in names}
+    stages["vae"] = replace(stages["vae"], crop_size=min(recipe.vae.crop_size, size))
     further = {k: v and _scale(v, ratio) for k, v in vars(recipe.refinement).items()}
-    recipe = replace(
-        recipe,
-        seed=recipe.seed if seed is None else seed,
-        size=size,
-        vae=vae,
-        text_encoder=_scale(recipe.text_encoder, ratio),
-        unet=_scale(recipe.unet, ratio),
-        joint=_scale(recipe.joint, ratio),
-        refinement=Refinement(**further),
-        finetuning=_scale(recipe.finetuning, ratio),
-    )
-    check_recipe(recipe, new=not finetuning)
+    seed = recipe.seed if seed is None else seed
+    recipe = replace(recipe, seed=seed, size=size, refinement=Refinement(**further), **stages)
+    _check_refinement(recipe)
+    if not finetuning:
+        _check_sizes(recipe)
     return recipe
 
 
-def _scale(stage: S, ratio: float) -> S:
-    """A stage with `ratio` times its steps."""
-    changes: dict[str, Any] = {"steps": _scale_steps(stage.steps, ratio)}
-    if isinstance(stage, DenoisingStage):
-        changes["warmup_steps"] = round(stage.warmup_steps * min(ratio, 1))
-        changes["ema_decay"] = _scale_decay(stage.ema_decay, ratio)
+def _scale(stage: Any, ratio: float) -> Any:
+    """A stage with `ratio` times its steps. An average forgets as much over a shorter run."""
+    changes: dict[str, Any] = {}
+    for name, value in vars(stage).items():
+        if name in ("steps", "decoder_steps"):
+            changes[name] = max(round(value * ratio), 1) if value else 0
+        elif name == "warmup_steps":
+            changes[name] = round(value * min(ratio, 1))
+        elif name == "ema_decay" and ratio < 1:
+            changes[name] = max(1 - (1 - value) / ratio, 0.0)
     return replace(stage, **changes)
 
 
-def _scale_steps(steps: int, ratio: float) -> int:
-    return max(round(steps * ratio), 1) if steps else 0
+def _check_refinement(recipe: Recipe) -> None:
+    """Refuses a stage that lacks what it learns from."""
+    for name, stage in recipe.stages().items():
+        paraphrases, negatives = getattr(stage, "paraphrases", 0), getattr(stage, "negatives", 0)
+        key = f"refinement.{name}"
+        if negatives and not paraphrases:
+            raise UsageError(
+                f"{key}.negatives = {negatives}", f"needs {key}.paraphrases of 1 or more"
+            )
+        if paraphrases and recipe.refinement.paraphrases is None:
+            raise UsageError(
+                f"{key}.paraphrases = {paraphrases}", "needs the table refinement.paraphrases"
+            )
 
 
-def _scale_decay(decay: float, ratio: float) -> float:
-    """The decay that forgets as much over a shorter run; a longer one keeps it."""
-    return decay if ratio >= 1 else max(1 - (1 - decay) / ratio, 0.0)
+def _check_sizes(recipe: Recipe) -> None:
+    """Refuses sizes that the networks of a new model cannot take."""
+    factor = 2 ** (len(recipe.vae.block_out_channels) - 1)
+    grid, halvings = recipe.text_encoder.grid_size, 2 ** (len(recipe.unet.block_out_channels) - 1)
+    multiple = math.lcm(8, factor * grid, factor * halvings)
+    if recipe.size < multiple or recipe.size % multiple:
+        raise UsageError(
+            f"dim={recipe.size}",
+            f"is not a multiple of {multiple}, which this recipe's networks need",
+            f"the nearest are {nearest_multiples(recipe.size, multiple)}",
+        )
+    if recipe.tokenizer.max_length < grid**2 + 2:
+        raise UsageError(
+            f"tokenizer.max_length = {recipe.tokenizer.max_length}",
+            f"is less than {grid**2 + 2}: the text encoder's grid takes {grid**2} tokens, and two "
+            "are marks",
+        )
+    if recipe.vae.crop_size < factor or recipe.vae.crop_size % factor:
+        raise UsageError(
+            f"vae.crop_size = {recipe.vae.crop_size}", f"is not a multiple of {factor}"
+        )

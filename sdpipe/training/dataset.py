@@ -3,28 +3,18 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from sdpipe.errors import SdpipeError
-from sdpipe.io.files import atomic_write
-from sdpipe.latents import pil_to_latents, to_tensor
+from sdpipe.latents import to_tensor
 from sdpipe.prompt.vocabulary import Vocabulary
 from sdpipe.training.recipe import Captions
-from sdpipe.training.run_folder import RESUME
 from sdpipe.training.tokenizer import BPEDropout
-
-ENCODE_BATCH = 8
-"""Images that are encoded at once: the activations of more do not fit into a CPU's cache."""
 
 
 class Dataset(Protocol):
@@ -142,41 +132,6 @@ def draw_captions(
 def tokenize(captions: list[str], tokenizer: CLIPTokenizer) -> Tensor:
     """The padded tokens of B captions, (B, L)."""
     return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-
-
-def encode_dataset(
-    dataset: Dataset,
-    vae: AutoencoderKL,
-    path: Path,
-    accelerator: Accelerator,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Tensor:
-    """The latents of all images as the VAE's configuration scales them, (N, C, h, w), in float16.
-
-    They are cached in the file `path`, which the first process writes.
-
-    Raises:
-        SdpipeError: the file is damaged, or cannot be written.
-    """
-    if accelerator.is_main_process and not path.exists():
-        encoded = []
-        with accelerator.autocast():
-            for start in range(0, len(dataset), ENCODE_BATCH):
-                stop = min(start + ENCODE_BATCH, len(dataset))
-                images = [dataset.image(i) for i in range(start, stop)]
-                encoded.append(pil_to_latents(vae, images).half().cpu())
-                progress(stop, len(dataset))
-        with atomic_write(path, RESUME) as file:
-            file.write(save({"latents": torch.cat(encoded).contiguous()}))
-    accelerator.wait_for_everyone()
-    try:
-        return load_file(path)["latents"]
-    except (OSError, KeyError, SafetensorError) as error:
-        raise SdpipeError(
-            str(path),
-            f"is damaged ({error})",
-            "delete it, and the same command writes it again",
-        ) from error
 
 
 def scale_to_unit_variance(vae: AutoencoderKL, latents: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -14,13 +15,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sdpipe.errors import NotFiniteError, SdpipeError
 from sdpipe.io.files import atomic_write, write_error
 from sdpipe.training.optimizer import make_optimizers
-from sdpipe.training.progress import Progress, no_progress
 from sdpipe.training.run_folder import RESUME
 
 LOG_EVERY = 25  # steps
 PATIENCE = 20  # `Interval` waits at least so many times what the work took
 
 Parts = dict[str, nn.Module | torch.optim.Optimizer]
+
+
+class Progress(Protocol):
+    """Reports the progress of a task."""
+
+    def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` steps are done; `note` is the latest loss, if any."""
+
+
+def no_progress(task: str, done: int, total: int, note: str = "") -> None:
+    """Ignores progress."""
 
 
 class Interval:

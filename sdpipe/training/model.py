@@ -4,53 +4,35 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from sdpipe.components import Components, load
+from sdpipe.components import Components, ModelInfo, load
 from sdpipe.errors import ModelError, UsageError
 from sdpipe.io.files import write_error
 from sdpipe.latents import vae_factor
 from sdpipe.loading.vocabulary import FILE
 from sdpipe.prompt.vocabulary import Vocabulary
 from sdpipe.training.networks import build_text_encoder, build_unet, build_vae
-from sdpipe.training.recipe import Recipe
-from sdpipe.training.rules import PREDICTION_TYPES
+from sdpipe.training.recipe import PREDICTION_TYPES, Recipe
 from sdpipe.training.run_folder import RESUME
 from sdpipe.training.tokenizer import train_tokenizer
 
 SCHEDULER = "LMSDiscreteScheduler"
 
 
-@dataclass(frozen=True, eq=False)
-class Model:
-    """The five parts, with the scheduler as its configuration.
-
-    sampling: the model's default settings, for its `sdpipe.json`.
-    vocabulary: the words of its captions, for its `words.json`; None if it may know any word.
-    """
-
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    scheduler: dict[str, Any]
-    sampling: dict[str, Any]
-    vocabulary: Vocabulary | None = None
-
-
 def new_model(
     recipe: Recipe, captions: Sequence[str], vocabulary: Vocabulary | None = None
-) -> Model:
+) -> Components:
     """Builds untrained networks, and learns the tokenizer from the captions.
+
+    vocabulary: the words of its captions, for its `words.json`; None if it may know any word.
 
     Raises:
         UsageError: a network of the recipe cannot be built.
@@ -77,13 +59,23 @@ def new_model(
         "prediction_type": r.unet.prediction_type,
         "steps_offset": 1,
     }
-    sampling = dict(r.sampling)
-    return Model(tokenizer, text_encoder, unet, vae, scheduler, sampling, vocabulary)
+    return Components(
+        tokenizer,
+        text_encoder,
+        unet,
+        vae,
+        scheduler,
+        {**r.sampling, "width": r.size, "height": r.size},
+        unet.device,
+        unet.dtype,
+        ModelInfo("parts"),
+        vocabulary=vocabulary,
+    )
 
 
 def load_model(
     name: str, recipe: Recipe, dim: int | None, device: torch.device
-) -> tuple[Model, Recipe, str]:
+) -> tuple[Components, Recipe, str]:
     """Loads a model to fine-tune, in float32; returns it, the recipe with its size and its forward
     process, and its revision or hash.
 
@@ -93,10 +85,10 @@ def load_model(
         ModelError: it cannot be loaded, or was trained in another way.
         UsageError: it cannot draw images of that size.
     """
-    parts = load(name, device=device, dtype=torch.float32)
-    _check(parts)
-    factor = vae_factor(parts.vae)
-    width, height = parts.defaults["width"], parts.defaults["height"]
+    model = load(name, device=device, dtype=torch.float32)
+    _check(model)
+    factor = vae_factor(model.vae)
+    width, height = model.defaults["width"], model.defaults["height"]
     if dim is None and width != height:
         raise UsageError(
             f"model={name!r}",
@@ -110,26 +102,16 @@ def load_model(
             f"is not a multiple of {factor}, the factor of this model's VAE",
             f"take {max(size - size % factor, factor)}",
         )
-    parts.unet.register_to_config(sample_size=size // factor)
-    config = parts.scheduler_config
-    names = ("beta_start", "beta_end", "num_train_timesteps")
+    model.unet.register_to_config(sample_size=size // factor)
+    config = {"prediction_type": "epsilon", **model.scheduler_config}
+    names = ("beta_start", "beta_end", "num_train_timesteps", "prediction_type")
     process = {name: config[name] for name in names if name in config}
-    process["prediction_type"] = config.get("prediction_type", "epsilon")
-    identity = parts.model.identity()
-    model = Model(
-        parts.tokenizer,
-        parts.text_encoder,
-        parts.unet,
-        parts.vae,
-        {"_class_name": SCHEDULER, **config},
-        {k: v for k, v in parts.defaults.items() if k not in ("width", "height")},
-        parts.vocabulary,
-    )
+    identity = model.model.identity()
     recipe = replace(recipe, size=size, unet=replace(recipe.unet, **process))
     return model, recipe, str(identity["revision"] or identity["sha256"])
 
 
-def save_model(model: Model, folder: Path, work: Path) -> None:
+def save_model(model: Components, folder: Path, work: Path) -> None:
     """Writes the parts in float16 in the diffusers folder layout, `sdpipe.json` and `words.json`.
 
     They are written inside `work` first, then moved, the index last: without it a folder is not a
@@ -159,26 +141,21 @@ def save_model(model: Model, folder: Path, work: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _check(parts: Components) -> None:
+def _check(model: Components) -> None:
     """Refuses a model that `ddpm` cannot train further."""
-    config, model = parts.scheduler_config, f"model={parts.model.name!r}"
-    prediction = config.get("prediction_type", "epsilon")
+    config = {"prediction_type": "epsilon", "beta_schedule": "linear", **model.scheduler_config}
+    prediction, schedule = config["prediction_type"], config["beta_schedule"]
     if prediction not in PREDICTION_TYPES:
-        raise ModelError(
-            model,
-            f"predicts {prediction}, and training is for {' and '.join(PREDICTION_TYPES)}",
-            "take a model of the family of Stable Diffusion 1 or 2",
-        )
-    schedule = config.get("beta_schedule", "linear")
-    if schedule != "scaled_linear" or config.get("trained_betas") is not None:
-        raise ModelError(
-            model,
-            f"was trained with the noise schedule {schedule}, and training is for scaled_linear",
-            "take a model of the family of Stable Diffusion 1 or 2",
-        )
+        rule = f"predicts {prediction}, and training is for {' and '.join(PREDICTION_TYPES)}"
+    elif schedule != "scaled_linear" or config.get("trained_betas") is not None:
+        rule = f"was trained with the noise schedule {schedule}, and training is for scaled_linear"
+    else:
+        return
+    remedy = "take a model of the family of Stable Diffusion 1 or 2"
+    raise ModelError(f"model={model.model.name!r}", rule, remedy)
 
 
-def _write(model: Model, folder: Path) -> None:
+def _write(model: Components, folder: Path) -> None:
     model.tokenizer.save_pretrained(folder / "tokenizer")
     for part in ("text_encoder", "unet", "vae"):
         network: Any = getattr(model, part)
@@ -188,21 +165,23 @@ def _write(model: Model, folder: Path) -> None:
     config = folder / "text_encoder" / "config.json"
     values = json.loads(config.read_text(encoding="utf-8"))
     _write_json(config, {**values, "dtype": "float32"})
+    scheduler = {"_class_name": SCHEDULER, **model.scheduler_config}
     index = {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": diffusers.__version__,
         "feature_extractor": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
-        "scheduler": ["diffusers", model.scheduler["_class_name"]],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "scheduler").mkdir()
-    _write_json(folder / "scheduler" / "scheduler_config.json", model.scheduler)
-    _write_json(folder / "sdpipe.json", model.sampling)
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    sampling = {k: v for k, v in model.defaults.items() if k not in ("width", "height")}
+    _write_json(folder / "sdpipe.json", sampling)
     if model.vocabulary is not None:
         _write_json(folder / FILE, model.vocabulary.to_json())
     _write_json(folder / "model_index.json", index)

@@ -6,7 +6,7 @@ of 0.385, with AdamW alone 0.420; after 250 its text encoder had 0.341, with Ada
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,17 +59,12 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype or (torch.float32 if exact else torch.bfloat16)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Takes one step; returns what `closure` computes, if given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Takes one step."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
                     self._update(weight, weight.grad, group)
-        return loss
 
     def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """Momentum as Nesterov's, orthogonalization, decay, and a step of the size of AdamW's (Liu

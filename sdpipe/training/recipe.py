@@ -2,12 +2,48 @@
 
 A model is trained in four stages, each with a table: `vae`, `text_encoder`, `unet` and `joint`,
 which trains the last two together. The built-in model passes through five more, `refinement`.
+A number's type has the rule that `recipe_file` holds it to.
 """
 
 import dataclasses
-import math
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, NamedTuple
+
+from sdpipe.training.emoji.scenes import KINDS
+
+FIT = {"steps", "learning_rate", "muon_learning_rate", "warmup_steps", "ema_decay"}
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+class Rule(NamedTuple):
+    """Which values are allowed, and how an error says so."""
+
+    allows: Callable[[Any], bool]
+    text: str
+
+
+def _are_shares(value: list[Any]) -> bool:
+    numbers = all(isinstance(share, int | float) and share >= 0 for share in value)
+    return len(value) == len(KINDS) and numbers and any(value)
+
+
+Natural = Annotated[int, Rule(lambda value: value >= 0, "is less than 0")]
+Count = Annotated[int, Rule(lambda value: value >= 1, "is less than 1")]
+Weight = Annotated[float, Rule(lambda value: value >= 0, "is less than 0")]
+Positive = Annotated[float, Rule(lambda value: value > 0, "is not above 0")]
+Decay = Annotated[float, Rule(lambda value: 0 <= value < 1, "is not from 0 to below 1")]
+Fraction = Annotated[float, Rule(lambda value: 0 <= value <= 1, "is not from 0 to 1")]
+Shares = Annotated[
+    list[float],
+    Rule(
+        _are_shares, f"is not {len(KINDS)} numbers of 0 or more, not all 0, for {', '.join(KINDS)}"
+    ),
+]
+Prediction = Annotated[
+    str, Rule(PREDICTION_TYPES.__contains__, f"is not {' or '.join(PREDICTION_TYPES)}")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +59,9 @@ class Scenes:
     """
 
     images: int
-    shares: list[float]
-    look_alike_fraction: float = 0.0
-    colour_fraction: float
+    shares: Shares
+    look_alike_fraction: Fraction = 0.0
+    colour_fraction: Fraction
     scale: tuple[float, float]
     shift: float
 
@@ -47,16 +83,16 @@ class Vae:
     latent_channels: int
     norm_num_groups: int
     crop_size: int
-    full_image_fraction: float
-    steps: int
-    batch_size: int
-    learning_rate: float
-    ema_decay: float
+    full_image_fraction: Fraction
+    steps: Natural
+    batch_size: Count
+    learning_rate: Positive
+    ema_decay: Decay
     edge_weight: float
     mse_weight: float
     kl_weight: float
-    decoder_steps: int
-    decoder_learning_rate: float
+    decoder_steps: Natural
+    decoder_learning_rate: Positive
     decoder_mse_weight: float
 
 
@@ -69,24 +105,27 @@ class Captions:
     bpe_dropout: probability with which a merge of a paraphrase is skipped.
     """
 
-    caption_dropout: float = 0.1
-    paraphrase_fraction: float = 0.0
-    bpe_dropout: float = 0.0
+    caption_dropout: Fraction = 0.1
+    paraphrase_fraction: Fraction = 0.0
+    bpe_dropout: Decay = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Captions):
-    """A stage that learns from captions. At a `muon_learning_rate` of 0 all weights use AdamW."""
+    """A stage that learns from captions; of 0 steps it is skipped.
 
-    steps: int
-    batch_size: int
-    learning_rate: float
-    muon_learning_rate: float = 0.0
+    muon_learning_rate: 0 trains all weights with AdamW.
+    """
+
+    steps: Natural
+    batch_size: Count
+    learning_rate: Positive
+    muon_learning_rate: Weight = 0.0
 
     @property
-    def total_steps(self) -> int:
-        """Gradient steps of the whole stage."""
-        return self.steps
+    def options(self) -> dict[str, Any]:
+        """The arguments of `loop.fit` among these numbers."""
+        return {name: value for name, value in vars(self).items() if name in FIT}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,24 +142,25 @@ class TextEncoder(Stage):
 class DenoisingStage(Stage):
     """A stage of DDPM's training; timesteps are T u^timestep_exponent of a uniform u."""
 
-    timestep_exponent: float = 1.0
+    timestep_exponent: Positive = 1.0
     train_text_encoder: bool = True
-    warmup_steps: int
-    ema_decay: float
+    warmup_steps: Natural
+    ema_decay: Decay
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unet(DenoisingStage):
     """The U-Net, the forward process, and the stage that trains the U-Net alone."""
 
+    steps: Count
     block_out_channels: list[int]
     layers_per_block: int
     attention_head_dim: int
     norm_num_groups: int
     beta_start: float
     beta_end: float
-    num_train_timesteps: int
-    prediction_type: str
+    num_train_timesteps: Count
+    prediction_type: Prediction
     max_loss_weight: float
     train_text_encoder: bool = False
 
@@ -129,11 +169,11 @@ class Unet(DenoisingStage):
 class FineTuning(DenoisingStage):
     """The one stage of a model that was trained before (`--from`)."""
 
-    steps: int = 2000
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    warmup_steps: int = 100
-    ema_decay: float = 0.998
+    steps: Count = 2000
+    batch_size: Count = 8
+    learning_rate: Positive = 1e-4
+    warmup_steps: Natural = 100
+    ema_decay: Decay = 0.998
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +187,11 @@ class DistillationStage(Stage):
     alpha: how far the weights move towards the result (WiSE-FT).
     """
 
-    shares: list[float] | None = None
-    canonical_weight: float = 1.0
-    contrastive_weight: float = 0.3
-    hard_fraction: float = 0.0
-    alpha: float = 1.0
+    shares: Shares | None = None
+    canonical_weight: Weight = 1.0
+    contrastive_weight: Weight = 0.3
+    hard_fraction: Fraction = 0.0
+    alpha: Fraction = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,19 +207,14 @@ class RefinementStage(DenoisingStage):
     alpha: how far the weights move towards that mean (WiSE-FT).
     """
 
-    paraphrases: int = 0
-    distillation_weight: float = 1.0
-    negatives: int = 0
-    contrastive_weight: float = 0.0
-    negative_timestep_exponent: float = 1.0
-    hard_fraction: float = 0.0
-    cycles: int = 1
-    alpha: float = 1.0
-
-    @property
-    def total_steps(self) -> int:
-        """Gradient steps of all cycles."""
-        return self.steps * self.cycles
+    paraphrases: Natural = 0
+    distillation_weight: Weight = 1.0
+    negatives: Natural = 0
+    contrastive_weight: Weight = 0.0
+    negative_timestep_exponent: Positive = 1.0
+    hard_fraction: Fraction = 0.0
+    cycles: Count = 1
+    alpha: Fraction = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +232,9 @@ class Refinement:
 class Samples:
     """The sample sheets of a run: images on each, seconds between two, denoising steps."""
 
-    images: int = 8
-    seconds: float = 300.0
-    steps: int = 20
+    images: Natural = 8
+    seconds: Weight = 300.0
+    steps: Count = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,19 +254,15 @@ class Recipe:
     samples: Samples = Samples()
     sampling: dict[str, Any]
 
-    @property
-    def size_multiple(self) -> int:
-        """What `size` is a multiple of: 8, as everywhere; the VAE's factor times the text encoder's
-        grid; and the VAE's factor times that of the U-Net.
-        """
-        factor = 2 ** (len(self.vae.block_out_channels) - 1)
-        halvings = 2 ** (len(self.unet.block_out_channels) - 1)
-        return math.lcm(8, factor * self.text_encoder.grid_size, factor * halvings)
-
     def stages(self) -> dict[str, Stage]:
         """The stages that follow the text encoder's own, by name and in their order."""
         further = {k: v for k, v in vars(self.refinement).items() if v is not None}
         return {"unet": self.unet, "joint": self.joint, **further}
+
+    def steps_before(self, name: str) -> int:
+        """The steps of all stages before this one: each stage has random numbers of its own."""
+        before = itertools.takewhile(lambda stage: stage[0] != name, self.stages().items())
+        return sum(stage.steps * getattr(stage, "cycles", 1) for _, stage in before)
 
     def numbers(self) -> dict[str, Any]:
         """The numbers that the weights depend on, by names such as `unet.steps`; JSON types."""

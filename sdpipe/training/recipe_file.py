@@ -1,11 +1,10 @@
-"""Reads a recipe's TOML file into `Recipe`: complete, and without unknown keys."""
+"""Reads a recipe's TOML file into `Recipe`: complete, of known keys, each number by its rule."""
 
 import dataclasses
 import tomllib
-import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from sdpipe.errors import UsageError
 from sdpipe.training.recipe import Recipe
@@ -18,8 +17,8 @@ def load_recipe(path: Path = EMOJI) -> Recipe:
     """Reads a recipe.
 
     Raises:
-        UsageError: the file cannot be read, is not TOML, lacks a key, has an unknown one, or one of
-            another type.
+        UsageError: the file cannot be read, is not TOML, lacks a key, has an unknown one, or a
+            value of another type, or one that breaks its rule.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -36,7 +35,7 @@ def load_recipe(path: Path = EMOJI) -> Recipe:
 
 def _build(kind: type[Any], values: dict[str, Any], table: str) -> Any:
     """An instance of a dataclass from a table of TOML."""
-    known = typing.get_type_hints(kind)
+    known = typing.get_type_hints(kind, include_extras=True)
     if unknown := sorted(values.keys() - known.keys()):
         raise UsageError(table + unknown[0], "is not a key", f"the keys are {', '.join(known)}")
     optional = {f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
@@ -47,15 +46,20 @@ def _build(kind: type[Any], values: dict[str, Any], table: str) -> Any:
 
 def _value(kind: Any, value: Any, name: str) -> Any:
     """A value of TOML as a field's type has it."""
-    if isinstance(kind, types.UnionType):  # X | None
+    if type(None) in typing.get_args(kind):  # X | None
         kind = typing.get_args(kind)[0]
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return _build(typing.cast("type[Any]", kind), value, f"{name}.")
+    annotated = typing.get_origin(kind) is Annotated
+    kind, *rules = typing.get_args(kind) if annotated else (kind,)
     plain = typing.get_origin(kind) or kind
-    if plain is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if plain is float and type(value) is int:
+        value = float(value)
     if plain is tuple and isinstance(value, list):
-        return tuple(value)
+        value = tuple(value)
     if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
         raise UsageError(f"{name} = {value!r}", f"is not of type {plain.__name__}")
+    for rule in rules:
+        if not rule.allows(value):
+            raise UsageError(f"{name} = {value!r}", rule.text)
     return value

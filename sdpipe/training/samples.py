@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from sdpipe.components import Components
 from sdpipe.denoise import denoise
 from sdpipe.errors import NotFiniteError
 from sdpipe.guidance import Guidance
@@ -22,7 +23,6 @@ from sdpipe.settings import DEFAULTS
 from sdpipe.training.dataset import CaptionedLatents
 from sdpipe.training.ddpm import DenoisingLoss
 from sdpipe.training.loop import Interval
-from sdpipe.training.model import Model
 from sdpipe.training.recipe import Samples
 from sdpipe.training.run_folder import RESUME
 from sdpipe.values import check_scale
@@ -39,7 +39,7 @@ class SampleSheets:
     def __init__(
         self,
         data: CaptionedLatents,
-        model: Model,
+        model: Components,
         recipe: Samples,
         last_step: int,
         folder: Path,
@@ -75,17 +75,17 @@ class SampleSheets:
     @torch.no_grad()
     def draw(self, loss: DenoisingLoss) -> list[Image.Image]:
         """Draws the captions with the networks of a loss."""
-        guidance = Guidance(check_scale("g", self.model.sampling.get("g", DEFAULTS["g"])))
+        guidance = Guidance(check_scale("g", self.model.defaults.get("g", DEFAULTS["g"])))
+        _, c, h, w = self.data.latents.shape
         device = loss.alpha_bar.device
-        shape = (self.data.latents.shape[1], *self.data.latents.shape[2:])
         images = []
         for seed, caption in enumerate(self.captions):
             text = encode_prompts(self.data.tokenizer, loss.text_encoder, [escape(caption)], [""])
             generators = make_generators([seed])
             scheduler = make_scheduler(
-                "ddim", self.model.scheduler, self.recipe.steps, device=device
+                "ddim", self.model.scheduler_config, self.recipe.steps, device=device
             )
-            x_t = draw_noise(generators, shape).to(device) * float(scheduler.init_noise_sigma)
+            x_t = draw_noise(generators, (c, h, w)).to(device) * float(scheduler.init_noise_sigma)
             loop = denoise(loss.unet, scheduler, x_t, text.cond, text.uncond, guidance, generators)
             for step in loop:
                 x_t = step.latents

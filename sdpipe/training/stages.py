@@ -3,26 +3,31 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sdpipe.latents import vae_factor
-from sdpipe.training.dataset import CaptionedLatents, Dataset, StepRng, encode_dataset, random_crops
+from sdpipe.components import Components
+from sdpipe.errors import SdpipeError
+from sdpipe.io.files import atomic_write
+from sdpipe.latents import pil_to_latents, vae_factor
+from sdpipe.training.dataset import CaptionedLatents, Dataset, StepRng, random_crops
 from sdpipe.training.ddpm import DenoisingLoss, draw_timesteps
-from sdpipe.training.loop import fit
-from sdpipe.training.model import Model
-from sdpipe.training.progress import Progress, no_progress
-from sdpipe.training.recipe import DenoisingStage, Recipe, Stage
+from sdpipe.training.loop import Progress, fit, no_progress
+from sdpipe.training.recipe import DenoisingStage, Recipe
+from sdpipe.training.run_folder import RESUME
 from sdpipe.training.samples import SampleSheets
 from sdpipe.training.text_encoder import LatentRegression
 from sdpipe.training.vae import DecoderLoss, NegativeElbo
 
+ENCODE_BATCH = 8
+"""Images that are encoded at once: the activations of more do not fit into a CPU's cache."""
 SHORT_SEQUENCE = 1024  # latent positions, or tokens
 
 Batch = Callable[[int], tuple[Tensor, ...]]
@@ -33,7 +38,7 @@ class Run:
     """What every stage works with. `folder` receives checkpoints, log, latents and samples."""
 
     recipe: Recipe
-    model: Model
+    model: Components
     folder: Path
     accelerator: Accelerator
     save_every: float = 60.0
@@ -44,21 +49,59 @@ class Run:
         """The random numbers of this process."""
         return StepRng(self.recipe.seed, self.accelerator.process_index)
 
-    def steps_before(self, name: str) -> int:
-        """The steps of all stages before this one: each stage has random numbers of its own."""
-        stages = self.recipe.stages()
-        before = list(stages)[: list(stages).index(name)]
-        return sum(stages[stage].total_steps for stage in before)
-
     def local_batch(self, batch_size: int) -> int:
         """The part of a batch that this process draws."""
         return max(batch_size // self.accelerator.num_processes, 1)
 
     def encode(self, dataset: Dataset, name: str) -> Tensor:
-        """The latents (N, C, h, w) of a dataset, cached in NAME.safetensors."""
+        """The latents of all images as the VAE's configuration scales them, (N, C, h, w), in
+        float16. They are cached in NAME.safetensors, which the first process writes.
+
+        Raises:
+            SdpipeError: the file is damaged, or cannot be written.
+        """
         path = self.folder / f"{name}.safetensors"
-        progress = partial(self.progress, "encoding the images")
-        return encode_dataset(dataset, self.model.vae, path, self.accelerator, progress)
+        if self.accelerator.is_main_process and not path.exists():
+            encoded = []
+            with self.accelerator.autocast():
+                for start in range(0, len(dataset), ENCODE_BATCH):
+                    stop = min(start + ENCODE_BATCH, len(dataset))
+                    images = [dataset.image(i) for i in range(start, stop)]
+                    encoded.append(pil_to_latents(self.model.vae, images).half().cpu())
+                    self.progress("encoding the images", stop, len(dataset))
+            with atomic_write(path, RESUME) as file:
+                file.write(save({"latents": torch.cat(encoded).contiguous()}))
+        self.accelerator.wait_for_everyone()
+        try:
+            return load_file(path)["latents"]
+        except (OSError, KeyError, SafetensorError) as error:
+            raise SdpipeError(
+                str(path),
+                f"is damaged ({error})",
+                "delete it, and the same command writes it again",
+            ) from error
+
+    def fit(
+        self, name: str, loss: nn.Module, batch: Batch, positions: int = 0, **options: Any
+    ) -> None:
+        """`loop.fit` of a loss whose networks attend over this many positions, if they do.
+
+        On short sequences a CPU learns faster without torch's kernel for long ones: the U-Net by a
+        sixth, the text encoder by half.
+        """
+        device = self.accelerator.device
+        is_short = device.type == "cpu" and positions <= SHORT_SEQUENCE
+        with sdpa_kernel(SDPBackend.MATH) if is_short else contextlib.nullcontext():
+            fit(
+                name,
+                loss.to(device),
+                batch,
+                self.folder,
+                self.accelerator,
+                save_every=self.save_every,
+                progress=self.progress,
+                **options,
+            )
 
 
 def train_vae(run: Run, dataset: Dataset) -> None:
@@ -85,26 +128,22 @@ def train_vae(run: Run, dataset: Dataset) -> None:
         python_rng, _ = rng.at(-1 - step)
         return (random_crops(dataset, size, count(size), python_rng),)
 
-    loss = NegativeElbo(vae, recipe).to(run.accelerator.device)
-    _fit(
-        run,
+    run.fit(
         "vae",
-        loss,
+        NegativeElbo(vae, recipe),
         crops,
         steps=recipe.steps,
         learning_rate=recipe.learning_rate,
         ema_decay=recipe.ema_decay,
     )
     vae.decoder.requires_grad_(True)
-    rate = recipe.decoder_learning_rate
-    _fit(
-        run,
+    run.fit(
         "decoder",
         DecoderLoss(vae, recipe),
         full_images,
         steps=recipe.decoder_steps,
-        learning_rate=rate,
-        muon_learning_rate=rate,
+        learning_rate=recipe.decoder_learning_rate,
+        muon_learning_rate=recipe.decoder_learning_rate,
         ema_decay=recipe.ema_decay,
     )
 
@@ -119,24 +158,15 @@ def train_text_encoder(run: Run, data: CaptionedLatents) -> None:
 
     channels, size = data.latents.shape[1:3]
     loss = LatentRegression(run.model.text_encoder, recipe.grid_size, channels, size)
-    fit_stage(run, "text_encoder", recipe, loss, batch, run.recipe.tokenizer.max_length)
-
-
-def train_unet(run: Run, data: CaptionedLatents) -> None:
-    """Trains the U-Net in front of a frozen text encoder."""
-    train_denoiser(run, data, "unet", run.recipe.unet, run.steps_before("unet"))
-
-
-def train_jointly(run: Run, data: CaptionedLatents) -> None:
-    """Trains the U-Net and the text encoder together."""
-    if run.recipe.joint.steps:
-        train_denoiser(run, data, "joint", run.recipe.joint, run.steps_before("joint"))
+    run.fit("text_encoder", loss, batch, run.recipe.tokenizer.max_length, **recipe.options)
 
 
 def train_denoiser(
     run: Run, data: CaptionedLatents, name: str, stage: DenoisingStage, first_step: int = 0
 ) -> None:
-    """Trains by DDPM's algorithm, with random numbers from `first_step` on."""
+    """Trains by DDPM's algorithm, with random numbers from `first_step` on: the U-Net, and with it
+    the text encoder unless the stage freezes it.
+    """
 
     def batch(step: int) -> tuple[Tensor, ...]:
         python_rng, generator = run.rng.at(first_step + step)
@@ -161,54 +191,8 @@ def fit_denoiser(
     """Fits the networks of a denoising loss, and draws samples with them from time to time."""
     loss.unet.requires_grad_(True)
     loss.text_encoder.requires_grad_(stage.train_text_encoder)
+    sheets = SampleSheets(
+        data, run.model, run.recipe.samples, stage.steps, run.folder / "samples", name
+    )
     positions = data.latents[0, 0].numel()
-    fit_stage(
-        run,
-        name,
-        stage,
-        loss,
-        batch,
-        positions,
-        warmup_steps=stage.warmup_steps,
-        ema_decay=stage.ema_decay,
-        on_checkpoint=SampleSheets(
-            data, run.model, run.recipe.samples, stage.steps, run.folder / "samples", name
-        ),
-    )
-
-
-def fit_stage(
-    run: Run, name: str, stage: Stage, loss: nn.Module, batch: Batch, positions: int, **more: Any
-) -> None:
-    """Fits a loss whose networks attend over this many positions; `more` goes to `fit`.
-
-    On short sequences a CPU learns faster without torch's kernel for long ones: the U-Net by a
-    sixth, the text encoder by half.
-    """
-    loss.to(run.accelerator.device)
-    is_short = run.accelerator.device.type == "cpu" and positions <= SHORT_SEQUENCE
-    with sdpa_kernel(SDPBackend.MATH) if is_short else contextlib.nullcontext():
-        _fit(
-            run,
-            name,
-            loss,
-            batch,
-            steps=stage.steps,
-            learning_rate=stage.learning_rate,
-            muon_learning_rate=stage.muon_learning_rate,
-            **more,
-        )
-
-
-def _fit(run: Run, name: str, loss: nn.Module, batch: Batch, **more: Any) -> None:
-    """`fit` with what all stages of a run share."""
-    fit(
-        name,
-        loss,
-        batch,
-        run.folder,
-        run.accelerator,
-        save_every=run.save_every,
-        progress=run.progress,
-        **more,
-    )
+    run.fit(name, loss, batch, positions, on_checkpoint=sheets, **stage.options)

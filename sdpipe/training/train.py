@@ -4,7 +4,6 @@ It runs in one process, or in several that share every step: `accelerate launch 
 Then each draws its own part of every batch, and only the first writes and reports.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -16,25 +15,20 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, is_bf16_available, parse_flag_from_env
 
-from sdpipe.errors import SdpipeError, SdpipeWarning
+from sdpipe.errors import SdpipeError, warn
 from sdpipe.runtime.device import pick_device, pick_dtype
 from sdpipe.training.dataset import CaptionedLatents, Dataset, scale_to_unit_variance
 from sdpipe.training.emoji.dataset import EmojiDataset
 from sdpipe.training.imagefolder import ImageFolder
 from sdpipe.training.job import Job
+from sdpipe.training.loop import Progress, no_progress
 from sdpipe.training.model import load_model, new_model, save_model
-from sdpipe.training.progress import Log, Progress, no_log, no_progress
-from sdpipe.training.recipe import Recipe
 from sdpipe.training.refinement.stages import refine
 from sdpipe.training.run_folder import FOLDER, init_run_dir, remove_run_dir
-from sdpipe.training.stages import (
-    Run,
-    train_denoiser,
-    train_jointly,
-    train_text_encoder,
-    train_unet,
-    train_vae,
-)
+from sdpipe.training.stages import Run, train_denoiser, train_text_encoder, train_vae
+
+Log = Callable[[str], None]
+"""Reports a fact in one line, such as how many images there are."""
 
 
 def train(
@@ -43,7 +37,7 @@ def train(
     dataset: Dataset | None = None,
     save_every: float = 60.0,
     progress: Progress = no_progress,
-    log: Log = no_log,
+    log: Log = lambda line: None,
 ) -> Path | None:
     """Trains a model and writes it to `job.out`; returns that in the first process, else None.
 
@@ -64,11 +58,11 @@ def train(
     try:
         _train(job, accelerator, dataset, save_every, progress, log)
         accelerator.end_training()
-    except (SdpipeError, torch.OutOfMemoryError) as error:
-        if not accelerator.is_main_process and isinstance(error, SdpipeError):
-            raise SystemExit(1) from None  # the first process reports it
-        if isinstance(error, SdpipeError):
+    except SdpipeError:
+        if accelerator.is_main_process:
             raise
+        raise SystemExit(1) from None  # the first process reports it
+    except torch.OutOfMemoryError as error:
         raise SdpipeError(
             str(accelerator.device),
             "is out of memory",
@@ -89,7 +83,12 @@ def _train(
     if job.start is not None:
         with accelerator.main_process_first():
             model, recipe, origin = load_model(job.start, recipe, job.dim, accelerator.device)
-    dataset = dataset or _make_dataset(job, recipe)
+    if dataset is None:
+        if job.entries is not None:
+            dataset = ImageFolder(job.entries, recipe.size, job.out / FOLDER / "images.rgb")
+        else:
+            assert recipe.scenes is not None
+            dataset = EmojiDataset(recipe.scenes, recipe.size, recipe.seed)
     if model is None:
         model = new_model(recipe, dataset.captions(), dataset.vocabulary())
     elif model.vocabulary is not None:
@@ -102,21 +101,14 @@ def _train(
         latents = scale_to_unit_variance(model.vae, run.encode(dataset, "latents"))
         data = CaptionedLatents(dataset, latents, model.tokenizer)
         train_text_encoder(run, data)
-        train_unet(run, data)
-        train_jointly(run, data)
+        train_denoiser(run, data, "unet", recipe.unet)
+        if recipe.joint.steps:
+            train_denoiser(run, data, "joint", recipe.joint, recipe.steps_before("joint"))
         refine(run, data)
     else:
         data = CaptionedLatents(dataset, run.encode(dataset, "latents"), model.tokenizer)
         train_denoiser(run, data, "finetuning", recipe.finetuning)
     _in_first_process(accelerator, partial(save_model, model, job.out, run.folder))
-
-
-def _make_dataset(job: Job, recipe: Recipe) -> Dataset:
-    """The images of a job; those of a folder are read later."""
-    if job.entries is not None:
-        return ImageFolder(job.entries, recipe.size, job.out / FOLDER / "images.rgb")
-    assert recipe.scenes is not None
-    return EmojiDataset(recipe.scenes, recipe.size, recipe.seed)
 
 
 def make_accelerator(device: str) -> Accelerator:
@@ -137,13 +129,11 @@ def make_accelerator(device: str) -> Accelerator:
 
 def _in_first_process(accelerator: Accelerator, task: Callable[[], None]) -> None:
     """Does a task in the first process; the others wait, and end if it fails."""
-    failed: list[Any] = [False]
+    failed: list[Any] = [True]
     try:
         if accelerator.is_main_process:
             task()
-    except BaseException:
-        failed = [True]
-        raise
+        failed = [False]
     finally:
         if accelerator.num_processes > 1:
             broadcast_object_list(failed)
@@ -167,16 +157,10 @@ def _begin(job: Job, run: Run, dataset: Dataset, origin: str | None, log: Log) -
         raise
     log(dataset.describe())
     if job.entries is not None:
-        _warn_long_captions(run.model.tokenizer, dataset.captions())
-
-
-def _warn_long_captions(tokenizer: Any, captions: list[str]) -> None:
-    length = tokenizer.model_max_length
-    long = [ids for ids in tokenizer(captions, verbose=False).input_ids if len(ids) > length]
-    if long:
-        warnings.warn(
-            f"{len(long)} of {len(captions)} captions have more than the {length - 2} tokens that "
-            "the text encoder takes; the rest of them is not learned.",
-            SdpipeWarning,
-            stacklevel=2,
-        )
+        captions, length = dataset.captions(), run.model.tokenizer.model_max_length
+        tokens = run.model.tokenizer(captions, verbose=False).input_ids
+        if long := sum(len(ids) > length for ids in tokens):
+            warn(
+                f"{long} of {len(captions)} captions have more than the {length - 2} tokens that "
+                "the text encoder takes; the rest of them is not learned."
+            )

@@ -44,8 +44,7 @@ class NegativeElbo(nn.Module):
 
     def __init__(self, vae: AutoencoderKL, recipe: Vae) -> None:
         super().__init__()
-        self.vae = vae
-        self.recipe = recipe
+        self.vae, self.recipe = vae, recipe
 
     def forward(self, x: Tensor, eps: Tensor) -> Tensor:
         """`eps` has the latents' shape (B, C, h, w)."""
@@ -64,8 +63,7 @@ class DecoderLoss(nn.Module):
 
     def __init__(self, vae: AutoencoderKL, recipe: Vae) -> None:
         super().__init__()
-        self.vae = vae
-        self.recipe = recipe
+        self.vae, self.recipe = vae, recipe
 
     def forward(self, x: Tensor) -> Tensor:
         """The loss of images (B, 3, H, W) in [-1, 1]."""

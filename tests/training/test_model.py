@@ -63,7 +63,7 @@ def test_a_model_keeps_its_forward_process_and_size(start, tmp_path):
     model, adapted, revision = load_model(str(start), recipe, None, CPU)
     assert (adapted.size, adapted.unet.beta_end) == (32, 0.02)
     assert adapted.unet.prediction_type == "epsilon"
-    assert model.scheduler["_class_name"] == "PNDMScheduler"
+    assert model.scheduler_config["_class_name"] == "PNDMScheduler"
     assert revision
     _, adapted, _ = load_model(str(start), recipe, 48, CPU)
     assert adapted.size == 48

@@ -51,6 +51,8 @@ def test_every_stage_has_steps_of_its_own():
         "hard_negatives",
     ]
     cycles = recipe.refinement.joint_paraphrases
-    assert cycles.total_steps == cycles.cycles * cycles.steps
-    assert recipe.joint.total_steps == recipe.joint.steps
+    before = recipe.unet.steps + recipe.joint.steps + recipe.refinement.paraphrases.steps
+    assert recipe.steps_before("unet") == 0
+    assert recipe.steps_before("joint_paraphrases") == before
+    assert recipe.steps_before("typos") == before + cycles.cycles * cycles.steps
     assert list(load_recipe(IMAGEFOLDER).stages()) == ["unet", "joint"]

@@ -5,7 +5,6 @@ black behind transparent pixels to the edge.
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
@@ -13,11 +12,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 from sdpipe.errors import SdpipeError
 from sdpipe.training.emoji.scenes import COLOURS
 
-FONTS = (
-    Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
-    Path("/usr/share/fonts/google-noto-emoji/NotoColorEmoji.ttf"),
-    Path("/usr/share/fonts/noto/NotoColorEmoji.ttf"),
-)
+FONT = "NotoColorEmoji.ttf"
 FONT_SIZE = 109  # the one size that the font's bitmaps have
 SIDE = 136  # of those bitmaps, in pixels
 
@@ -62,7 +57,7 @@ def plain_name(name: str) -> str:
 
 
 def load_font() -> ImageFont.FreeTypeFont:
-    """Loads Noto Color Emoji from where Linux distributions put it.
+    """Loads Noto Color Emoji from the fonts of the system.
 
     Raises:
         SdpipeError: the font is missing, or Pillow cannot compose glyphs of several characters.
@@ -73,14 +68,14 @@ def load_font() -> ImageFont.FreeTypeFont:
             "has no Raqm, which composes emoji of several characters",
             "install libraqm, on Debian and Ubuntu with apt install libraqm0",
         )
-    for path in FONTS:
-        if path.exists():
-            return ImageFont.truetype(path, FONT_SIZE)
-    raise SdpipeError(
-        "the font Noto Color Emoji",
-        f"is not at {FONTS[0]}",
-        "install it, on Debian and Ubuntu with apt install fonts-noto-color-emoji",
-    )
+    try:
+        return ImageFont.truetype(FONT, FONT_SIZE)
+    except OSError:
+        raise SdpipeError(
+            "the font Noto Color Emoji",
+            f"is not among the fonts of this system ({FONT})",
+            "install it, on Debian and Ubuntu with apt install fonts-noto-color-emoji",
+        ) from None
 
 
 def render(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:

@@ -1,7 +1,7 @@
 """The further stages of the built-in model: paraphrases, typos, adaptation, hard negatives."""
 
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -13,10 +13,12 @@ from sdpipe.training.recipe import DistillationStage, RefinementStage, Unet
 from sdpipe.training.refinement.averaging import average_cycles, interpolate_weights
 from sdpipe.training.refinement.distillation import ParaphraseDistillation
 from sdpipe.training.refinement.hard_negatives import HardNegatives, sample_subjects
-from sdpipe.training.stages import Run, fit_denoiser, fit_stage
+from sdpipe.training.stages import Run, fit_denoiser, train_denoiser
 
 NOISY = 0.85
 """From this fraction of the timesteps on, a guess of x_0 shows how well the caption is known."""
+
+DrawParaphrases = Callable[[int, random.Random, torch.Generator], tuple[Tensor, ...]]
 
 
 def refine(run: Run, data: CaptionedLatents) -> None:
@@ -30,43 +32,62 @@ def refine(run: Run, data: CaptionedLatents) -> None:
 
 def distill(run: Run, data: CaptionedLatents, name: str, stage: DistillationStage) -> None:
     """Trains the text encoder alone, on paraphrases."""
-    paraphrases = Paraphrases.for_stage(run, data.dataset, stage)
-    loss = paraphrases.loss
+    loss, draw_paraphrases = make_distillation(run, data.dataset, stage)
     loss.encoder.requires_grad_(True)
-    first_step, count = run.steps_before(name), run.local_batch(stage.batch_size)
+    first_step, count = run.recipe.steps_before(name), run.local_batch(stage.batch_size)
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        return paraphrases.batch(count, *run.rng.at(first_step + step))
+        return draw_paraphrases(count, *run.rng.at(first_step + step))
 
-    fit_stage(run, name, stage, loss, batch, run.recipe.tokenizer.max_length)
+    run.fit(name, loss, batch, run.recipe.tokenizer.max_length, **stage.options)
     interpolate_weights(loss.encoder, loss.teacher, stage.alpha)
+
+
+def make_distillation(
+    run: Run, dataset: Dataset, stage: DistillationStage
+) -> tuple[ParaphraseDistillation, DrawParaphrases]:
+    """The distillation loss, and what draws a batch for it: tokens (B, L), canonical tokens (B, L)
+    and subjects (B,) of random captions, in which every subject is equally often.
+    """
+    subjects, tokenizer = dataset.subjects(), run.model.tokenizer
+    loss = ParaphraseDistillation(
+        run.model.text_encoder,
+        stage.canonical_weight,
+        stage.contrastive_weight,
+        tokenize(subjects, tokenizer),
+    )
+    balanced = dataset.balanced(stage.shares)
+
+    def draw(count: int, rng: random.Random, generator: torch.Generator) -> tuple[Tensor, ...]:
+        chosen = sample_subjects(loss.error, count, stage.hard_fraction, len(balanced), generator)
+        tokens = draw_captions(balanced, chosen.tolist(), tokenizer, stage, rng, generator)
+        return *tokens, chosen % len(subjects)
+
+    return loss, draw
 
 
 def train_in_cycles(run: Run, data: CaptionedLatents, name: str, stage: RefinementStage) -> None:
     """Trains the U-Net, and the text encoder unless it is frozen, in the cycles of a stage."""
 
     def train(cycle: int) -> None:
-        first_step = run.steps_before(name) + cycle * stage.steps
-        cycle_name = f"{name}{cycle + 1}" if cycle else name
-        train_cycle(run, data, cycle_name, stage, first_step)
+        first_step = run.recipe.steps_before(name) + cycle * stage.steps
+        train_cycle = train_with_paraphrases if stage.paraphrases else train_denoiser
+        train_cycle(run, data, f"{name}{cycle + 1}" if cycle else name, stage, first_step)
 
     networks = nn.ModuleList([run.model.unet, run.model.text_encoder])
     average_cycles(networks, stage.cycles, stage.alpha, train)
 
 
-def train_cycle(
+def train_with_paraphrases(
     run: Run, data: CaptionedLatents, name: str, stage: RefinementStage, first_step: int
 ) -> None:
-    """Trains by DDPM's algorithm, with the further losses that the stage asks for."""
+    """Trains by DDPM's algorithm, with distillation and, if the stage has them, hard negatives."""
     model, timesteps = run.model, run.recipe.unet.num_train_timesteps
-    paraphrases = negatives = None
-    loss = DenoisingLoss(model.unet, model.text_encoder, run.recipe.unet)
-    if stage.paraphrases:
-        assert run.recipe.refinement.paraphrases is not None
-        paraphrases = Paraphrases.for_stage(run, data.dataset, run.recipe.refinement.paraphrases)
-        if stage.negatives:
-            negatives = load_negatives(run, data.dataset)
-        loss = RefinementLoss(model.unet, paraphrases.loss, negatives, stage, run.recipe.unet)
+    assert run.recipe.refinement.paraphrases is not None
+    distillation, draw_paraphrases = make_distillation(
+        run, data.dataset, run.recipe.refinement.paraphrases
+    )
+    negatives = load_negatives(run, data.dataset) if stage.negatives else None
 
     def batch(step: int) -> tuple[Tensor, ...]:
         rng, generator = run.rng.at(first_step + step)
@@ -74,57 +95,20 @@ def train_cycle(
         t = draw_timesteps(len(x_0), timesteps, stage.timestep_exponent, generator)
         shown: tuple[Tensor, ...] = ()
         if negatives is not None:
-            indices = negatives.sample(
-                run.local_batch(stage.negatives), stage.hard_fraction, generator
-            )
+            count = run.local_batch(stage.negatives)
+            indices = negatives.sample(count, stage.hard_fraction, generator)
             captions = [negatives.captions[i] for i in indices]
             exponent = stage.negative_timestep_exponent
             x_0 = torch.cat([negatives.latents(indices).cpu(), x_0])
             tokens = torch.cat([tokenize(captions, model.tokenizer), tokens])
-            t = torch.cat([draw_timesteps(len(indices), timesteps, exponent, generator), t])
+            t = torch.cat([draw_timesteps(count, timesteps, exponent, generator), t])
             shown = (indices,)
-        drawn = x_0, tokens, t, torch.randn(x_0.shape, generator=generator)
-        if paraphrases is None:
-            return drawn
-        count = run.local_batch(stage.paraphrases)
-        return (*drawn, *paraphrases.batch(count, rng, generator), *shown)
+        eps = torch.randn(x_0.shape, generator=generator)
+        paraphrases = draw_paraphrases(run.local_batch(stage.paraphrases), rng, generator)
+        return x_0, tokens, t, eps, *paraphrases, *shown
 
+    loss = RefinementLoss(model.unet, distillation, negatives, stage, run.recipe.unet)
     fit_denoiser(run, data, name, stage, loss, batch)
-
-
-@dataclass(frozen=True)
-class Paraphrases:
-    """The distillation loss, and the captions to learn by it."""
-
-    loss: ParaphraseDistillation
-    stage: DistillationStage
-    dataset: Dataset
-    run: Run
-    subjects: int
-
-    @classmethod
-    def for_stage(cls, run: Run, dataset: Dataset, stage: DistillationStage) -> "Paraphrases":
-        """Those of a stage, with every subject equally often in the captions."""
-        subjects = dataset.subjects()
-        loss = ParaphraseDistillation(
-            run.model.text_encoder,
-            stage.canonical_weight,
-            stage.contrastive_weight,
-            tokenize(subjects, run.model.tokenizer),
-        )
-        return cls(loss, stage, dataset.balanced(stage.shares), run, len(subjects))
-
-    def batch(
-        self, count: int, rng: random.Random, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (B, L), canonical tokens (B, L) and subjects (B,) of random captions."""
-        chosen = sample_subjects(
-            self.loss.error, count, self.stage.hard_fraction, len(self.dataset), generator
-        )
-        tokens, canonical = draw_captions(
-            self.dataset, chosen.tolist(), self.run.model.tokenizer, self.stage, rng, generator
-        )
-        return tokens, canonical, chosen % self.subjects
 
 
 def load_negatives(run: Run, dataset: Dataset) -> HardNegatives:
