@@ -10,8 +10,8 @@ import time
 
 import pytest
 from support.command_lines import FAST
+from support.forked import forked
 
-import sdpipe
 from sdpipe.cli.interrupt import interruptible
 
 PROGRAM = """
@@ -102,16 +102,11 @@ def test_outside_the_main_thread_nothing_is_changed():
 class OnTerminal:
     """`sdpipe` in a process of its own, with a terminal as its standard error."""
 
-    def __init__(self, folder, *arguments):
+    def __init__(self, start, *arguments, cwd):
         ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, (24, 100))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "sdpipe", *arguments],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=theirs,
-            env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(sdpipe.__file__))},
+        self.process = start(
+            *arguments, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs
         )
         os.close(theirs)
         self.shown = ""
@@ -147,19 +142,26 @@ class OnTerminal:
         return self.printed
 
 
+def executed(*arguments, **options):
+    """`sdpipe` as a program, which begins with the imports."""
+    return subprocess.Popen([sys.executable, "-m", "sdpipe", *arguments], **options)
+
+
 @pytest.mark.parametrize(
-    ("moment", "number", "status"),
+    ("start", "moment", "number", "status"),
     [
-        ("loading", signal.SIGINT, 130),
-        ("drawing", signal.SIGINT, 130),
-        ("writing", signal.SIGTERM, 143),
+        (executed, "loading", signal.SIGINT, 130),
+        (forked, "drawing", signal.SIGINT, 130),
+        (forked, "writing", signal.SIGTERM, 143),
     ],
 )
-def test_on_a_terminal_an_interrupt_ends_the_command(model, tmp_path, moment, number, status):
-    steps = "900" if moment == "drawing" else "300"
+def test_on_a_terminal_an_interrupt_ends_the_command(
+    model, tmp_path, start, moment, number, status
+):
+    steps = "900" if moment == "drawing" else "150"
     options = ["--model", model, *FAST, "--steps", steps, "--save-int"]
     arguments = ["generate", "red apple", "--out", "x.png", *options]
-    with OnTerminal(tmp_path, *arguments) as run:
+    with OnTerminal(start, *arguments, cwd=tmp_path) as run:
         if moment == "writing":
             run.wait_for("writing x.steps:")  # with its bar
         else:
@@ -175,19 +177,15 @@ def test_on_a_terminal_an_interrupt_ends_the_command(model, tmp_path, moment, nu
     assert out.split() == finished
     assert run.shown.startswith("loading the model")
     if moment == "writing":
-        assert re.search(r"drawing: 100%\S* 300/300 \[.*it/s\]", run.shown)
+        assert re.search(r"drawing: 100%\S* 150/150 \[.*it/s\]", run.shown)
         assert re.search(r"writing x.steps: ", run.shown)
 
 
 def test_images_are_written_as_they_are_drawn(model, tmp_path):
     """Ctrl-C after the first of 99: what is written stays, and the seed of the rest is told."""
     command = ["generate", "red apple", "--model", model, *FAST, "-n", "99", "--batch-invariant"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "sdpipe", *command, "--out", str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with forked(*command, "--out", str(tmp_path), **pipes) as process:
         first = process.stdout.readline()
         assert os.path.exists(first.strip())
         process.send_signal(signal.SIGINT)

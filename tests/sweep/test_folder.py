@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from support.command_lines import assert_told
+from support.forked import forked
 from support.tiny import tiny_model
 
 import sdpipe.pipeline
@@ -250,14 +251,9 @@ def test_the_grid_tells_how_it_was_made(run, sweep, models):
 def test_interrupted_it_goes_on_where_it_was(run, sweep, models, tmp_path):
     # In a process of its own, with a real signal.
     arguments = ["red apple", "--seed", "1-3", "--steps", "2-60", "--g", "1", "--out", "o"]
-    command = [sys.executable, "-m", "sdpipe", "sweep", *arguments, "--model", models[0], *FAST]
-    with subprocess.Popen(
-        [*command, "--scheduler", "ddim"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(sdpipe.__file__))},
-    ) as process:
+    command = ["sweep", *arguments, "--model", models[0], *FAST, "--scheduler", "ddim"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with forked(*command, **pipes) as process:
         until = time.monotonic() + 300
         while len(list(tmp_path.glob("o/seed=*"))) < 7:
             assert process.poll() is None, process.stderr.read()
@@ -344,12 +340,10 @@ def test_cells_of_emoji_are_named_as_they_are_read(sweep):
 
 def test_two_equal_sweeps_at_once_draw_nothing_twice(models, tmp_path):
     """Each of two processes draws what the other does not, with one drawn seed."""
-    command = [sys.executable, "-m", "sdpipe", "sweep", "{cat|dog|red apple}", "--g", "1,2,3,4"]
-    command += ["--model", models[0], "--scheduler", "ddim", *FAST, "--out", "o", "--json"]
-    processes = [
-        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(2)
-    ]
+    command = ["sweep", "{cat|dog|red apple}", "--g", "1,2,3,4", "--steps", "20", "--json"]
+    command += ["--model", models[0], "--scheduler", "ddim", *FAST, "--out", "o"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [forked(*command, cwd=tmp_path, **pipes) for _ in range(2)]
     answers = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
     told = [json.loads(out)["cells"] for out, _ in answers]
