@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from sdpipe.components import Components
-from sdpipe.errors import NotFiniteError, warn
+from sdpipe.errors import NotFiniteError, UsageError, warn
 from sdpipe.prompt.chunks import TokenizedPrompt, tokenize_prompts
 from sdpipe.prompt.encode import PromptEmbeddings, encode_tokenized
 from sdpipe.prompt.habits import warn_habits, warn_unused_words
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from sdpipe.settings import ResolvedSettings
 
 T = TypeVar("T")
+
+MAX_CHUNKS = 2**11
+"""Of the texts of a prompt in the course of a run, all as long as the longest: 470 MB for v1-4."""
 
 BATCH_PIXELS = 2**22
 """A CPU draws no faster with more at once: 16 images of 512 x 512, or 256 of 128 x 128."""
@@ -60,6 +63,9 @@ def split_into_batches(
     another's prompt. With `batch_invariant` a batch is one image.
 
     Warns of what has no effect in a prompt, and of unknown words.
+
+    Raises:
+        UsageError: a prompt breaks a rule of the syntax, or is too long for how often it changes.
     """
     warn_about(parts, [text for s in images for text in (s.prompt, s.negative_prompt)])
     prompts: list[tuple[TokenizedPrompt, TokenizedPrompt]] = []
@@ -67,7 +73,10 @@ def split_into_batches(
         pairs = [(s.prompt, s.negative_prompt) for s in group]
         tokenized = tokenize_prompts(parts.tokenizer, chain(*pairs), timing)
         warn_unreached_edits(tokenized, timing)
-        prompts += [(tokenized[prompt], tokenized[negative]) for prompt, negative in pairs]
+        for pair in pairs:
+            prompt, negative = tokenized[pair[0]], tokenized[pair[1]]
+            _check_work(prompt, negative)
+            prompts.append((prompt, negative))
 
     def key(i: int) -> tuple["ResolvedSettings", int]:
         return common_settings(images[i]), max(map(len, prompts[i]))
@@ -83,6 +92,17 @@ def split_into_batches(
             room = len(batch)
         batches += batch.split(1 if settings.batch_invariant else min(room, most or room))
     return batches
+
+
+def _check_work(*prompts: TokenizedPrompt) -> None:
+    """Refuses prompts that fill the memory."""
+    texts, length = max(len(prompt.variants) for prompt in prompts), max(map(len, prompts))
+    if texts * length > MAX_CHUNKS:
+        raise UsageError(
+            f"the prompt and the negative prompt, of {texts} texts in the course of the steps",
+            f"have {length} chunks each, and at most {MAX_CHUNKS} in all are encoded",
+            "shorten them, or use fewer edits, alternations and BREAKs",
+        )
 
 
 def warn_about(parts: Components, texts: Iterable[str]) -> None:

@@ -1,3 +1,6 @@
+from support.errors import raises
+
+from sdpipe import UsageError
 from sdpipe.batches import split_into_batches
 
 
@@ -35,3 +38,15 @@ def test_batches_number_their_images_in_order(emoji):
     batches = split_into_batches(emoji.components, settings)
     assert [batch.images for batch in batches] == [range(1), range(1, 2), range(2, 4)]
     assert [s for batch in batches for s in batch.settings] == settings
+
+
+def test_prompts_that_fill_the_memory_together_are_refused(emoji):
+    """Each is one that is drawn: all texts of one are as long as the longest of the other."""
+    changing, long = "|".join("apple " * k for k in range(1, 21)), "apple " + "BREAK apple " * 200
+    changing = f"[{changing}]"
+    for prompt, negative in ((changing, ""), ("apple", long)):
+        settings = images(emoji, prompt, negative_prompt=negative, steps=20)
+        assert sizes(emoji, settings) == [1]
+    together = images(emoji, changing, negative_prompt=long, steps=20)
+    with raises(UsageError, value="20 texts", rule="201 chunks each", remedy="shorten them"):
+        split_into_batches(emoji.components, together)

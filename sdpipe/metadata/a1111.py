@@ -13,8 +13,8 @@ from sdpipe.metadata.foreign import (
     scheduler_settings,
     without_none,
 )
-from sdpipe.metadata.record import MAX_PROMPT, Record, RecordError, Value
-from sdpipe.prompt.syntax import parse
+from sdpipe.metadata.record import Record, RecordError, Value
+from sdpipe.prompt.syntax import MAX_PROMPT, parse
 from sdpipe.settings import RULES
 from sdpipe.values import num_steps_taken, parse_int, parse_number
 

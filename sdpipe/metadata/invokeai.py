@@ -14,8 +14,8 @@ from sdpipe.metadata.foreign import (
     scheduler_settings,
     without_none,
 )
-from sdpipe.metadata.record import MAX_PROMPT, Record, RecordError, Value
-from sdpipe.prompt.syntax import escape
+from sdpipe.metadata.record import Record, RecordError, Value
+from sdpipe.prompt.syntax import MAX_PROMPT, escape
 from sdpipe.values import parse_int, parse_number
 
 _SETTINGS = {

@@ -12,9 +12,10 @@ from typing import Any, Self
 
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.io.png import FORMAT
+from sdpipe.prompt.syntax import MAX_PROMPT
 from sdpipe.settings import MAX_IMAGES, Settings
 
-MAX_PROMPT = 2**16  # characters; a text encoder reads a few hundred of them
+MAX_EXTRA = 2**16  # characters of a text under a name that is unknown here
 MAX_VALUE = 300  # characters of any other text
 MAX_ENTRIES = 200  # of an object
 MAX_LIST = 1000  # values of one setting; a sweep's axis has no more
@@ -90,7 +91,7 @@ class Record:
     def __post_init__(self) -> None:
         _check_settings("settings", self.values)
         _check_settings("sweep", self.sweep or {})
-        _check_object("extra", self.extra, longest=MAX_PROMPT)
+        _check_object("extra", self.extra, longest=MAX_EXTRA)
         for name in ("model", "parts", "versions"):
             _check_texts(name, getattr(self, name))
         _check_files("loras", self.loras, "weight", int | float)

@@ -48,6 +48,8 @@ _PLAIN: dict[int, str | None] = {
     **dict.fromkeys((0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070))),
     **dict.fromkeys(range(0xFFF9, 0xFFFD)),
 }
+MAX_SEARCHED = 2**12  # characters of a prompt; some of the expressions take their square in time
+
 _ANY_SYNTAX = re.compile(r"[<{:+)]|--|__|AND")  # a prompt without these has none
 _ENTITY = re.compile(r"&#?\w{1,24};")
 
@@ -62,10 +64,12 @@ def plain_spelling(text: str) -> str:
 def warn_habits(prompts: Iterable[str], added_tokens: Iterable[str] = ()) -> None:
     """Warns, with an `SdpipeWarning` each, of other programs' syntax and typographic signs.
 
+    The first `MAX_SEARCHED` characters of each prompt are searched.
+
     added_tokens: the words of textual inversions, which are no syntax.
     """
     words = set(added_tokens)
-    for prompt in prompts:
+    for prompt in (prompt[:MAX_SEARCHED] for prompt in prompts):
         unescaped = re.sub(r"\\.", " ", prompt, flags=re.DOTALL)
         for pattern, remedy in SYNTAX.items() if _ANY_SYNTAX.search(unescaped) else ():
             found = re.search(pattern, unescaped)

@@ -35,22 +35,33 @@ ROUND, SQUARE = 1.1, 1 / 1.1  # the weight of a pair of brackets without a numbe
 MAX_WEIGHT = 10
 MAX_STEP = 999
 MAX_DEPTH = 50  # of nested brackets
+MAX_PROMPT = 2**14  # characters; a text encoder reads a few hundred of them
 
 _SPECIAL = re.compile(r"[()\[\]\\]|\bBREAK\b")  # a prompt without these is plain text
 _SIGN = re.compile(r"[()\[\]:|\\]|\bBREAK\b")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)")
 
 
-@lru_cache(maxsize=1024)
 def parse(text: str, name: str = "prompt") -> Prompt:
     """Parses a prompt; `name` is how messages call it.
 
     Raises:
-        UsageError: a bracket without its other half, or a malformed number.
+        UsageError: a bracket without its other half, a malformed number, or too long a text.
     """
+    if len(text) > MAX_PROMPT:
+        rule = f"has {len(text)} characters, and at most {MAX_PROMPT} are read"
+        raise UsageError(name, rule, "shorten it")
+    try:
+        return _parse(text)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error.value}", error.rule, error.remedy) from None
+
+
+@lru_cache(maxsize=64)  # few, for a long prompt has megabytes of nodes
+def _parse(text: str) -> Prompt:
     if _SPECIAL.search(text) is None:
         return Prompt((Words(text),) if text else ())
-    return Prompt(_Parser(text, name).parse())
+    return Prompt(_Parser(text).parse())
 
 
 def escape(text: str) -> str:
@@ -78,8 +89,8 @@ def warn_unreached_edits(prompts: Iterable[str], timing: Timing) -> None:
 class _Parser:
     """A recursive descent parser; `_at` is the position of the next character."""
 
-    def __init__(self, text: str, name: str) -> None:
-        self._text, self._name = text, name
+    def __init__(self, text: str) -> None:
+        self._text = text
         self._at = self._depth = 0
 
     def parse(self) -> tuple[Node, ...]:
@@ -165,10 +176,11 @@ class _Parser:
         """(prompt) or (prompt:weight); colons before the last are text."""
         if len(fields) == 1:
             return self._weighted(fields[0], ROUND, marks[0])
-        weight, value = self._number(marks)
+        weight = self._number(marks)
         if weight is None or not 0 <= weight <= MAX_WEIGHT:
             rule = f"is not a weight from 0 to {MAX_WEIGHT}"
-            raise UsageError(value, rule, r"write one as in (cat:1.3); a plain colon is \:")
+            remedy = r"write one as in (cat:1.3); a plain colon is \:"
+            raise UsageError(self._last_field(marks), rule, remedy)
         inside = list(fields[0])
         for field in fields[1:-1]:
             inside += (Words(":"), *field)
@@ -186,28 +198,32 @@ class _Parser:
         if len(fields) > 3:
             rule = f"has {len(fields) - 1} colons, and [cat:dog:0.5] has two"
             raise UsageError(self._bracket(marks[0]), rule, r"a plain colon is \:")
-        when, value = self._number(marks)
+        when = self._number(marks)
         if when is None or not 0 <= when <= (MAX_STEP if isinstance(when, int) else 2):
             raise UsageError(
-                value,
+                self._last_field(marks),
                 f"is neither a number of steps from 0 to {MAX_STEP} nor a fraction of them from "
                 "0.0 to 1.0, or to 2.0 in a second pass",
                 r"write [cat:dog:10] or [cat:dog:0.5]; a weight is (cat:1.3), a plain colon \:",
             )
         return Edit(fields[0] if len(fields) == 3 else (), fields[-2], when)
 
-    def _number(self, marks: list[int]) -> tuple[int | float | None, str]:
-        """The number in the last field, None if it is malformed, and what messages call it."""
+    def _number(self, marks: list[int]) -> int | float | None:
+        """The number in the last field; None if it is malformed."""
+        text = self._text[marks[-2] + 1 : marks[-1]].strip()
+        if len(text) > 99 or not _NUMBER.fullmatch(text):
+            return None
+        return float(text) if "." in text else int(text)
+
+    def _last_field(self, marks: list[int]) -> str:
+        """The last field as messages call it."""
         text = self._text[marks[-2] + 1 : marks[-1]].strip()
         shown = repr(text[:40]) if text else "nothing"
-        value = f"{self._name}: {shown} after the colon in {self._place(marks[-2])}"
-        if len(text) > 99 or not _NUMBER.fullmatch(text):
-            return None, value
-        return float(text) if "." in text else int(text), value
+        return f"{shown} after the colon in {self._place(marks[-2])}"
 
     def _bracket(self, at: int) -> str:
         """A bracket as messages call it."""
-        return f"{self._name}: the bracket {self._text[at]} in {self._place(at)}"
+        return f"the bracket {self._text[at]} in {self._place(at)}"
 
     def _place(self, at: int) -> str:
         """The line and column of a character, counted from 1."""

@@ -1,7 +1,14 @@
 """A parsed prompt, and its text at each step. `syntax.py` parses it."""
 
+from bisect import bisect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+from sdpipe.errors import UsageError
+
+MAX_WORK = 2**18
+"""Of the texts of a prompt in the course of a run: how many there are, times the size of the
+longest: its characters, 75 for a chunk that a BREAK begins, and the nodes of the prompt."""
 
 Text = tuple[tuple[tuple[str, float], ...], ...]
 """A prompt at one step: parts that a BREAK separates, each of pieces with their weights."""
@@ -48,11 +55,16 @@ class Edit:
 
     def has_come(self, moment: "Moment") -> bool:
         """Whether it is `after`."""
+        in_second, step = self.begin(moment.steps, moment.hires_steps)
+        return (moment.hires_step if in_second else moment.step) >= step
+
+    def begin(self, steps: int, hires_steps: int) -> tuple[bool, int]:
+        """Whether `after` begins in the second pass, and the step from which on it is."""
         if isinstance(self.when, int):
-            return moment.step >= self.when
+            return False, self.when
         if self.when < 1:
-            return moment.step >= int(self.when * moment.steps)
-        return moment.hires_step >= int((self.when - 1) * moment.hires_steps)
+            return False, int(self.when * steps)
+        return True, int((self.when - 1) * hires_steps)
 
 
 @dataclass(frozen=True)
@@ -147,22 +159,37 @@ class Prompt:
         """The distinct texts of a run, and which of them it is at each step.
 
         A prompt that never changes has a schedule of a single entry.
+
+        Raises:
+            UsageError: too many texts for their length; see `MAX_WORK`.
         """
-        edits: dict[str, Edit] = {}
+        begins: tuple[set[int], set[int]] = set(), set()  # of edits in the first and second pass
         periods = set()
-        for node in _walk(self.nodes):
+        count = longest = 0
+        for count, node in enumerate(_walk(self.nodes), 1):  # noqa: B007
             if isinstance(node, Edit):
-                edits[repr(node.when)] = node
+                in_second, step = node.begin(timing.steps, timing.hires_steps)
+                begins[in_second].add(step)
             elif isinstance(node, Alternate):
                 periods.add(len(node.options))
         texts: dict[Text, int] = {}
         states: dict[tuple[int, ...], int] = {}  # the text of each state of edits and alternations
         schedule = []
-        for moment in moments(timing) if edits or periods else [Moment(0, 1, 0)]:
-            come = sum(edit.has_come(moment) << i for i, edit in enumerate(edits.values()))
-            state = (come, *(moment.turn % n for n in periods))
+        first, second = map(sorted, begins)
+        for moment in moments(timing) if any((first, second, periods)) else [Moment(0, 1, 0)]:
+            come = bisect(first, moment.step), bisect(second, moment.hires_step)
+            state = (*come, *(moment.turn % n for n in periods))
             if state not in states:
-                states[state] = texts.setdefault(self._at(moment), len(texts))
+                text = self._at(moment)
+                states[state] = texts.setdefault(text, len(texts))
+                size = sum(75 + sum(len(words) for words, _ in part) for part in text)
+                longest = max(longest, size + count)
+                if len(states) * longest > MAX_WORK:
+                    raise UsageError(
+                        f"a prompt of {count} brackets and words between them",
+                        "changes too often for its length",
+                        "shorten it, or use fewer edits, alternations and BREAKs",
+                    )
             schedule.append(states[state])
         return list(texts), tuple(schedule)
 

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, Self
 
 from sdpipe.errors import warn
@@ -19,6 +20,7 @@ from sdpipe.prompt.habits import plain_spelling
 from sdpipe.prompt.syntax import parse
 
 _CANDIDATES = 5  # similar words, of which names decide
+MAX_SUGGESTED = 6  # unknown words of a prompt for which similar ones are looked up, and listed
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*|\S")
 _LOOKS = re.compile("[\ufe0e\ufe0f]|(?<=[^\x00-\x7f])[\U0001f3fb-\U0001f3ff]")
 """What chooses among the looks of a glyph: in black or colour, the tone of the skin."""
@@ -69,11 +71,15 @@ class Vocabulary:
     def unknown(self, prompt: str, added_tokens: Iterable[str] = ()) -> dict[str, str | None]:
         """The words of a prompt that are not in the vocabulary, each with a similar word that is.
 
+        A similar one is looked up for the first `MAX_SUGGESTED` of them.
+
         added_tokens: the words of textual inversions, which count as known.
         """
         texts = parse(plain_spelling(prompt)).words()
-        words = [word for text in texts for word in split_words(text, added_tokens)]
-        return {w: self._suggest(w, words) for w in dict.fromkeys(words) if w not in self.words}
+        words = dict.fromkeys(word for text in texts for word in split_words(text, added_tokens))
+        unknown = [word for word in words if word not in self.words]
+        suggested = [self._suggest(word, words) for word in unknown[:MAX_SUGGESTED]]
+        return dict(zip_longest(unknown, suggested))
 
     def find_names(self, words: str) -> list[str]:
         """The names that have all of these words, the shortest first; without words, all names."""
@@ -153,6 +159,8 @@ def warn_unknown_words(
         else:
             remedy = " and draws the rest of the prompt."
         *words, last = (f'"{word}"' for word in unknown)
+        if len(unknown) > MAX_SUGGESTED:
+            words, last = words[:MAX_SUGGESTED], f"{len(unknown) - MAX_SUGGESTED} other words"
         listed = f"{', '.join(words)} or {last}" if words else last
         warn(f"{model} has never read {listed}{remedy}")
 

@@ -16,6 +16,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any, Self
 
@@ -69,9 +70,12 @@ class Axis:
             text = format_value(value).replace("-", "minus")
             return f"{self.name}={re.sub('[:,]', 'to', text)}"
         name = self.name.removesuffix("_prompt") + number
-        slugs = [slug(text).replace("-", "_") if text else "nothing" for text in self.values]
-        alike = f"_{i + 1}" if slugs.count(slugs[i]) > 1 else ""
-        return f"{name}={slugs[i]}{alike}"
+        alike = f"_{i + 1}" if self._slugs.count(self._slugs[i]) > 1 else ""
+        return f"{name}={self._slugs[i]}{alike}"
+
+    @cached_property
+    def _slugs(self) -> list[str]:
+        return [slug(text).replace("-", "_") if text else "nothing" for text in self.values]
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,6 @@ class Sweep:
         among others, (12, 4) or "12:4", and alone one of guidance_interval.
 
     axes: in the order of the grid: parts of the prompts first, then settings as they were given.
-    cells: row by row, and one grid after the other.
     notes: what was left out, a sentence each.
 
     Raises:
@@ -105,6 +108,36 @@ class Sweep:
     """
 
     def __init__(self, prompt: str, **values: Any) -> None:
+        self._read(prompt, values)
+        len(self.cells)  # which checks each
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """The images, row by row, and one grid after the other."""
+        return tuple(self._make_cells())
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The sweep that `to_dict` described; its cells are made when they are asked for.
+
+        Raises:
+            UsageError: as the class; of several settings together only the first cell is checked.
+        """
+        settings = dict(values)
+        prompt = settings.pop("prompt", None)
+        for name in settings:
+            _check_name(name)
+        sweep = cls.__new__(cls)
+        sweep._read(prompt, settings)
+        next(sweep._make_cells())
+        for axis in sweep.axes:
+            if axis.name not in sweep._prompts:
+                for value in axis.values:
+                    RULES[axis.name].check(axis.name, _parse(axis.name, value))
+        return sweep
+
+    def _read(self, prompt: str, values: Mapping[str, Any]) -> None:
+        """Everything but the cells."""
         self.prompt = prompt
         self.notes: list[str] = []
         self.values: dict[str, Any] = {}
@@ -116,16 +149,6 @@ class Sweep:
             self._prompts["negative_prompt"] = split_prompt("negative_prompt", negative)
         self.axes = tuple(self._find_axes())
         self._check_size()
-        self.cells = tuple(self._make_cells())
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The sweep that `to_dict` described. Raises UsageError otherwise."""
-        settings = dict(values)
-        prompt = settings.pop("prompt", None)
-        for name in settings:
-            _check_name(name)
-        return cls(prompt, **settings)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON types; lists are axes."""
@@ -231,10 +254,12 @@ class Sweep:
                 alternatives = [axis.values[i] for axis, i in chosen if axis.name == name]
                 values[name] = join_prompt(between, alternatives)
             values |= {a.name: a.values[i] for a, i in chosen if a.name not in self._prompts}
-            for name, value in values.items():
-                if isinstance(value, str):
-                    values[name] = RULES[name].parse(value)
-            yield Cell(index, Settings(**values), "-".join(axis.slug(i) for axis, i in chosen))
+            settings = Settings(**{name: _parse(name, value) for name, value in values.items()})
+            yield Cell(index, settings, "-".join(axis.slug(i) for axis, i in chosen))
+
+
+def _parse(name: str, value: Any) -> Any:
+    return RULES[name].parse(value) if isinstance(value, str) else value
 
 
 def _too_large(sizes: Sequence[int]) -> UsageError:

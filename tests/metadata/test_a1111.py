@@ -6,7 +6,8 @@ from support.metadata import A1111, our_metadata
 
 from sdpipe.io import png
 from sdpipe.metadata import a1111
-from sdpipe.metadata.record import MAX_PROMPT, RecordError
+from sdpipe.metadata.record import RecordError
+from sdpipe.prompt.syntax import MAX_PROMPT
 from sdpipe.settings import SCHEDULERS, Settings
 
 

@@ -6,8 +6,8 @@ from support.metadata import INVOKEAI, foreign_image
 
 from sdpipe.metadata import invokeai
 from sdpipe.metadata.read import read_record
-from sdpipe.metadata.record import MAX_PROMPT, RecordError
-from sdpipe.prompt.syntax import parse
+from sdpipe.metadata.record import RecordError
+from sdpipe.prompt.syntax import MAX_PROMPT, parse
 from sdpipe.settings import Settings
 
 SD_METADATA = {

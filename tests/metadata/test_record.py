@@ -4,7 +4,8 @@ import pytest
 from support.errors import raises
 from support.metadata import change, our_metadata
 
-from sdpipe.metadata.record import MAX_PROMPT, Record, RecordError, truncate
+from sdpipe.metadata.record import Record, RecordError, truncate
+from sdpipe.prompt.syntax import MAX_PROMPT
 from sdpipe.settings import Settings
 
 

@@ -1,8 +1,10 @@
 """The prompt syntax, held against the examples and rules of A1111."""
 
 import io
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from support.errors import raises
 
 from sdpipe import Settings, UsageError
-from sdpipe.prompt.syntax import MAX_DEPTH, escape, parse
+from sdpipe.prompt.syntax import MAX_DEPTH, MAX_PROMPT, escape, parse
 from sdpipe.prompt.tree import Timing
 
 
@@ -258,3 +260,36 @@ def test_the_schedule_has_the_text_of_every_step():
     assert [texts[i] for i in schedule] == [prompt.at(step, 8) for step in range(8)]
     assert len(texts) == len(set(texts))
     assert parse("a (b)").schedule(Timing(8)) == ([parse("a (b)").at(0, 8)], (0,))
+
+
+@pytest.mark.parametrize(("length", "refused"), [(MAX_PROMPT, False), (100_000, True)])
+def test_no_prompt_takes_for_ever(length, refused):
+    """In a process of its own, for one that takes for ever cannot be stopped in this one."""
+    support = Path(__file__).parents[1] / "support" / "long_prompts.py"
+    command = [sys.executable, str(support), str(length)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    told = json.loads(done.stdout)
+    if refused:
+        assert {"characters, and at most" in said for name, said in told.items()} == {True}
+        return
+    for name in ("edits", "empty brackets", "periods"):
+        assert "changes too often for its length; shorten it" in told.pop(name)
+    assert "after the colon in column 5 is neither a number" in told.pop("digits")
+    assert "other words and draws the rest" in told.pop("unknown words")
+    assert 'never read "appel"; did you mean' in told.pop("one unknown word")
+    assert not any("shorten" in said for said in told.values())
+
+
+def test_a_text_is_parsed_once_under_whatever_name():
+    """Two parses of one text would be two trees."""
+    text = "a (cat:1.2) [and|or] a dog"
+    assert parse(text) is parse(text, "negative_prompt") is parse(text, "prompt")
+    for name in ("prompt", "negative_prompt"):
+        with raises(UsageError, value=f"{name}: the bracket (", rule="never closed"):
+            parse("(a", name)
+
+
+def test_the_longest_prompt():
+    assert parse("a" * MAX_PROMPT).words() == ["a" * MAX_PROMPT]
+    with raises(UsageError, value="negative_prompt", rule=f"at most {MAX_PROMPT}"):
+        Settings(prompt="x", negative_prompt="a" * (MAX_PROMPT + 1))

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 import time
 
 import pytest
@@ -12,6 +13,7 @@ from support.errors import raises
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.io import png
 from sdpipe.metadata.read import read_record
+from sdpipe.metadata.record import Record
 from sdpipe.settings import Settings
 from sdpipe.sweep.command import sweep_command
 from sdpipe.sweep.sweep import Sweep
@@ -134,6 +136,29 @@ def test_a_grid_from_anybody_that_makes_no_sense_is_refused_at_once(told, tmp_pa
     with pytest.raises(SdpipeError, match="makes no sense"):
         sweep_command(path, read_record(path))
     assert time.process_time() - started < 5
+
+
+def test_a_grid_s_command_takes_no_cells():
+    """Counted are the calls of functions; a prompt of a stranger may be read once, not for each."""
+
+    def calls(seeds):
+        prompt = "(a)" * 1000 + f"[{len(seeds)}]"  # no other run has read it
+        record = Record(source="sdpipe", values={}, sweep={"prompt": prompt, "seed": seeds})
+        count = 0
+
+        def note(_frame, event, _argument):
+            nonlocal count
+            count += event == "call"
+
+        sys.setprofile(note)
+        try:
+            command = sweep_command("x.png", record)
+        finally:
+            sys.setprofile(None)
+        assert shlex.split(command)[2:] == [prompt, "--seed", f"0-{len(seeds) - 1}"]
+        return count
+
+    assert calls(list(range(1000))) < 3 * calls([0, 1, 2])
 
 
 def test_names_that_fall_together_get_the_number_of_their_value():
