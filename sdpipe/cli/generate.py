@@ -18,7 +18,9 @@ from sdpipe.cli.save import STDOUT, check_stdout, save, save_to_stdout, tells_pr
 from sdpipe.errors import UsageError
 from sdpipe.io import names
 from sdpipe.io.encoding import decode
-from sdpipe.settings import Settings
+from sdpipe.settings import MAX_IMAGES, Settings
+
+MAX_INPUT = 2**24  # bytes of standard input: 100,000 prompts of 160 letters
 
 
 @grouped
@@ -92,8 +94,15 @@ def _prompts(prompt: str) -> list[str]:
     """The prompt, or for - those on standard input, one a line."""
     if prompt != "-":
         return [prompt]
-    lines = [line.strip() for line in decode(sys.stdin.buffer.read(), "standard input").split("\n")]
+    data = sys.stdin.buffer.read(MAX_INPUT + 1)
+    if len(data) > MAX_INPUT:
+        rule = f"has more than the {MAX_INPUT} bytes that are read"
+        raise UsageError("standard input", rule, "give the prompts in parts")
+    lines = [line.strip() for line in decode(data, "standard input").split("\n")]
     prompts = [line for line in lines if line]
+    if len(prompts) > MAX_IMAGES:
+        rule = f"has {len(prompts)} prompts, and at most {MAX_IMAGES} are drawn"
+        raise UsageError("standard input", rule, "give them in parts")
     if not prompts:
         raise UsageError("standard input", "has no prompt", "give one a line")
     return prompts

@@ -6,7 +6,6 @@ import io
 import itertools
 import math
 import os
-import stat
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from sdpipe.errors import SdpipeError, UsageError, warn
+from sdpipe.io.limits import check_file, check_segments
 from sdpipe.io.names import FORMATS
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ READABLE = (
 )
 
 SAMPLE_FORMAT = 339  # the tag of a TIFF: 1 for unsigned integers, 2 for signed ones, 3 for floats
-MAX_FILE = 2**28  # bytes of a file that is opened
-MAX_PIXELS = 90_000_000  # of an image that is decoded: 270 MB in memory
+MAX_PIXELS = 54_000_000  # of an image that is decoded, in any form: less than 1 GB in memory
+MAX_LENGTH = 2**16  # pixels of a side: Pillow has a pointer to each row
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,10 @@ def open_image(
         SdpipeError: it is of another format, damaged, or too large.
     """
     try:
-        _check_file(path)
+        check_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            check_segments(path)
             with Image.open(path, formats=formats) as image:
                 yield image
     except SdpipeError:
@@ -141,14 +142,14 @@ def read_image(
         with open_image(path, tuple(n for n in READABLE if n in Image.OPEN)) as image:
             _check_size(path, image, max_pixels)
             image.load()
-            frames = getattr(image, "n_frames", 1)
+            is_animated = getattr(image, "is_animated", False)  # n_frames may read the whole file
             is_photo = image.format == "MPO"  # what follows the first image is its preview
             upright, remarks = _to_upright_rgb(image, background)
     except SdpipeError as error:
         remedy = error.remedy or "give another image"
         raise UsageError(error.value, error.rule, remedy) from error
-    if frames > 1 and not is_photo:
-        remarks.append(f"has {frames} frames; only the first is used")
+    if is_animated and not is_photo:
+        remarks.append("has several frames; only the first is used")
     for remark in remarks:
         warn(f"{path} {remark}.")
     return upright
@@ -216,7 +217,10 @@ def _to_8_bits(image: Image.Image, file: Image.Image, remarks: list[str]) -> Ima
         white = next(w for w in (2**8, 2**16, 2**31 if is_signed else 2**32) if high < w) - 1
     else:
         white = 2**16 - 1
-    return Image.fromarray((np.clip(levels / white, 0, 1) * 255).round().astype(np.uint8))
+    levels /= white
+    np.clip(levels, 0, 1, out=levels)
+    levels *= 255
+    return Image.fromarray(levels.round(out=levels).astype(np.uint8))
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, remarks: list[str]) -> Image.Image:
@@ -266,22 +270,17 @@ def _is_identity(transform: "ImageCms.ImageCmsTransform", mode: str) -> bool:
     return compare_pixels(before, after).largest <= 2
 
 
-def _check_file(path: str | os.PathLike[str]) -> None:
-    """Refuses files that would block a reader, or fill the memory."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise SdpipeError(f"{path}", "cannot be read: it is a device or a pipe, not a file")
-    if status.st_size > MAX_FILE:
-        raise SdpipeError(
-            f"{path}", f"cannot be read: it has {status.st_size} bytes, more than {MAX_FILE}"
-        )
-
-
 def _check_size(path: str | os.PathLike[str], image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise SdpipeError(
             f"{path}",
             f"has {width} x {height} pixels, more than {max_pixels / 1e6:g} million",
+            "scale it down",
+        )
+    if max(width, height) > MAX_LENGTH:
+        raise SdpipeError(
+            f"{path}",
+            f"has {width} x {height} pixels, and a side has at most {MAX_LENGTH}",
             "scale it down",
         )

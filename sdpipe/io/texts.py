@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import iTXt
 
-from sdpipe.io.pixels import MAX_PIXELS, open_image
+from sdpipe.io.pixels import MAX_LENGTH, MAX_PIXELS, open_image
 
 MAX_TEXT = 2**20  # characters of a text that is read; an image may come from anybody
 IMAGE_DESCRIPTION, EXIF_IFD, USER_COMMENT = 0x010E, 0x8769, 0x9286
@@ -32,6 +32,7 @@ def read_texts(path: str | os.PathLike[str], wanted: Collection[str]) -> dict[st
             image.format == "PNG"
             and found.keys().isdisjoint(wanted)
             and width * height <= MAX_PIXELS
+            and max(width, height) <= MAX_LENGTH
         ):
             image.load()
             found = {**_exif_texts(image), **_png_texts(image)}

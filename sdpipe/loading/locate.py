@@ -23,7 +23,7 @@ from sdpipe.loading.layout import (
     select_model,
     select_part,
 )
-from sdpipe.loading.weights import PICKLES, pickle_error
+from sdpipe.loading.weights import PICKLES, check_file, pickle_error
 
 BUILT_IN = ("emoji",)
 DEFAULT = "CompVis/stable-diffusion-v1-4"
@@ -219,6 +219,7 @@ def _find(
     if name and os.path.isdir(path):
         return Location(name, path, _select_from(path, select, label), label=label)
     if name and os.path.exists(path):
+        check_file(path, label)
         if path.suffix in PICKLES:
             raise pickle_error(label, path)
         if path.suffix != ".safetensors":

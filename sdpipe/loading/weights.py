@@ -24,6 +24,9 @@ BYTES_PER_OPENING = 2**25
 """How much `load_weights` reads before it opens the file anew: what was read stays mapped, and
 counts as memory of the process, until the file is closed."""
 
+MAX_HEADER = 2**24
+"""Bytes of a file's names, shapes and notes; those of SDXL in one file are 300,000."""
+
 # In files older than diffusers 0.17, v1-4's VAE among them.
 _LEGACY_NAMES = {
     ".query.": ".to_q.",
@@ -47,11 +50,18 @@ def find_file(value: str | os.PathLike[str], label: str) -> Path:
         raise ModelNameError(label, "does not exist", "give the path of a .safetensors file")
     if path.is_dir():
         raise ModelNameError(label, "is a folder", "give the .safetensors file in it")
+    check_file(path, label)
     if path.suffix in PICKLES:
         raise pickle_error(label, path)
     if path.suffix != ".safetensors":
         raise ModelNameError(label, "is not a .safetensors file", "no other format is read")
     return path
+
+
+def check_file(path: Path, label: str) -> None:
+    """Refuses what would block a reader."""
+    if not path.is_file():
+        raise ModelNameError(label, "is a device or a pipe, not a file", "give a file")
 
 
 def pickle_error(label: str, path: Path, target: Path | None = None) -> ModelError:
@@ -105,6 +115,11 @@ def open_weights(path: Path, label: str, framework: str = "np") -> Iterator[Any]
     from safetensors import SafetensorError, safe_open
 
     try:
+        with path.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+        if MAX_HEADER < length < path.stat().st_size:
+            rule = f"has a header of {length} bytes, and at most {MAX_HEADER} are read"
+            raise ModelError(label, rule, "save it without its notes")
         with safe_open(path, framework=framework) as file:
             yield file
     except (OSError, SafetensorError) as error:

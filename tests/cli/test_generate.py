@@ -105,6 +105,17 @@ def test_a_line_of_standard_input_that_is_no_text_is_named(draw, give):
     assert "line 2 of standard input is not UTF-8 text" in err
 
 
+@pytest.mark.parametrize(
+    ("data", "rule"),
+    [(b"y" * (2**24 + 1), "more than the 16777216 bytes"), (b"y\n" * 100_001, "100001 prompts")],
+)
+def test_standard_input_without_end_is_refused(draw, give, data, rule):
+    give(data)
+    status, _, err = draw(prompt="-")
+    assert status == 2
+    assert f"standard input has {rule}" in err
+
+
 def test_a_prompt_that_comes_to_nan_loses_no_other(draw, give, monkeypatch):
     def load_with_nan(*arguments, **options):
         parts = components.load(*arguments, **options)

@@ -208,7 +208,7 @@ def test_stretching_keeps_all_of_it_and_a_size_that_fits_keeps_its_bits():
 def test_of_an_animation_the_first_picture_is_taken(tmp_path):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    with pytest.warns(SdpipeWarning, match=r"a\.gif has 2 frames"):
+    with pytest.warns(SdpipeWarning, match=r"a\.gif has several frames"):
         init, _ = load_images(tmp_path / "a.gif")
     assert init.image.getpixel((4, 4)) == (255, 0, 0)
 

@@ -239,10 +239,41 @@ def test_what_is_not_a_file_does_not_block_the_reader(tmp_path):
         pass
 
 
+def a_chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start", "piece", "most"),
+    [
+        ("png", 33, a_chunk(b"tEXt", b"a\0b"), 65536),
+        ("jpg", 2, b"\xff\xe1\x00\x08Exif\0\0", 256),
+        ("jpg", 2, b"\xff\xfe\x00\x02", 256),  # an empty comment
+        ("jpg", 2, b"\xff", 256),  # a byte that fills up
+    ],
+)
+def test_images_of_too_many_segments_are_refused(tmp_path, suffix, start, piece, most):
+    path = tmp_path / f"x.{suffix}"
+    ramp("RGB").save(path)
+    data = path.read_bytes()
+    before = load_pixels(path).tobytes()
+    path.write_bytes(data[:start] + piece * (most - 20) + data[start:])
+    assert load_pixels(path).tobytes() == before
+    path.write_bytes(data[:start] + piece * (most + 1) + data[start:])
+    with raises(SdpipeError, value=path.name, rule=f"more than {most} ", remedy="save it again"):
+        load_pixels(path)
+
+
+def test_a_side_that_is_too_long_is_refused(tmp_path):
+    Image.new("1", (1, 65537)).save(tmp_path / "x.png")
+    with raises(UsageError, rule="1 x 65537 pixels, and a side has at most 65536"):
+        read_image(tmp_path / "x.png")
+
+
 def test_of_an_animation_the_first_frame_is_read(tmp_path):
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
-    with pytest.warns(SdpipeWarning, match="2 frames") as caught:
+    with pytest.warns(SdpipeWarning, match="several frames") as caught:
         assert read_image(tmp_path / "x.gif").getpixel((0, 0)) == (255, 0, 0)
     assert caught[0].filename == __file__
 

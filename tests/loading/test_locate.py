@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import shlex
 import subprocess
@@ -283,3 +284,10 @@ def test_finding_imports_no_torch(tmp_path):
 def test_what_no_path_can_be_is_refused_like_any_other_name(name):
     with raises(ModelError, "model="):
         find_model(name)
+
+
+def test_a_pipe_is_no_model(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for find in (find_model, lambda path: find_part(path, "vae")):
+        with raises(ModelError, "pipe.safetensors", "is a device or a pipe, not a file"):
+            find(tmp_path / "pipe.safetensors")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import warnings
 
@@ -309,6 +310,9 @@ def test_files_that_are_not_read(tiny, tmp_path):
     whole.write_bytes(whole.read_bytes()[:-8])
     with raises(ModelError, "cut.safetensors", "damaged or cut short"):
         load(tiny, loras=[whole])
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with raises(ModelError, "pipe.safetensors", "is a device or a pipe, not a file"):
+        load(tiny, loras=[tmp_path / "pipe.safetensors"])
     with raises(ModelError, "lora='missing.safetensors'", "does not exist"):
         load(tiny, loras=["missing.safetensors"])
     with raises(ModelError, str(tmp_path), "is a folder"):
@@ -385,3 +389,10 @@ def test_kohya_names_come_down_to_the_networks_own(tiny, tmp_path):
     found = Lora.read(path).find("unet", shapes, "the unet")
     in_file = [k for k in load_file(path) if k.startswith("lora_unet") and "lora_up" in k]
     assert len(found) == len(in_file) == sum(n.endswith(UNET + CONVOLUTIONS) for n in names)
+
+
+def test_notes_without_end_are_refused(tiny, tmp_path):
+    path = tmp_path / "notes.safetensors"
+    save_file({"x": torch.zeros(1)}, path, {"notes": "x" * 2**24})
+    with raises(ModelError, "notes.safetensors", "at most 16777216 are read", "without"):
+        load(tiny, loras=[path])
