@@ -74,14 +74,41 @@ def material(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trained(material):
+def half_way(tmp_path_factory):
+    """The checkpoints that `trained` had in the middle of each stage."""
+    return tmp_path_factory.mktemp("half_way")
+
+
+@pytest.fixture(scope="session")
+def trained(material, half_way):
     """A model trained from it without a stop."""
-    from support.training_run import options
+    from support.training_run import job, keep_half_way, saving_replaced
 
-    from sdpipe.cli.app import main
+    from sdpipe.training.train import train
 
-    assert main(options(material, material / "model")) == 0
-    return material / "model"
+    with saving_replaced(keep_half_way(half_way)):
+        return train(job(material, material / "model"), save_every=0)
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory):
+    """The same images, with a recipe that ends with the U-Net's own stage."""
+    from support.training_run import recipe_with, write_images
+
+    place = tmp_path_factory.mktemp("short")
+    recipe_with(place / "recipe.toml", short=True, samples={"images": 0})
+    write_images(place / "data")
+    return place
+
+
+@pytest.fixture(scope="session")
+def shortly_trained(short):
+    """A model trained from it without a stop."""
+    from support.training_run import job
+
+    from sdpipe.training.train import train
+
+    return train(job(short, short / "model"))
 
 
 @pytest.fixture

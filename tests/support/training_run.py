@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,10 +167,16 @@ def options(place, out, **changes):
     return ["train", *words, f"--out={out}"]
 
 
-def recipe_with(path, **changes):
-    """Writes the recipe with other values; names such as vae__steps are those of its tables."""
+def recipe_with(path, *, short=False, **changes):
+    """Writes the recipe with other values; names such as vae__steps are those of its tables.
+
+    short: it ends with the U-Net's own stage.
+    """
     lines = []
     values = tomllib.loads(RECIPE)
+    if short:
+        values["joint"]["steps"] = 0
+        del values["refinement"]
     for name, value in changes.items():
         *tables, key = name.split("__")
         table = values
@@ -252,10 +259,23 @@ def die_while_saving(job, stage, step):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def python(*words, launcher=(), **environment):
+def keep_half_way(folder):
+    """A `save` of `saving_replaced` that copies each stage's checkpoint of half its steps."""
+
+    def save(state, file, real):
+        real(state, file)
+        name = Path(file.name).name.removesuffix(".partial")
+        if state["step"] == STAGES[name.removesuffix(".checkpoint")] // 2:
+            file.flush()
+            shutil.copy(file.name, folder / name)
+
+    return save
+
+
+def python(*words, **environment):
     folder = str(Path(__file__).parents[1])
     return subprocess.run(
-        [sys.executable, *launcher, *words],
+        [sys.executable, *words],
         capture_output=True,
         text=True,
         timeout=600,
