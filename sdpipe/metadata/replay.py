@@ -22,7 +22,7 @@ from sdpipe.loading.locate import check_model, check_part
 from sdpipe.metadata import resolve
 from sdpipe.metadata.read import read_record
 from sdpipe.metadata.record import Record, RecordError, about_image, truncate
-from sdpipe.runtime.device import check_device, check_dtype, dtype_name, pick_device
+from sdpipe.runtime.device import check_device, check_dtype, dtype_name, pick_device, pick_dtype
 from sdpipe.settings import KARRAS_SCHEDULERS, Settings
 
 if TYPE_CHECKING:
@@ -186,6 +186,13 @@ def prepare(
     if is_slow and pick_device(device).type == "cpu":
         type_here = "auto"
         notes.append("it was drawn in float16, which takes a CPU minutes; auto picks another type.")
+    is_slow = dtype is None and type_here == "bfloat16" and pick_device(device).type == "cpu"
+    if is_slow and dtype_name(pick_dtype("auto", pick_device("cpu"))) != type_here:
+        type_here = "auto"
+        notes.append(
+            "it was drawn in bfloat16, which this CPU only imitates; auto picks another type, and "
+            "--dtype bfloat16 draws in it."
+        )
     return ReplayJob(
         record,
         settings,
@@ -248,7 +255,7 @@ def _read(
         )
     try:
         settings, notes = _settings(record, changes)
-        resolve.check_size(settings, changes)
+        resolve.check_size(record, settings, changes)
         prediction = resolve.resolve_prediction(record)
     except RecordError as error:
         raise about_image(path, "cannot be drawn again", error) from error
@@ -286,7 +293,7 @@ def _batch(record: Record, settings: Settings, notes: list[str]) -> tuple[int, i
         return 1, 0
     width, height = settings.output_size
     pixels = n * (width or 512) * (height or 512)
-    if pixels > resolve.MAX_PIXELS:
+    if pixels > resolve.most_pixels(record):
         notes.append(f"it was drawn in a batch of {n}; drawn alone its last bits may differ.")
         return 1, 0
     return n, index

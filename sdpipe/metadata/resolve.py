@@ -28,6 +28,13 @@ NO_FETCH = "and nothing is downloaded because an image names it"
 MAX_PIXELS = 2**24
 """Drawn at once because an image says so, at most: 64 images of 512 x 512, or 1 of 4096 x 4096."""
 
+MAX_WORK = 50 * MAX_PIXELS
+"""Pixels times steps that are drawn because an image says so; a second pass counts as well, and
+Heun calls the U-Net twice."""
+
+OWN_SIDES = {"emoji": 128}
+"""Of the images that a built-in model is made for; both bounds go with its square, of 512 x 512."""
+
 
 def resolve_images(
     settings: Settings,
@@ -207,7 +214,13 @@ def resolve_device(record: Record, notes: list[str]) -> str:
 
 
 def resolve_speed(record: Record, notes: list[str]) -> str:
-    """How the networks ran, one of `device.SPEEDS`."""
+    """How the networks ran, one of `device.SPEEDS`; none is compiled because an image says so."""
+    if record.speed == "compiled":
+        notes.append(
+            "it was drawn by compiled networks, and none is compiled because an image says so; its "
+            "last bits may differ."
+        )
+        return "default"
     if record.speed is None or record.speed in SPEEDS:
         return record.speed or "default"
     notes.append(f"it was drawn with speed {truncate(record.speed)}, which is not known here.")
@@ -234,12 +247,28 @@ def describe_part(part: str | None) -> str:
     return truncate(name) + (f" @{mark[:length]}" if at else "")
 
 
-def check_size(settings: Settings, changes: Mapping[str, Any]) -> None:
-    """Refuses an image larger than `MAX_PIXELS` unless a person asked for its size."""
+def most_pixels(record: Record) -> int:
+    """`MAX_PIXELS` of the model that the image names."""
+    side = OWN_SIDES.get(record.model.get("name", ""), 512)
+    return MAX_PIXELS * side**2 // 512**2
+
+
+def check_size(record: Record, settings: Settings, changes: Mapping[str, Any]) -> None:
+    """Refuses an image beyond `MAX_PIXELS` or `MAX_WORK` unless a person asked for it."""
     width, height = settings.output_size
-    if width * height > MAX_PIXELS and not {"width", "height", "dim", "hires_scale"} & set(changes):
+    most = most_pixels(record)
+    asked = {"width", "height", "dim", "hires_scale"} & set(changes)
+    if width * height > most and not asked:
         raise RecordError(
             f"its size of {width} x {height}",
-            f"is more than the {MAX_PIXELS} pixels that are drawn because an image says so",
+            f"is more than the {most} pixels that are drawn because an image says so",
             f"ask for it: --set width={settings.width} --set height={settings.height}",
+        )
+    steps, most = settings.steps or 0, MAX_WORK // MAX_PIXELS * most
+    passes = (1 + (settings.hires_scale is not None)) * (1 + (settings.scheduler == "heun"))
+    if passes * steps * width * height > most and not asked | ({"steps"} & set(changes)):
+        raise RecordError(
+            f"its {steps} steps of {width} x {height}",
+            f"are more than the {most} pixels times steps that are drawn because an image says so",
+            f"ask for it: --set steps={steps}",
         )

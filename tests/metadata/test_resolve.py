@@ -1,6 +1,7 @@
 """What an image names comes from this machine or from a person, and from nowhere else."""
 
 import pytest
+import torch
 from safetensors.torch import save_file
 from support.errors import raises
 from support.hub_server import Hub
@@ -11,6 +12,7 @@ from sdpipe import Pipeline
 from sdpipe.errors import ModelError, SdpipeError, UsageError
 from sdpipe.loading.locate import is_cached
 from sdpipe.metadata.replay import prepare
+from sdpipe.runtime.device import pick_dtype
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +143,45 @@ def test_images_that_it_was_drawn_from_come_from_a_person(tmp_path):
         prepare(path, init_image=other)
     with raises(UsageError, value=str(path), remedy="leave --mask-image out"):
         prepare(path, init_image=first, mask_image=first)
+
+
+def test_no_compiler_and_no_imitated_type_on_an_image_s_word(tmp_path):
+    job = prepare(our_image(tmp_path / "x.png", change("speed", "compiled")))
+    assert (job.speed, "none is compiled" in job.notes[0]) == ("default", True)
+    path = our_image(tmp_path / "y.png", change("dtype", "bfloat16"))
+    is_native = pick_dtype("auto", torch.device("cpu")) == torch.bfloat16
+    job = prepare(path, device="cpu")
+    assert job.dtype == ("bfloat16" if is_native else "auto")
+    assert len(job.notes) == (not is_native)
+    assert prepare(path, device="cpu", dtype="bfloat16").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "rule", "remedy"),
+    [
+        ({"width": 1032, "height": 1024}, "1048576 pixels", "--set width=1032"),
+        ({"width": 256, "height": 256, "steps": 801}, "52428800 pixels times", "--set steps=801"),
+        (
+            {"width": 256, "height": 256, "steps": 401, "scheduler": "heun", "lms_order": None},
+            "52428800",
+            "--set steps=401",
+        ),
+    ],
+)
+def test_so_much_is_drawn_on_an_image_s_word_as_fits_its_model(tmp_path, values, rule, remedy):
+    path = our_image(tmp_path / "x.png", *(change("settings", *item) for item in values.items()))
+    with raises(SdpipeError, value=path, rule=rule, remedy=remedy):
+        prepare(path)
+    name, value = remedy.removeprefix("--set ").split("=")
+    changes = {name: int(value)}
+    assert prepare(path, changes=changes).settings.steps
+    fewer = {name: value - 8 if name == "width" else value for name, value in values.items()}
+    if "steps" in fewer:
+        fewer["steps"] -= 1
+    path = our_image(tmp_path / "y.png", *(change("settings", *item) for item in fewer.items()))
+    assert prepare(path).changed is False
+
+
+def test_a_large_batch_is_not_drawn_on_an_image_s_word(tmp_path):
+    job = prepare(our_image(tmp_path / "x.png", change("batch", "n", 1000)))
+    assert (job.n, job.index, "in a batch of 1000" in job.notes[0]) == (1, 0, True)
