@@ -269,6 +269,7 @@ def _find_sources(
     sources = Sources.find(
         model, parts, full_precision=full_precision, prediction_type=prediction_type
     )
+    sources.scheduler()  # reads and checks it
     check_parts(sources)
     check_loras(sources, loras)
     check_embeddings(sources, embeddings)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpipe.errors import ModelError, UsageError
+from sdpipe.loading.schema import check_config
 from sdpipe.loading.weights import damage_error, repair
 from sdpipe.settings import MODEL_DEFAULTS, RULES
 
@@ -87,14 +88,33 @@ def check_index(folder: Path, label: str) -> None:
 
 
 def read_config(folder: Path, part: str, label: str) -> dict[str, Any]:
-    """Reads the configuration of a part; of a whole CLIP that of its text half.
+    """Reads the configuration of a part, see `check_config`; of a whole CLIP its text half.
 
     Raises:
-        ModelError: it is not readable.
+        ModelError: it is not readable, or a value breaks its rule.
     """
-    name = "scheduler_config.json" if part == "scheduler" else "config.json"
-    values = read_json(folder / name, label)
-    return dict(values.get("text_config", values))
+    path = folder / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    values = read_json(path, label)
+    half = values.get("text_config")
+    return check_config(half if isinstance(half, dict) else values, part, f"{label}: {path}")
+
+
+def read_checker_configs(folder: Path, label: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads the configurations of a model's safety checker and of its image processor.
+
+    Raises:
+        ModelError: they are not readable, or a value breaks its rule.
+    """
+    path = folder / "safety_checker" / "config.json"
+    values, who = read_json(path, label), f"{label}: {path}"
+    config = {"projection_dim": values.get("projection_dim", 768)}
+    for half in ("text", "vision"):
+        given = values.get(f"{half}_config") or {}
+        if not isinstance(given, dict):
+            raise ModelError(who, f"has a {half}_config that is not a JSON object")
+        config[f"{half}_config"] = check_config(given, f"checker_{half}", who)
+    path = folder / "feature_extractor" / "preprocessor_config.json"
+    return config, check_config(read_json(path, label), "processor", f"{label}: {path}")
 
 
 def read_model_settings(path: Path, label: str) -> dict[str, Any]:

@@ -14,7 +14,6 @@ names, `lora_state_dict`, needs torch and the tensors. Two ways of naming tensor
 peft may put the adapter's name before `.weight`; it keeps alpha in `adapter_config.json`.
 """
 
-import json
 import math
 import os
 import re
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sdpipe.errors import ModelError, UsageError
-from sdpipe.loading.configs import read_json
+from sdpipe.loading.lora_notes import alpha_of, read_notes
 from sdpipe.loading.weights import find_file, open_weights, read_header, read_tensor, sha256
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ class Lora:
         path = find_file(file, label)
         notes, tensors = read_header(path, label)
         base_model = notes.get("ss_base_model_version") or notes.get("modelspec.architecture") or ""
-        layers = _layers(tensors, _read_notes(path, notes, label), label)
+        layers = _layers(tensors, read_notes(path, notes, label), label)
         return cls(path, weight, layers, base_model, label)
 
     @property
@@ -213,35 +212,6 @@ def check_weight(weight: object, label: str) -> float:
     return number
 
 
-def _read_notes(path: Path, notes: Mapping[str, str], label: str) -> dict[str, Any]:
-    """What diffusers notes of the layers in a file, or peft in one beside its own."""
-    config = path.with_name("adapter_config.json")
-    if path.name == "adapter_model.safetensors" and config.is_file():
-        values = read_json(config, label)
-        return {f"{part}.{k}": v for k, v in values.items() for part in ("unet", "text_encoder")}
-    try:
-        found = json.loads(notes.get("lora_adapter_metadata", "{}"))
-        if not isinstance(found, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        rule = f"has notes on its layers that are not readable as JSON ({error})"
-        raise ModelError(label, rule, "copy or download it again") from error
-    return found
-
-
-def _alpha(notes: Mapping[str, Any], part: str, module: str, rank: int) -> float | None:
-    """A layer's alpha by the notes: that of its part, or of a pattern that matches its name.
-
-    The scale of a rank-stabilised LoRA is alpha / sqrt(r) (Kalajdzievski 2023).
-    """
-    patterns = notes.get(f"{part}.alpha_pattern") or {}
-    matching = (a for p, a in patterns.items() if re.match(rf"(.*\.)?({p})$", module))  # as peft
-    value = next(matching, notes.get(f"{part}.lora_alpha"))
-    if value is None:
-        return None
-    return float(value) * (math.sqrt(rank) if notes.get(f"{part}.use_rslora") else 1)
-
-
 def _layers(
     tensors: Mapping[str, tuple[int, ...]], notes: Mapping[str, Any], label: str
 ) -> dict[str, dict[str, Layer]]:
@@ -253,6 +223,8 @@ def _layers(
     for piece, (kind, remedy) in _OTHER_KINDS.items():
         if name := next((name for name in tensors if piece in name), None):
             raise ModelError(label, f"is {kind}, as its tensor {name} shows", remedy)
+    if not tensors:
+        raise ModelError(label, "is empty: it has no tensors", "copy or download it again")
     roles: dict[tuple[str, str], dict[str, str]] = {}
     modules: dict[tuple[str, str], str] = {}
     for name in tensors:
@@ -273,7 +245,7 @@ def _layers(
             rule = f"has {names[_DOWN]} and {names[_UP]} of the shapes {list(down)} and {list(up)}"
             raise ModelError(label, f"{rule}, which are not matrices", "take another file")
         stem = _END.sub("", names[_DOWN])
-        alpha = names.get(_ALPHA) or _alpha(notes, part, modules[part, flat], down[0])
+        alpha = names.get(_ALPHA) or alpha_of(notes, part, modules[part, flat], down[0], label)
         found[part][flat] = Layer(stem, names[_DOWN], names[_UP], down, up, alpha)
     return found
 

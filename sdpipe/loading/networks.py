@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import ModelError, NotFiniteError
 from sdpipe.loading import lora, single_file, textual_inversion
+from sdpipe.loading.configs import read_checker_configs
 from sdpipe.loading.layout import WEIGHT_NAMES
 from sdpipe.loading.locate import Location
 from sdpipe.loading.lora import Lora
@@ -86,7 +87,6 @@ def _read_part(
     part: str, sources: Sources, device: "torch.device", dtype: "torch.dtype", for_speed: bool
 ) -> Any:
     import torch
-    from safetensors import SafetensorError
 
     location = sources.locations[part]
     where = location.path if location.is_file else sources.folder(part)
@@ -110,7 +110,9 @@ def _read_part(
         raise ModelError(
             who, "is incomplete: its weights lack tensors", "copy or download them again"
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except Exception as error:  # of which class depends on what the libraries stumble over
+        if isinstance(error, ModelError):
+            raise
         _check_shapes(part, sources, who)
         reason = " ".join(str(error).split())
         raise ModelError(who, f"cannot be loaded: {reason}") from error
@@ -126,17 +128,20 @@ def read_checker(
     """
     folder = location.path / "safety_checker"
     who = f"{location.label}: the safety checker in {folder}"
+    config, processing = read_checker_configs(location.path, location.label)
     for path in location.weights("safety_checker"):
         read_header(path, who)
     with quiet_libraries():
         # transformers' CLIPImageProcessor needs torchvision. This class computes the same.
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-        from safetensors import SafetensorError
+        from transformers import CLIPConfig
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
         try:
             network, loading_info = StableDiffusionSafetyChecker.from_pretrained(
                 str(folder),
+                config=CLIPConfig(**config),
+                attn_implementation="eager",
                 dtype=dtype,
                 device_map=device,
                 variant=location.files.variants["safety_checker"],
@@ -144,10 +149,8 @@ def read_checker(
                 local_files_only=True,
                 output_loading_info=True,
             )
-            processor = CLIPImageProcessorPil.from_pretrained(
-                str(location.path / "feature_extractor"), local_files_only=True
-            )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+            processor = CLIPImageProcessorPil(**processing)
+        except Exception as error:
             raise ModelError(who, f"cannot be loaded: {' '.join(str(error).split())}") from error
     if missing := sorted(loading_info["missing_keys"]):  # transformers fills them at random
         raise _incomplete(who, missing)
@@ -180,21 +183,17 @@ def _read_network(
 def _empty_network(part: str, sources: Sources) -> Any:
     """The network that a folder's configuration describes, without its weights."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel
 
-    folder = str(sources.folder(part))
+    config = sources.config(part)
     if part == "text_encoder":
-        config = CLIPTextModel.config_class.from_pretrained(folder, local_files_only=True)
-        return CLIPTextModel(config)
+        return CLIPTextModel(CLIPTextConfig(**config, attn_implementation="sdpa"))
     network = AutoencoderKL if part == "vae" else UNet2DConditionModel
-    return network.from_config(network.load_config(folder, local_files_only=True))
+    return network.from_config(config)
 
 
 def _check_shapes(part: str, sources: Sources, who: str) -> None:
-    """Compares the shapes of the tensors in a folder with those of the configuration.
-
-    The messages of the libraries name no tensor, or advise to ignore it.
-    """
+    """Compares the shapes of tensors and configuration: the libraries' messages name no tensor."""
     import torch
 
     if part not in WEIGHT_NAMES or not (found := sources.shapes(part)):
@@ -202,7 +201,7 @@ def _check_shapes(part: str, sources: Sources, who: str) -> None:
     try:
         with torch.device("meta"):
             network = _empty_network(part, sources)
-    except (OSError, ValueError, TypeError, RuntimeError):
+    except Exception:
         return  # the configuration itself is wrong
     for name, tensor in network.state_dict().items():
         if name not in found:

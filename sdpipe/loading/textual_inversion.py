@@ -11,6 +11,7 @@ The tokens have diffusers' names: word, word_1, word_2 and so on. diffusers'
 """
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,4 +171,10 @@ def _check_word(word: object, label: str) -> None:
             f"{label} with the word {word[:40]!r}...",
             "has no word to write in prompts",
             f"give one of up to {MAX_WORD} printable characters, such as my-cat",
+        )
+    if word == "BREAK" or re.search(r"[()\[\]\\]", word):
+        raise UsageError(
+            f"{label} with the word {word!r}",
+            "has no word to write in prompts, where it has another meaning",
+            "give one of letters, digits and hyphens, such as my-cat",
         )

@@ -6,6 +6,7 @@ tensor, and how long the file has to be.
 
 import hashlib
 import os
+import re
 import shlex
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -126,15 +127,28 @@ def open_weights(path: Path, label: str, framework: str = "np") -> Iterator[Any]
         raise damage_error(label, path, error) from error
 
 
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_WEIGHT = re.compile(r"lora|\.(weight|bias|alpha)$")
+_SCALE = re.compile(r"(weight_scale|scale_weight|scale_input|input_scale|SCB|absmax|quant_map)$")
+
+
 def read_header(path: Path, label: str) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
     """Reads a file's notes, and the shape of every tensor by its name.
 
     Raises:
-        ModelError: the file is damaged or cut short.
+        ModelError: the file is damaged or cut short, or its weights are quantised.
     """
     with open_weights(path, label) as file:
-        names = file.keys()
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        for name, tensor in slices.items():
+            is_weight = len(slices) == 1 or _WEIGHT.search(name)
+            if _SCALE.search(name) or (is_weight and tensor.get_dtype() not in FLOATS):
+                raise ModelError(
+                    label,
+                    f"is quantised: its tensor {name} of the type {tensor.get_dtype()} shows it",
+                    "take the same weights in float16, bfloat16 or float32",
+                )
+        shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
         return file.metadata() or {}, shapes
 
 
