@@ -244,8 +244,12 @@ def _layers(
         if len(down) < 2 or len(up) < 2 or 0 in (*down, *up):
             rule = f"has {names[_DOWN]} and {names[_UP]} of the shapes {list(down)} and {list(up)}"
             raise ModelError(label, f"{rule}, which are not matrices", "take another file")
+        number = names.get(_ALPHA)
+        if number and tensors[number] not in ((), (1,)):
+            rule = f"has the alpha {number} of the shape {list(tensors[number])}, not one number"
+            raise ModelError(label, rule, "take another file")
         stem = _END.sub("", names[_DOWN])
-        alpha = names.get(_ALPHA) or alpha_of(notes, part, modules[part, flat], down[0], label)
+        alpha = number or alpha_of(notes, part, modules[part, flat], down[0], label)
         found[part][flat] = Layer(stem, names[_DOWN], names[_UP], down, up, alpha)
     return found
 
