@@ -67,9 +67,9 @@ def test_exact_draws_the_same_bits_alone_and_at_any_place_in_a_batch(emoji, sche
 
 
 def test_without_exact_a_batch_changes_no_level_by_more_than_two(emoji):
-    batch = emoji.generate("red apple", n=5, seed=40, steps=8)
-    for k in (0, 2, 4):
-        alone = emoji.generate("red apple", seed=40 + k, steps=8)
+    batch = emoji.generate("red apple", n=3, seed=40, steps=5)
+    for k in (0, 2):
+        alone = emoji.generate("red apple", seed=40 + k, steps=5)
         assert np.abs(pixels(alone.images[0]) - pixels(batch.images[k])).max() <= 2
 
 
