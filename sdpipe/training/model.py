@@ -20,7 +20,7 @@ from sdpipe.latents import vae_factor
 from sdpipe.loading.vocabulary import FILE
 from sdpipe.prompt.vocabulary import Vocabulary
 from sdpipe.training.networks import build_text_encoder, build_unet, build_vae
-from sdpipe.training.recipe import PREDICTION_TYPES, Recipe
+from sdpipe.training.recipe import Recipe
 from sdpipe.training.run_folder import RESUME
 from sdpipe.training.tokenizer import train_tokenizer
 
@@ -143,16 +143,14 @@ def save_model(model: Components, folder: Path, work: Path) -> None:
 
 def _check(model: Components) -> None:
     """Refuses a model that `ddpm` cannot train further."""
-    config = {"prediction_type": "epsilon", "beta_schedule": "linear", **model.scheduler_config}
-    prediction, schedule = config["prediction_type"], config["beta_schedule"]
-    if prediction not in PREDICTION_TYPES:
-        rule = f"predicts {prediction}, and training is for {' and '.join(PREDICTION_TYPES)}"
-    elif schedule != "scaled_linear" or config.get("trained_betas") is not None:
-        rule = f"was trained with the noise schedule {schedule}, and training is for scaled_linear"
-    else:
-        return
-    remedy = "take a model of the family of Stable Diffusion 1 or 2"
-    raise ModelError(f"model={model.model.name!r}", rule, remedy)
+    config = model.scheduler_config
+    schedule = config.get("beta_schedule", "linear")
+    if schedule != "scaled_linear" or config.get("trained_betas") is not None:
+        raise ModelError(
+            f"model={model.model.name!r}",
+            f"was trained with the noise schedule {schedule}, and training is for scaled_linear",
+            "take a model of the family of Stable Diffusion 1 or 2",
+        )
 
 
 def _write(model: Components, folder: Path) -> None:

@@ -37,7 +37,7 @@ def test_a_model_of_another_training_is_refused(start, tmp_path):
         return lambda: path.write_text(before)
 
     undo = change("scheduler/scheduler_config.json", prediction_type="sample")
-    with raises(ModelError, value=str(start), rule="predicts sample"):
+    with raises(ModelError, value=str(start), rule="prediction_type='sample'"):
         load()
     undo()
     undo = change("scheduler/scheduler_config.json", beta_schedule="linear")
