@@ -61,6 +61,8 @@ def check_parts(sources: Sources) -> None:
         )
     for part, config in (("unet", unet), ("vae", vae), ("text_encoder", encoder)):
         for name, known in _KNOWN_VALUES[part].items():
+            if name == "_class_name" and part in sources.modules:
+                continue  # a class of the caller's own
             if (value := config.get(name)) not in (None, *known):
                 raise ModelError(
                     f"{sources.describe(part)} with {name}={value!r}",

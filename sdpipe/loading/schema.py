@@ -196,7 +196,7 @@ SCHEMA: Mapping[str, Mapping[str, Rule]] = {
         "beta_start": _number(1e-9, 0.999),
         "beta_end": _number(1e-9, 0.999),
         "beta_schedule": _one_of("linear", "scaled_linear", "squaredcos_cap_v2"),
-        "trained_betas": _list(_number(1e-9, 0.999), 100_000, 2),
+        "trained_betas": _either(_list(_number(1e-9, 0.999), 100_000, 2), NULL),
         "prediction_type": _one_of("epsilon", "v_prediction"),
         "timestep_spacing": _one_of("leading", "linspace", "trailing"),
         "timestep_type": _one_of("discrete", "continuous"),

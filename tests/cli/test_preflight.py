@@ -78,7 +78,7 @@ CASES = {
     ),
     "a file that is none, of which nobody asks for v1-4's configurations": (
         ["generate", "x", "--model", "text.safetensors"],
-        (1, "model='text.safetensors' is damaged or cut short"),
+        (1, "model='text.safetensors' is a text that begins with"),
     ),
     "a file that is no model": (
         ["generate", "x", "--model", "word.safetensors"],

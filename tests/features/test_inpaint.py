@@ -164,7 +164,7 @@ def test_each_image_of_several_batches_has_its_own_noise_where_it_is_kept(tiny):
         (mask_of(HOLE, (64, 32), 0), "64 x 32 pixels", "the image of 64 x 64"),
         (mask_of(HOLE, level=0), "at most 0 of 255", "no white"),
         (mask_of(HOLE, level=99), "at most 99 of 255", "no white"),
-        (7, "mask_image=7", "not an image"),
+        (7, "mask_image", "not an image"),
     ],
 )
 def test_a_mask_that_says_nothing_is_refused(mask, value, rule):

@@ -197,6 +197,6 @@ def test_what_was_said_is_in_the_image(hub, version_2, tmp_path, monkeypatch, ca
     assert status == 0, err
     image = out.strip()
     assert re.search(
-        r"model +\S+v2\.safetensors, sha256 \w{12}, prediction v\n", run("info", image)[1]
+        r"model +v2\.safetensors, sha256 \w{12}, prediction v\n", run("info", image)[1]
     )
     assert run("replay", image, "--model", path, "--verify")[:2] == (0, "identical\n")

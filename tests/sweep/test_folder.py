@@ -237,7 +237,8 @@ def test_the_grid_tells_how_it_was_made(run, sweep, models):
     assert "sdpipe info o/grid.png" in err
     # What it says is what draws it: nothing is left to draw, and the grid is the same.
     before = contents("o")
-    status, out, err = run(*shlex.split(command)[1:], "--out", "o")
+    # The model's folder has a name there, and no path.
+    status, out, err = run(*shlex.split(command)[1:], "--model", models[0], "--out", "o")
     assert (status, out) == (0, "o/grid.png\n")
     assert err == "sdpipe: 4 images: 4 there before\n"
     assert contents("o") == before
