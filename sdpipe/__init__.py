@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sdpipe.errors import UsageError as UsageError
     from sdpipe.latents import latents_to_pil as latents_to_pil
     from sdpipe.latents import pil_to_latents as pil_to_latents
+    from sdpipe.metadata.save import save_image as save_image
     from sdpipe.pipeline import Pipeline as Pipeline
     from sdpipe.pipeline import Result as Result
     from sdpipe.settings import Settings as Settings
@@ -42,6 +43,7 @@ _HOMES = {
     "UsageError": "errors",
     "latents_to_pil": "latents",
     "pil_to_latents": "latents",
+    "save_image": "metadata.save",
     "Pipeline": "pipeline",
     "Result": "pipeline",
     "Settings": "settings",

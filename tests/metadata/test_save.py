@@ -4,10 +4,10 @@ import pytest
 from PIL import Image
 from support.errors import raises
 
-from sdpipe import Result, SdpipeWarning, UsageError
+from sdpipe import Result, SdpipeWarning, UsageError, save_image
 from sdpipe.io import png
 from sdpipe.metadata.read import read_record
-from sdpipe.metadata.save import metadata_for, save_image
+from sdpipe.metadata.save import metadata_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")  # random weights
 
