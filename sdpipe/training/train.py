@@ -4,6 +4,7 @@ It runs in one process, or in several that share every step: `accelerate launch 
 Then each draws its own part of every batch, and only the first writes and reports.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -15,7 +16,8 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, is_bf16_available, parse_flag_from_env
 
-from sdpipe.errors import SdpipeError, warn
+from sdpipe.errors import SdpipeError, UsageError, warn
+from sdpipe.io.claims import claim
 from sdpipe.runtime.device import pick_device, pick_dtype
 from sdpipe.training.dataset import CaptionedLatents, Dataset, scale_to_unit_variance
 from sdpipe.training.emoji.dataset import EmojiDataset
@@ -49,14 +51,16 @@ def train(
     save_every: seconds between checkpoints, at least; 0 writes one after every step.
 
     Raises:
-        UsageError: the job cannot be trained.
+        UsageError: the job cannot be trained, or another process trains in its folder.
         ModelError: the model to fine-tune cannot be loaded, or does not fit.
         NotFiniteError: a loss is NaN or infinite.
         SdpipeError: the font or a package is missing, memory or disk is full.
     """
     accelerator = make_accelerator(job.device)
     try:
-        _train(job, accelerator, dataset, save_every, progress, log)
+        with contextlib.ExitStack() as stack:
+            _in_first_process(accelerator, partial(_claim, job.out, stack))
+            _train(job, accelerator, dataset, save_every, progress, log)
         accelerator.end_training()
     except SdpipeError:
         if accelerator.is_main_process:
@@ -139,6 +143,19 @@ def _in_first_process(accelerator: Accelerator, task: Callable[[], None]) -> Non
             broadcast_object_list(failed)
     if failed[0]:
         raise SystemExit(1)
+
+
+def _claim(out: Path, stack: contextlib.ExitStack) -> None:
+    """Claims the run's folder until the stack is closed.
+
+    Raises:
+        UsageError: another process trains there.
+    """
+    with contextlib.suppress(OSError):  # one that cannot be written is refused by `init_run_dir`
+        if not stack.enter_context(claim(out.parent, [out.name])):
+            raise UsageError(
+                f"out={str(out)!r}", "is where another process trains", "wait, or choose another"
+            )
 
 
 def _begin(job: Job, run: Run, dataset: Dataset, origin: str | None, log: Log) -> None:

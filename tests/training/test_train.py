@@ -28,6 +28,7 @@ from support.training_run import (
 
 from sdpipe import Pipeline, SdpipeError, SdpipeWarning, UsageError
 from sdpipe.cli.app import main
+from sdpipe.io.claims import claim
 from sdpipe.training.emoji.dataset import EmojiDataset
 from sdpipe.training.job import plan_job
 from sdpipe.training.train import train
@@ -337,3 +338,13 @@ def test_another_run_is_not_continued(material, trained, tmp_path):
         with raises(UsageError, value=str(trained), rule=difference, remedy="another --out"):
             train(job(material, trained, **changes))
     assert {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()} == before
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(material, tmp_path):
+    out = tmp_path / "out"
+    with (
+        claim(tmp_path, ["out"]),
+        raises(UsageError, value="out=", rule="another process trains", remedy="choose another"),
+    ):
+        train(job(material, out))
+    assert list(tmp_path.iterdir()) == []
