@@ -193,7 +193,7 @@ def check_scheduler(name: str, value: object) -> str:
     ours, has_karras = find_scheduler(value)
     called = [f"it is called {ours} here"] if ours is not None else []
     if has_karras or value.lower() == "karras":
-        called.append("Karras' noise levels are the setting karras")
+        called.append("Karras' noise levels are the setting karras (--karras)")
     if not called:
         return check_choice(name, value, SCHEDULERS)
     raise UsageError(f"{name}={value[:80]!r}", "is not known", ", and ".join(called))

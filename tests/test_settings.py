@@ -147,7 +147,7 @@ def test_other_names_are_not_ours_and_lead_to_ours():
         ("k_lms", "it is called lms here"),
         ("plms", "it is called pndm here"),
         ("Euler a", "it is called euler_a here"),
-        ("karras", "Karras' noise levels are the setting karras"),
+        ("karras", "Karras' noise levels are the setting karras (--karras)"),
         ("DDPM", "use one of lms, ddim, "),
     ],
 )

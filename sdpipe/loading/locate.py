@@ -80,7 +80,7 @@ def find_model(
         return _find(DEFAULT, select, f"the default model {DEFAULT}", full_precision)
     except ModelError as error:
         remedy = f"{error.remedy}; or " if error.remedy else ""
-        remedy += f'use the built-in model, Pipeline("{BUILT_IN[0]}")'
+        remedy += f'use the built-in model: Pipeline("{BUILT_IN[0]}"), --model {BUILT_IN[0]}'
         raise ModelError(error.value, error.rule, remedy) from error
 
 

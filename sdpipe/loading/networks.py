@@ -205,9 +205,8 @@ def _check_shapes(part: str, sources: Sources, who: str) -> None:
         return  # the configuration itself is wrong
     for name, tensor in network.state_dict().items():
         if name not in found:
-            raise ModelError(
-                who, f"is incomplete: its weights lack {name}", "copy or download them again"
-            )
+            rule = f"is incomplete: its weights lack {name}, which its config.json asks for"
+            raise ModelError(who, rule, "copy or download both again")
         if found[name] != tensor.shape:
             raise ModelError(
                 who,

@@ -17,6 +17,7 @@ from sdpipe.loading.weights import read_header, repair
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
+LEAST_TOKENS = 3  # the two marks, and one more
 CLIP_LENGTH = 77
 """Tokens that a text encoder takes, if its configuration does not say."""
 
@@ -65,6 +66,12 @@ def read_tokenizer(sources: Sources, length: int) -> "CLIPTokenizer":
         raise ModelError(who, rule, repair(*paths)) from error
     # Without a tokenizer_config.json only the text encoder says how many tokens there may be.
     tokenizer.model_max_length = min(tokenizer.model_max_length, length)
+    if tokenizer.model_max_length < LEAST_TOKENS:
+        raise ModelError(
+            f"{location.label}: the tokenizer in {folder}",
+            f"has model_max_length={tokenizer.model_max_length}, which leaves no room for a word",
+            "set it to 77, as that of v1-4",
+        )
     return tokenizer
 
 

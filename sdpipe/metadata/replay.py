@@ -259,7 +259,8 @@ def _read(
         prediction = resolve.resolve_prediction(record)
     except RecordError as error:
         raise about_image(path, "cannot be drawn again", error) from error
-    return record, settings, [*record.notes, *notes], prediction
+    said = [note for note in record.notes if "rng" not in changes or "--set rng=" not in note]
+    return record, settings, [*said, *notes], prediction
 
 
 def _settings(record: Record, changes: Mapping[str, Any]) -> tuple[Settings, list[str]]:

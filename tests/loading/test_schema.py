@@ -12,6 +12,7 @@ from support.errors import raises
 from sdpipe import ModelError, Pipeline
 from sdpipe.components import inspect_model
 from sdpipe.loading.locate import BUILT_IN_FOLDER
+from sdpipe.loading.parts import load_tokenizer
 from sdpipe.loading.schema import check_config
 
 FILES = {
@@ -154,3 +155,14 @@ def test_a_model_is_read_as_before(emoji):
         network = type(getattr(parts, part)).from_config(loaded)
         built = {k: v for k, v in getattr(parts, part).config.items() if not k.startswith("_")}
         assert built == {k: v for k, v in network.config.items() if not k.startswith("_")}
+
+
+@pytest.mark.parametrize("length", [2, 0, -5])
+def test_a_tokenizer_that_leaves_no_room_for_a_word_is_refused(model, length):
+    folder = model("unet")
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"model_max_length": length}
+    path.unlink()
+    path.write_text(json.dumps(config))
+    with raises(ModelError, value="tokenizer", rule=f"model_max_length={length}"):
+        load_tokenizer(folder)
