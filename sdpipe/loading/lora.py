@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sdpipe.errors import ModelError, UsageError
-from sdpipe.loading.lora_notes import alpha_of, read_notes
+from sdpipe.loading.lora_notes import alpha_of, check_patterns, read_notes
 from sdpipe.loading.weights import find_file, open_weights, read_header, read_tensor, sha256
 
 if TYPE_CHECKING:
@@ -236,6 +236,8 @@ def _layers(
         roles[part, flat][role] = name
         modules[part, flat] = module
     found: dict[str, dict[str, Layer]] = {"unet": {}, "text_encoder": {}}
+    for part in sorted({part for (part, _), names in roles.items() if _ALPHA not in names}):
+        check_patterns(notes, part, label)
     for (part, flat), names in roles.items():
         if missing := {_DOWN, _UP} - set(names):
             rule = f"has {next(iter(names.values()))}, but not its matrix {missing.pop()}"

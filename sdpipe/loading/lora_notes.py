@@ -29,31 +29,46 @@ def read_notes(path: Path, notes: Mapping[str, str], label: str) -> dict[str, An
     return found
 
 
+def check_patterns(notes: Mapping[str, Any], part: str, label: str) -> None:
+    """Checks that the alphas of single layers go by the ends of their names, as peft writes them.
+
+    peft takes such an end for a regular expression; here it is a name, since the file may be a
+    stranger's.
+
+    Raises:
+        ModelError: one is something else.
+    """
+    by_end = notes.get(f"{part}.alpha_pattern") or {}
+    if not isinstance(by_end, dict):
+        raise _notes_error(by_end, label)
+    for end in by_end:
+        if not re.fullmatch(r"\^?[\w.]+", end):
+            raise _notes_error(end, label)
+
+
 def alpha_of(
     notes: Mapping[str, Any], part: str, module: str, rank: int, label: str
 ) -> float | None:
-    """A layer's alpha by the notes: that of its part, or of the end of its name.
+    """A layer's alpha by notes with checked patterns: that of its part, or of its name's end.
 
-    peft takes such an end for a regular expression; here it is the name that peft writes, since
-    the file may be a stranger's. The scale of a rank-stabilised LoRA is alpha / sqrt(r)
-    (Kalajdzievski 2023).
+    The scale of a rank-stabilised LoRA is alpha / sqrt(r) (Kalajdzievski 2023).
 
     Raises:
-        ModelError: the notes are not those of peft.
+        ModelError: it is no number.
     """
     by_end = notes.get(f"{part}.alpha_pattern") or {}
     words = module.split(".")
     ends = [".".join(words[i:]) for i in range(len(words))]
-    if not isinstance(by_end, dict):
-        by_end = {"": by_end}
-    wrong = [end for end in by_end if not re.fullmatch(r"\^?[\w.]+", end)]
     values = [by_end[end] for end in (f"^{module}", *ends) if end in by_end]
     value = next(iter(values), notes.get(f"{part}.lora_alpha"))
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if wrong or not (value is None or (is_number and abs(value) <= MAX_ALPHA)):
-        shown = repr(wrong[0] if wrong else value)[:60]
-        rule = f"has notes on its layers that peft does not write: {shown}"
-        raise ModelError(label, rule, "save it anew with peft")
+    if not (value is None or (is_number and abs(value) <= MAX_ALPHA)):
+        raise _notes_error(value, label)
     if value is None:
         return None
     return float(value) * (math.sqrt(rank) if notes.get(f"{part}.use_rslora") else 1)
+
+
+def _notes_error(value: object, label: str) -> ModelError:
+    rule = f"has notes on its layers that peft does not write: {repr(value)[:60]}"
+    return ModelError(label, rule, "save it anew with peft")

@@ -61,8 +61,8 @@ def save_result(
         SdpipeError: a file cannot be written.
     """
     destination = names.Destination(path, len(result.images), overwrite=overwrite)
-    numbered = dict(enumerate(range(len(result.images))))
-    entries = save_images(result, destination, numbered, with_metadata)
+    places = {k: k for k in range(len(result.images))}
+    entries = save_images(result, destination, places, with_metadata)
     return [Path(entry["path"]) for entry in entries]
 
 
