@@ -69,7 +69,9 @@ def convert(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m sdpipe.loading.convert model.ckpt model.safetensors")
     try:
-        convert(*map(Path, sys.argv[1:3]))
+        convert(*map(Path, sys.argv[1:]))
     except SdpipeError as error:
         sys.exit(f"error: {error}")
