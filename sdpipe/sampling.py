@@ -42,6 +42,9 @@ CONFIG_KEYS = (
 )
 """Settings of a scheduler config that change the image and that some schedulers lack."""
 
+LCM_STEPS, LCM_G = 8, 2
+"""Latent consistency models draw in that many steps and with that much guidance, at most."""
+
 DIVERGED = 20.0
 """Standard deviations that latents of images never reach; those of a diverging solver do."""
 
@@ -102,9 +105,21 @@ def sample_pass(
     elif batch.images.start == 0:
         warn_unguided(guidance, schedule.sigmas[:-1])
         warn_dropped(settings.scheduler, parts.scheduler_config)
+        warn_distilled(settings)
     with parts.on_device(parts.unet):
         yield from denoise(
             unet, schedule, x_t, embeds.cond, embeds.uncond, guidance, generators, constraint
+        )
+
+
+def warn_distilled(settings: ResolvedSettings) -> None:
+    """Warns of a run of lcm with more steps or guidance than models for it are made for."""
+    g = settings.g if isinstance(settings.g, tuple) else (settings.g,)
+    if settings.scheduler == "lcm" and (settings.steps > LCM_STEPS or max(g) > LCM_G):
+        warn(
+            f"lcm is for distilled models, which draw in 1 to {LCM_STEPS} steps with a g of 1 to "
+            f"{LCM_G}, and this run has {settings.steps} steps and g {format_scale(settings.g)}. "
+            "Hint: try steps 4 and g 1, or another scheduler if the model is not distilled."
         )
 
 

@@ -19,9 +19,11 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
     SchedulerMixin,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOutput
@@ -44,7 +46,9 @@ class Schedule:
         len(sigmas) == len(schedule) + 1.
     variance_exploding: x_t is x_0 + sigma * eps; otherwise x_t keeps about unit variance.
     draws_noise: a step of this scheduler takes generators, for the noise that it may add.
-    eta: the noise that a step of DDIM adds, as a share of DDPM's; None is diffusers' default, 0.
+    takes_eta: a step takes `eta`.
+    eta: the noise that a step of DDIM or TCD adds, as a share of all; None is 0, as in diffusers'
+        pipeline.
     """
 
     scheduler: SchedulerMixin
@@ -52,6 +56,7 @@ class Schedule:
     sigmas: Sequence[float]
     variance_exploding: bool
     draws_noise: bool
+    takes_eta: bool
     eta: float | None = None
 
     @classmethod
@@ -60,12 +65,14 @@ class Schedule:
         if isinstance(scheduler, Schedule):
             return scheduler
         first = getattr(scheduler, "begin_index", None) or 0
+        options = inspect.signature(scheduler.step).parameters
         return cls(
             scheduler,
             scheduler.timesteps[first:],
             _noise_levels(scheduler, first),
             variance_exploding=float(scheduler.init_noise_sigma) > 1,
-            draws_noise="generator" in inspect.signature(scheduler.step).parameters,
+            draws_noise="generator" in options,
+            takes_eta="eta" in options,
         )
 
     def __len__(self) -> int:
@@ -97,7 +104,7 @@ class Schedule:
 
         generators: one an image, for schedulers that add noise.
         """
-        noise: dict[str, Any] = {} if self.eta is None else {"eta": self.eta}
+        noise: dict[str, Any] = {"eta": self.eta or 0.0} if self.takes_eta else {}
         if self.draws_noise:
             noise["generator"] = [g for g in generators if isinstance(g, torch.Generator)] or None
         with DrawFrom(generators):
@@ -116,8 +123,15 @@ class Schedule:
 def _noise_levels(scheduler: SchedulerMixin, first: int) -> list[float]:
     if hasattr(scheduler, "sigmas"):
         return [float(sigma) for sigma in scheduler.sigmas[first:]]
-    alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps.cpu()]
-    alpha_bar = torch.cat([alpha_bar, scheduler.final_alpha_cumprod.view(1)])
+    alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps[first:].cpu()]
+    match scheduler:
+        case LCMScheduler():  # the last step returns x0
+            last = torch.ones(1)
+        case TCDScheduler():
+            last = scheduler.alphas_cumprod[:1]
+        case _:
+            last = scheduler.final_alpha_cumprod.view(1)
+    alpha_bar = torch.cat([alpha_bar, last])
     return [float(sigma) for sigma in ((1 - alpha_bar) / alpha_bar).sqrt()]
 
 
@@ -201,6 +215,8 @@ CLASSES: Mapping[str, type[SchedulerMixin]] = {
     "heun": HeunDiscreteScheduler,
     "dpm++": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
+    "lcm": LCMScheduler,
+    "tcd": TCDScheduler,
 }
 
 # diffusers' defaults for these two are meant for pixels: clipping to [-1, 1], or a start with

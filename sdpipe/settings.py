@@ -57,6 +57,8 @@ SAMPLERS: Mapping[str, tuple[str, ...]] = {
     "heun": ("Heun", "Heun discrete"),
     "dpm++": ("DPM++ 2M", "DPM++ 2", "DPM solver multistep"),
     "unipc": ("UniPC", "UniPC multistep"),
+    "lcm": ("LCM",),
+    "tcd": ("TCD",),
 }
 """The schedulers, each with its names in other programs; the first is A1111's. See
 `find_scheduler`."""
@@ -65,6 +67,10 @@ SCHEDULERS = tuple(SAMPLERS)
 KARRAS_SCHEDULERS = ("lms", "euler", "heun", "dpm++", "unipc")
 # With one step these would start at their last timestep, where there is hardly any noise.
 NEED_TWO_STEPS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun")
+ETA_SCHEDULERS = ("ddim", "tcd")
+RANDOM_SCHEDULERS = ("euler_a", "lcm")  # their steps draw noise; ddim's and tcd's with an eta
+DISTILLED_SCHEDULERS = ("lcm", "tcd")
+MAX_DISTILLED_STEPS = 50  # the timesteps at which models for these two are distilled
 RNGS = ("cpu", "cuda")
 PROMPT_EDITS = ("steps", "a1111")
 SAFETY = ("off", "flag")
@@ -376,7 +382,7 @@ class Settings:
     eta: float | None = setting(
         None,
         number(0, 1, "0 adds no noise, 1 as much as DDPM"),
-        help="how much noise a step of ddim adds, 0 to 1 (Song et al. 2021)",
+        help="how much noise a step of ddim or tcd adds, 0 to 1 (Song et al. 2021)",
         unset="0",
         panel=SAMPLING,
         sweepable=True,
@@ -516,11 +522,17 @@ class Settings:
                 f"is for the scheduler lms, not for {name}",
                 "leave one of the two out",
             )
-        if self.eta is not None and self.scheduler not in (None, "ddim"):
+        if self.eta is not None and self.scheduler not in (None, *ETA_SCHEDULERS):
             raise UsageError(
                 f"eta={self.eta:g}",
-                f"is for the scheduler ddim, not for {self.scheduler}",
+                f"is for the schedulers {' and '.join(ETA_SCHEDULERS)}, not for {self.scheduler}",
                 "leave one of the two out",
+            )
+        if name in DISTILLED_SCHEDULERS and (self.steps or 0) > MAX_DISTILLED_STEPS:
+            raise UsageError(
+                f"steps={self.steps} with the scheduler {name}",
+                f"is more than the {MAX_DISTILLED_STEPS} timesteps that it chooses from",
+                f"use 1 to {MAX_DISTILLED_STEPS}; models made for {name} take 1 to 8",
             )
         if self.steps == 1 and name in NEED_TWO_STEPS:
             able = ", ".join(s for s in SCHEDULERS if s not in NEED_TWO_STEPS)

@@ -12,6 +12,7 @@ from sdpipe import Pipeline
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.settings import (
     DEFAULTS,
+    DISTILLED_SCHEDULERS,
     KARRAS_SCHEDULERS,
     MAX_IMAGES,
     MAX_SEED,
@@ -236,11 +237,18 @@ def test_rules_between_settings(values, error):
 @pytest.mark.parametrize("scheduler", [None, *SCHEDULERS])
 def test_one_step_is_refused_where_it_would_start_without_noise(scheduler):
     if scheduler is None or scheduler in NEED_TWO_STEPS:
-        with raises(UsageError, value="steps=1", rule="sigma 0.05", remedy="dpm++, unipc"):
+        with raises(UsageError, value="steps=1", rule="sigma 0.05", remedy="dpm++, unipc, lcm"):
             Settings(prompt="x", scheduler=scheduler, steps=1)
         assert Settings(prompt="x", scheduler=scheduler, steps=2).steps == 2
     else:
         assert Settings(prompt="x", scheduler=scheduler, steps=1).steps == 1
+
+
+@pytest.mark.parametrize("scheduler", DISTILLED_SCHEDULERS)
+def test_a_scheduler_of_distilled_models_has_no_more_steps_than_they_learnt(scheduler):
+    assert Settings(prompt="x", scheduler=scheduler, steps=50).steps == 50
+    with raises(UsageError, value="steps=51", rule="50 timesteps", remedy="1 to 50"):
+        Settings(prompt="x", scheduler=scheduler, steps=51)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

@@ -16,6 +16,7 @@ from sdpipe.metadata.foreign import (
 )
 from sdpipe.metadata.record import Record, RecordError, Value
 from sdpipe.prompt.syntax import MAX_PROMPT, escape
+from sdpipe.settings import RANDOM_SCHEDULERS
 from sdpipe.values import parse_int, parse_number
 
 _SETTINGS = {
@@ -151,7 +152,7 @@ def _record(
     }
     width, height = values.get("width"), values.get("height")
     values = {**values, **rng_settings(rng, width, height, notes)}
-    if rng is not None and values.get("scheduler") == "euler_a":
+    if rng is not None and values.get("scheduler") in RANDOM_SCHEDULERS:
         notes.append(
             "the noise of its later steps came from another seed there: seed ^ 0xFFFFFFFF."
         )

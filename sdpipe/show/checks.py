@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sdpipe.errors import UsageError
 from sdpipe.guidance import Guidance
 from sdpipe.prompt.syntax import parse
-from sdpipe.settings import Settings
+from sdpipe.settings import RANDOM_SCHEDULERS, Settings
 from sdpipe.values import Scale, format_scale
 
 LAST_TIMESTEP = 999  # of every model of the family
@@ -119,9 +119,9 @@ def check_interpolation(frames: int, seeds: Sequence[int], scheduler: str | None
         )
     for seed in seeds:
         Settings(prompt="", seed=seed)
-    if len(set(seeds)) == 2 and scheduler == "euler_a":
+    if len(set(seeds)) == 2 and scheduler in RANDOM_SCHEDULERS:
         raise UsageError(
-            "scheduler='euler_a'",
+            f"scheduler={scheduler!r}",
             "draws noise from the seed at every step, and there is no seed between two seeds",
             "use another scheduler, or one seed for both ends",
         )

@@ -21,7 +21,7 @@ from sdpipe.latents import (
     vae_factor,
 )
 from sdpipe.prompt.encode import encode_prompts
-from sdpipe.schedule import make_scheduler
+from sdpipe.schedule import schedule_for
 from sdpipe.show import style
 from sdpipe.show.checks import check_interpolation
 from sdpipe.show.inputs import describe_sampling, resolve_one
@@ -104,19 +104,12 @@ def interpolate_data(
     guidance = Guidance(a.g, a.guidance_rescale, a.guidance_interval)
     images = []
     for f in fractions:
-        scheduler = make_scheduler(
-            a.scheduler,
-            parts.scheduler_config,
-            a.steps,
-            device=parts.device,
-            karras=a.karras,
-            lms_order=a.lms_order,
-        )
-        x_t = slerp(noises[0], noises[1], f).to(parts.device) * float(scheduler.init_noise_sigma)
+        schedule = schedule_for(a, parts.scheduler_config, parts.device)
+        x_t = slerp(noises[0], noises[1], f).to(parts.device) * schedule.init_noise_sigma
         cond = [lerp(z[:1], z[1:], f) for z in text.cond]
         generators = make_generators([a.seed], a.rng)
         draw_noise(generators, shape)  # the noise of later steps comes after it
-        for step in denoise(parts.unet, scheduler, x_t, cond, text.uncond, guidance, generators):
+        for step in denoise(parts.unet, schedule, x_t, cond, text.uncond, guidance, generators):
             x_t = step.latents
         images += latents_to_pil(parts.vae, x_t)
         if on_frame is not None:

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.schedule import make_schedule
-from sdpipe.settings import DEFAULTS, KARRAS_SCHEDULERS, SCHEDULERS
+from sdpipe.settings import (
+    DEFAULTS,
+    DISTILLED_SCHEDULERS,
+    KARRAS_SCHEDULERS,
+    MAX_DISTILLED_STEPS,
+    SCHEDULERS,
+)
 from sdpipe.show import style
 from sdpipe.show.checks import check_schedule
 from sdpipe.show.style import MARGIN, WIDTH, Sheet
@@ -77,13 +83,16 @@ def schedule_data(
 ) -> NoiseSchedule:
     """The noise schedule of a scheduler's configuration, and the calls of the schedulers `names`.
 
-    Without names all schedulers are shown; with `karras` all that have Karras sigmas.
+    Without names all schedulers are shown that take so many steps; with `karras` those that have
+    Karras sigmas.
 
     Raises:
         UsageError: see `check_schedule`.
     """
-    names = names or (KARRAS_SCHEDULERS if karras else SCHEDULERS)
     steps = DEFAULTS["steps"] if steps is None else steps
+    several = steps <= MAX_DISTILLED_STEPS
+    able = [name for name in SCHEDULERS if several or name not in DISTILLED_SCHEDULERS]
+    names = names or (KARRAS_SCHEDULERS if karras else able)
     check_schedule(names, steps, karras)
     made = {name: make_schedule(name, config, steps, karras=karras) for name in names}
     alpha_bar = next(iter(made.values())).scheduler.alphas_cumprod.double()  # (T,)

@@ -1,4 +1,4 @@
-"""eta, the noise that a step of DDIM adds: as diffusers draws it, and from file to file."""
+"""eta, the noise that a step of DDIM or TCD adds: as diffusers draws it, and from file to file."""
 
 import json
 import shlex
@@ -11,17 +11,19 @@ from sdpipe import Settings, UsageError
 from sdpipe.cli import main
 from sdpipe.io.png import read
 from sdpipe.metadata import a1111
+from sdpipe.settings import ETA_SCHEDULERS
 
 PROMPTS = ["red apple", "violin"]
 
 
+@pytest.mark.parametrize("scheduler", ETA_SCHEDULERS)
 @pytest.mark.parametrize("eta", [None, 0.0, 0.4, 1.0])
-def test_it_is_the_eta_of_diffusers(emoji, eta):
+def test_it_is_the_eta_of_diffusers(emoji, scheduler, eta):
     same = {"seed": 7, "g": 3.0, "steps": 6, "width": 64, "height": 64}
-    ours = emoji.generate(PROMPTS, scheduler="ddim", eta=eta, save_int=True, **same)
+    ours = emoji.generate(PROMPTS, scheduler=scheduler, eta=eta, save_int=True, **same)
     more = {} if eta is None else {"eta": eta}
     assert_equal(
-        ours, diffusers_run(emoji.components, REFERENCE["ddim"](), PROMPTS, **more, **same)
+        ours, diffusers_run(emoji.components, REFERENCE[scheduler](), PROMPTS, **more, **same)
     )
 
 

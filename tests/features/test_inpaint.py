@@ -19,7 +19,7 @@ __all__ = ["tiny"]  # a fixture
 
 
 # The weights of the tiny model are random, and what it predicts is no picture's noise.
-pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to")
+pytestmark = pytest.mark.filterwarnings("ignore:the latents grew", "ignore:lcm is for distilled")
 
 
 class Inpaint(LatePipeline, StableDiffusionInpaintPipeline):

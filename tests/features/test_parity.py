@@ -15,6 +15,8 @@ from support.parity import (
 
 from sdpipe.settings import KARRAS_SCHEDULERS, SCHEDULERS
 
+pytestmark = pytest.mark.filterwarnings("ignore:lcm is for distilled")
+
 
 @pytest.mark.parametrize("g", [1.0, 3.0])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

@@ -19,7 +19,7 @@ from sdpipe.show.compare import TOLERANCES, compare
 from sdpipe.show.reference import check_guidance, draw_with_diffusers, plain_text
 
 # A model of random weights draws no image, and its latents know no bounds.
-pytestmark = pytest.mark.filterwarnings("ignore:the latents grew")
+pytestmark = pytest.mark.filterwarnings("ignore:the latents grew", "ignore:lcm is for distilled")
 
 PROMPT = "a red cat"
 DRAW = ["compare", PROMPT, "--seed", "5", "--steps", "4", "--g", "3", "--device", "cpu"]

@@ -25,6 +25,8 @@ THEIRS = {
     "heun": (diffusers.HeunDiscreteScheduler, {}),
     "dpm++": (diffusers.DPMSolverMultistepScheduler, {}),
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
+    "lcm": (diffusers.LCMScheduler, {}),
+    "tcd": (diffusers.TCDScheduler, {}),
 }
 
 

@@ -6,9 +6,11 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -37,6 +39,8 @@ REFERENCE = {
     "heun": lambda **k: HeunDiscreteScheduler(**TRAINED, steps_offset=1, **k),
     "dpm++": lambda **k: DPMSolverMultistepScheduler(**TRAINED, steps_offset=1, **k),
     "unipc": lambda **k: UniPCMultistepScheduler(**TRAINED, steps_offset=1, **k),
+    "lcm": lambda: LCMScheduler(**TRAINED, steps_offset=1),
+    "tcd": lambda: TCDScheduler(**TRAINED, steps_offset=1),
 }
 
 
