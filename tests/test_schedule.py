@@ -6,7 +6,8 @@ import torch
 from diffusers import LMSDiscreteScheduler
 from numpy.polynomial import Polynomial
 
-from sdpipe.schedule import CLASSES, lms_coefficients, make_scheduler
+from sdpipe.lms import lms_coefficients
+from sdpipe.schedule import CLASSES, make_scheduler
 from sdpipe.settings import KARRAS_SCHEDULERS, NEED_TWO_STEPS, SCHEDULERS
 
 V1_4 = {

@@ -205,7 +205,8 @@ def test_values_with_separators_are_quoted(name):
 def test_every_scheduler_has_a_name_there(scheduler):
     given = settings(scheduler=scheduler, karras=scheduler in KARRAS_SCHEDULERS)
     _, _, values = a1111(parameters(given, IDENTITY))
-    known = {"LMS", "DDIM", "PLMS", "Euler", "Euler a", "Heun", "DPM++ 2M", "UniPC"}
+    known = {"LMS", "DDIM", "PLMS", "Euler", "Euler a", "Heun", "DPM++ 2M", "UniPC", "LCM"}
+    known |= {"TCD"}  # of others: A1111 has no such sampler
     assert values["Sampler"] in known
     assert ("Schedule type" in values) == given.karras
 
