@@ -3,6 +3,7 @@
 import shlex
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, TypeVar
@@ -29,6 +30,9 @@ MAX_CHUNKS = 2**11
 BATCH_PIXELS = 2**22
 """A CPU draws no faster with more at once: 16 images of 512 x 512, or 256 of 128 x 128."""
 
+GPU_PIXELS = 2**24
+"""What the engine of many images tries first on a GPU: 64 images of 512 x 512."""
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -37,11 +41,13 @@ class Batch:
     images: their numbers in the run, from 0: B of them.
     settings: of each of them.
     prompts: of each of them, the prompt and the negative prompt.
+    embeddings: the prompts' embeddings, where another thread computes them ahead.
     """
 
     images: range
     settings: tuple["ResolvedSettings", ...]
     prompts: tuple[tuple[TokenizedPrompt, TokenizedPrompt], ...]
+    embeddings: Future[PromptEmbeddings] | None = None
 
     def __len__(self) -> int:
         return len(self.settings)
@@ -68,15 +74,7 @@ def split_into_batches(
         UsageError: a prompt breaks a rule of the syntax, or is too long for how often it changes.
     """
     warn_about(parts, [text for s in images for text in (s.prompt, s.negative_prompt)])
-    prompts: list[tuple[TokenizedPrompt, TokenizedPrompt]] = []
-    for timing, group in groupby(images, _timing):
-        pairs = [(s.prompt, s.negative_prompt) for s in group]
-        tokenized = tokenize_prompts(parts.tokenizer, chain(*pairs), timing)
-        warn_unreached_edits(tokenized, timing)
-        for pair in pairs:
-            prompt, negative = tokenized[pair[0]], tokenized[pair[1]]
-            _check_work(prompt, negative)
-            prompts.append((prompt, negative))
+    prompts = list(_tokenize(parts, images))
 
     def key(i: int) -> tuple["ResolvedSettings", int]:
         return common_settings(images[i]), max(map(len, prompts[i]))
@@ -86,12 +84,42 @@ def split_into_batches(
         first, *others = indices
         members = slice(first, first + 1 + len(others))
         batch = Batch(range(len(images))[members], tuple(images[members]), tuple(prompts[members]))
-        width, height = settings.output_size
-        room = max(BATCH_PIXELS // (width * height), 1)
+        room = batch_room(parts, settings)
         if parts.device.type == "cuda":  # a GPU tries them all, see `draw_batches`
             room = len(batch)
         batches += batch.split(1 if settings.batch_invariant else min(room, most or room))
     return batches
+
+
+def batch_room(parts: Components, settings: "ResolvedSettings") -> int:
+    """How many images to draw at once, as long as nothing says that memory holds fewer."""
+    width, height = settings.output_size
+    pixels = GPU_PIXELS if parts.device.type == "cuda" else BATCH_PIXELS
+    return max(pixels // (width * height), 1)
+
+
+def num_chunks(parts: Components, settings: "ResolvedSettings") -> int:
+    """How many chunks the prompts of an image have: those of a batch have equally many.
+
+    Raises:
+        UsageError: as `split_into_batches`.
+    """
+    (prompts,) = _tokenize(parts, [settings])
+    return max(map(len, prompts))
+
+
+def _tokenize(
+    parts: Components, images: Sequence["ResolvedSettings"]
+) -> Iterator[tuple[TokenizedPrompt, TokenizedPrompt]]:
+    """The prompt and the negative prompt of each image."""
+    for timing, group in groupby(images, _timing):
+        pairs = [(s.prompt, s.negative_prompt) for s in group]
+        tokenized = tokenize_prompts(parts.tokenizer, chain(*pairs), timing)
+        warn_unreached_edits(tokenized, timing)
+        for pair in pairs:
+            prompt, negative = tokenized[pair[0]], tokenized[pair[1]]
+            _check_work(prompt, negative)
+            yield prompt, negative
 
 
 def _check_work(*prompts: TokenizedPrompt) -> None:
@@ -141,6 +169,8 @@ def _timing(settings: "ResolvedSettings") -> Timing:
 
 def encode(parts: Components, batch: Batch) -> PromptEmbeddings:
     """The prompt embeddings of a batch, for the steps of its first pass, then of its second."""
+    if batch.embeddings is not None:
+        return batch.embeddings.result()
     prompts, negative_prompts = zip(*batch.prompts, strict=True)
     with parts.on_device(parts.text_encoder):
         return encode_tokenized(

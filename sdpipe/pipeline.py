@@ -332,7 +332,22 @@ class Pipeline:
         Raises:
             As `generate`.
         """
-        checker = self._checker if any(s.safety == "flag" for s in images) else None
+        return self.draw_batches(self.split(images, most), canvas, on_step, on_failed)
+
+    def split(self, images: Sequence[ResolvedSettings], most: int | None = None) -> list[Batch]:
+        """The batches that `draw` draws; see `split_into_batches`."""
+        return split_into_batches(self.components, images, most)
+
+    def draw_batches(
+        self,
+        batches: Sequence[Batch],
+        canvas: Canvas | None = None,
+        on_step: Callable[[Step], object] | None = None,
+        on_failed: Callable[[int, Exception], object] | None = None,
+    ) -> Iterator[Result]:
+        """Draws like `draw` images that are in batches already."""
+        is_checked = any(s.safety == "flag" for batch in batches for s in batch.settings)
+        checker = self._checker if is_checked else None
 
         def draw(batch: Batch) -> Iterator[Result]:
             steps: list[Step] = []
@@ -347,7 +362,6 @@ class Pipeline:
             numbers, settings = list(batch.images), list(batch.settings)
             yield Result(drawn, settings, numbers, positions, steps, safety, self)
 
-        batches = split_into_batches(self.components, images, most)
         return draw_batches(batches, draw, on_failed)
 
     def run(

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 import sdpipe
+from sdpipe.cli import batch as cli_batch
 from sdpipe.cli import compare as cli_compare
 from sdpipe.cli import console, options
 from sdpipe.cli import doctor as cli_doctor
@@ -64,6 +65,10 @@ app.command(
     short_help="Draw many images, and a grid of them.",
     epilog="Example:  sdpipe sweep 'a {cat|dog}' --model emoji --g 1,3,7.5 --seed 1-4",
 )(cli_sweep.sweep)
+app.command(
+    short_help="Draw the jobs of a file, each once.",
+    epilog="Example:  sdpipe batch jobs.jsonl --model emoji --out apples",
+)(cli_batch.batch)
 app.command(
     short_help="Train a model on captioned images.",
     epilog="Example:  sdpipe train --data photos --out runs/photos --dim 128",

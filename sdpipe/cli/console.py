@@ -169,6 +169,25 @@ def bar(text: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextlib.contextmanager
+def image_bar(images: int, done: int) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with the rate and the time left, moved by how many are done and failed."""
+    if not sys.stderr.isatty() or done == images:
+        yield lambda done, failed: None
+        return
+    from tqdm import tqdm
+
+    options = {"total": images, "initial": done, "unit": " images", "smoothing": 0.05}
+    with tqdm(desc="drawing", file=sys.stderr, dynamic_ncols=True, **options) as shown:
+
+        def move(done: int, failed: int) -> None:
+            if failed:
+                shown.set_postfix_str(f"{failed} failed", refresh=False)
+            shown.update(done - shown.n)
+
+        yield move
+
+
+@contextlib.contextmanager
 def step_bar(images: int) -> Iterator[Callable[["Step"], None]]:
     """A progress bar for the steps of so many images, batch by batch: a consumer of `Step`."""
     with bar("drawing" if images == 1 else f"drawing {images} images") as move:

@@ -55,6 +55,27 @@ def write(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
         raise SdpipeError(f"{path}", f"cannot be written: {error.strerror}") from error
 
 
+def write_once(path: Path, data: bytes) -> bool:
+    """Writes a file whole, unless there is one; returns whether it did.
+
+    Raises:
+        SdpipeError: the file cannot be written.
+    """
+    try:
+        with temporary_path(path.parent) as temporary:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            put_in_place(temporary, path)
+        _sync_folder(path.parent)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise write_error(path, error) from error
+    return True
+
+
 def _put_under_a_free_name(temporary: Path, path: Path) -> Path:
     for name in free_names(path):
         try:

@@ -13,7 +13,6 @@ Every cell is an image of its own, found again by its metadata, see `sdpipe.swee
 that has a cell's name but is not that cell stays as it is, and the cell is written beside it.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -26,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from sdpipe.batch.engine import draw_jobs
 from sdpipe.batches import common_settings, warn_unused_embeddings
-from sdpipe.canvas import load_images, prepare
+from sdpipe.canvas import Canvas, load_images, prepare
 from sdpipe.errors import UsageError
 from sdpipe.io import png
-from sdpipe.io.claims import claim
-from sdpipe.io.files import put_in_place, temporary_path
+from sdpipe.io.files import write_once
 from sdpipe.io.pixels import load_pixels
 from sdpipe.metadata.save import metadata_for
 from sdpipe.plan import check_seamless, plan
@@ -44,7 +43,7 @@ from sdpipe.sweep.sweep import SINGLE, SWEPT, Sweep
 
 if TYPE_CHECKING:
     from sdpipe.denoise import Step
-    from sdpipe.pipeline import Pipeline
+    from sdpipe.pipeline import Pipeline, Result
 
 FILLED = tuple(name for name in SWEPT if DEFAULT_OF[name] is None)
 """The settings that get the model's value where all cells have the same."""
@@ -107,23 +106,15 @@ class SweepFolder:
         alike: dict[ResolvedSettings, list[int]] = {}
         for i in self.missing:
             alike.setdefault(common_settings(self.settings[i]), []).append(i)
-        waiting = [
-            numbers[at : at + batch]
-            for numbers in alike.values()
-            for at in range(0, len(numbers), batch)
-        ]
-        while waiting:
-            elsewhere = []
-            for numbers in waiting:
-                with claim(self._folder, [self._names[i] for i in numbers]) as claimed:
-                    mine = [i for i in numbers if self._names[i] in claimed]
-                    for i in mine:
-                        self._look(i)  # another process may have drawn it meanwhile
-                    free = [i for i in mine if i not in self.paths]
-                    yield from self._draw(free, batch, on_step)
-                elsewhere += [[i] for i in numbers if i not in mine]
-            if waiting := elsewhere:
-                on_wait()
+        yield from draw_jobs(
+            self._pipe,
+            self,
+            alike.values(),
+            self._folder,
+            most=batch,
+            on_step=on_step,
+            on_wait=on_wait,
+        )
         self._seed_file.unlink(missing_ok=True)
 
     @property
@@ -153,26 +144,35 @@ class SweepFolder:
                 return path
         return png.save(drawn, self._folder / "grid.png", notes)
 
-    def _draw(
-        self, numbers: list[int], most: int, on_step: "Callable[[Step], object] | None"
-    ) -> Iterator[int]:
-        if not numbers:
-            return
-        images = [self.settings[i] for i in numbers]
-        canvas = prepare(images[0], *load_images(*self._sources))
+    # What the engine asks, see `batch.engine.Jobs`.
 
-        def fail(k: int, error: Exception) -> None:
-            self.failed[numbers[k]] = str(error)
+    def settings_of(self, i: int) -> ResolvedSettings:
+        """What cell i is drawn with."""
+        return self.settings[i]
 
-        draw = self._pipe.draw
-        for result in draw(images, canvas, most=most, on_step=on_step, on_failed=fail):
-            for k, number in enumerate(result.numbers):
-                i = numbers[number]
-                if result.safety:
-                    self.safety[i] = result.safety[k].to_dict()
-                notes = metadata_for(result, k)
-                self.paths[i] = png.save(result.images[k], self._path(self._names[i]), notes)
-                yield i
+    def name_of(self, i: int) -> str:
+        """The name of cell i."""
+        return self._names[i]
+
+    def canvas_of(self, i: int) -> Canvas | None:
+        """The image that cell i begins with."""
+        return prepare(self.settings[i], *load_images(*self._sources))
+
+    def find(self, i: int) -> bool:
+        """Whether cell i is there by now."""
+        self._look(i)
+        return i in self.paths
+
+    def save(self, i: int, result: "Result", k: int) -> None:
+        """Writes image k of a result as cell i."""
+        if result.safety:
+            self.safety[i] = result.safety[k].to_dict()
+        path = self._path(self._names[i])
+        self.paths[i] = png.save(result.images[k], path, metadata_for(result, k))
+
+    def fail(self, i: int, error: Exception) -> None:
+        """Notes why cell i has no image."""
+        self.failed[i] = str(error)
 
     def _resolved(self, sweep: Sweep) -> list[ResolvedSettings]:
         """The settings of every cell with the model's own values, held against its rules."""
@@ -236,11 +236,7 @@ class SweepFolder:
 
     def _drawn_seed(self, sweep: Sweep) -> int:
         """A random seed, the same for all processes that begin the same sweep here."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with temporary_path(self._folder) as temporary:
-            temporary.write_text(str(secrets.randbelow(2**32)), encoding="ascii")
-            with contextlib.suppress(FileExistsError):
-                put_in_place(temporary, self._seed_file)
+        write_once(self._seed_file, str(secrets.randbelow(2**32)).encode())
         return int(self._seed_file.read_text(encoding="ascii"))
 
     def _previous_seed(self, settings: list[ResolvedSettings]) -> int | None:

@@ -1,0 +1,240 @@
+"""`run_batch`: draws the jobs of a file into a folder, each exactly once.
+
+from sdpipe import Pipeline
+from sdpipe.batch import run_batch
+
+for drawn in run_batch(Pipeline("emoji"), "jobs.jsonl", "out"):
+    print(drawn.path)
+"""
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdpipe.batch.engine import STALE, draw_jobs
+from sdpipe.batch.folder import BatchFolder
+from sdpipe.batch.plan import Model, Plan, check_rows
+from sdpipe.batch.rows import Rows, Source
+from sdpipe.batch.shard import Shard
+from sdpipe.canvas import Canvas, prepare
+from sdpipe.errors import UsageError
+from sdpipe.io import png
+from sdpipe.io.files import write_once
+from sdpipe.io.names import FORMATS
+from sdpipe.metadata.save import metadata_for
+from sdpipe.settings import ResolvedSettings
+
+if TYPE_CHECKING:
+    from sdpipe.denoise import Step
+    from sdpipe.pipeline import Pipeline, Result
+
+PER_FOLDER = 1000
+
+BATCH_FORMATS = tuple(dict.fromkeys(suffix[1:] for suffix in FORMATS))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An image that is in place: its id, its row, its file, and what it was drawn with."""
+
+    id: str
+    row: int
+    path: Path
+    settings: ResolvedSettings
+
+
+def run_batch(
+    pipeline: "Pipeline",
+    jobs: Source,
+    out: str | os.PathLike[str],
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    shard: Shard | None = None,
+    steal: bool = False,
+    most: int | None = None,
+    per_folder: int = PER_FOLDER,
+    format: str = "png",
+    keep_going: bool = False,
+    on_step: "Callable[[Step], object] | None" = None,
+) -> Iterator[Drawn]:
+    """Draws jobs into a folder, and yields each image that was drawn when it is in place.
+
+    Jobs whose images are there are done; what other processes draw meanwhile is not drawn here.
+
+    jobs: a .jsonl, .csv or .parquet file, a stream of JSON lines, or mappings: settings by their
+        names, and "id", which names the file.
+    defaults: settings of all rows that say nothing else.
+    seed: of the folder, from which rows without a seed get theirs; None draws one, once.
+    shard: the part to draw; with `steal`, then what nobody has drawn of the others.
+    most: images drawn at once, at most; None is as many as the device takes.
+    per_folder: where there are more jobs, they go into folders of so many.
+    format: "png", "webp" or "jpg".
+    keep_going: draw the others where rows cannot be drawn.
+    on_step: called with every step.
+
+    Raises:
+        UsageError: rows break rules, each named with its number and why; or the folder has images
+            of other jobs.
+        SdpipeError: an image cannot be written.
+    """
+    with Rows(jobs) as rows:
+        batch = Batch(
+            pipeline,
+            rows,
+            out,
+            defaults=defaults,
+            seed=seed,
+            format=format,
+            per_folder=per_folder,
+        )
+        if not keep_going:
+            check_rows(batch.plan)
+        yield from batch.draw(shard or Shard(), steal=steal, most=most, on_step=on_step)
+
+
+class Batch:
+    """The jobs of some rows, which the engine draws; the arguments are those of `run_batch`.
+
+    on_saved, on_failed: called when an image is in place, and for a job that has none.
+
+    done: which jobs are there, a byte each.
+    failed: why a job has no image, by its number.
+
+    Raises:
+        UsageError: there is no job, or the folder has images of others.
+    """
+
+    def __init__(
+        self,
+        pipeline: "Pipeline",
+        rows: Rows,
+        out: str | os.PathLike[str],
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        per_folder: int = PER_FOLDER,
+        format: str = "png",
+        on_saved: Callable[[Drawn], object] | None = None,
+        on_failed: Callable[[str, Exception], object] | None = None,
+    ) -> None:
+        if format not in BATCH_FORMATS:
+            raise UsageError(
+                f"format={format!r}", "cannot be written", f"use {', '.join(BATCH_FORMATS)}"
+            )
+        if per_folder < 1:
+            raise UsageError(f"per_folder={per_folder}", "is out of range", "use 1 or more")
+        self._pipe, self._format, self._per_folder = pipeline, format, per_folder
+        self._on_saved, self._on_failed = on_saved, on_failed
+        self.folder = BatchFolder(out)
+        parts = pipeline.components
+        model = Model(
+            parts.constraints, parts.model.identity(), len(parts.unet.config.block_out_channels)
+        )
+        base_seed = lru_cache(1)(lambda: self.folder.base_seed(seed))
+        self.plan = Plan(rows, model, defaults or {}, base_seed)
+        self.done = self.folder.find(self.plan)
+        self.failed: dict[int, str] = {}
+        self._job = lru_cache(4096)(self.plan.job)
+
+    def draw(
+        self,
+        shard: Shard,
+        *,
+        steal: bool = False,
+        most: int | None = None,
+        on_step: "Callable[[Step], object] | None" = None,
+        on_wait: Callable[[], object] = lambda: time.sleep(1),
+        stale: float = STALE,
+    ) -> Generator[Drawn]:
+        """Draws a shard's jobs, then with `steal` what is left of the others; see `draw_jobs`."""
+        if most is not None and most < 1:
+            raise UsageError(f"batch={most}", "is out of range", "draw 1 image or more at once")
+        numbers = self.numbers(shard)
+        parts = [numbers]
+        if steal:
+            parts.append(np.setdiff1d(np.arange(len(self.plan)), numbers))
+        try:
+            for part in parts:
+                groups = self.plan.groups(self.missing(part))
+                for i in draw_jobs(
+                    self._pipe,
+                    self,
+                    groups,
+                    self.folder.state,
+                    most=most,
+                    on_step=on_step,
+                    on_wait=on_wait,
+                    stale=stale,
+                ):
+                    yield self._drawn(i)
+        finally:
+            if self.folder.state.is_dir():
+                self.folder.merge(self.plan, self.done)
+
+    def numbers(self, shard: Shard) -> NDArray[np.int64]:
+        """The jobs of a shard."""
+        return np.arange(shard.index, len(self.plan), shard.count)
+
+    def missing(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of some jobs that are not there."""
+        return numbers[np.frombuffer(self.done, np.uint8)[numbers] == 0]
+
+    # What the engine asks, see `engine.Jobs`.
+
+    def settings_of(self, i: int) -> ResolvedSettings:
+        """What job i is drawn with."""
+        return self._job(i).settings
+
+    def name_of(self, i: int) -> str:
+        """The id of job i, else its hash."""
+        return self._job(i).name
+
+    def canvas_of(self, i: int) -> Canvas | None:
+        """The image that job i begins with."""
+        template = self._job(i).template
+        return prepare(template.settings, template.init, template.mask)
+
+    def find(self, i: int) -> bool:
+        """Whether the image of job i is there by now."""
+        if not self.done[i] and os.path.lexists(path := self._path(i)):
+            self.folder.check_is_job(path, self._job(i).digest)
+            self.done[i] = 1
+        return bool(self.done[i])
+
+    def save(self, i: int, result: "Result", k: int) -> None:
+        """Puts image k of a result in place as that of job i, and adds its line."""
+        self.folder.check_is_there()
+        path = self._path(i)
+        data = png.encode(result.images[k], FORMATS[path.suffix], metadata_for(result, k))
+        if write_once(path, data):
+            values = result.settings[k].to_dict()
+            self.folder.describe(path, self._job(i).digest, data, values=values)
+        self.done[i] = 1
+        if self._on_saved is not None:
+            self._on_saved(self._drawn(i))
+
+    def fail(self, i: int, error: Exception) -> None:
+        """Notes that job i has no image."""
+        job, why = self._job(i), str(error)
+        self.failed[i] = why
+        row, prompt = self.plan.row(i), job.own["prompt"]
+        self.folder.describe_failure(job.name, job.digest, row, prompt, why)
+        if self._on_failed is not None:
+            self._on_failed(f"{self.plan.rows.unit} {row}, {prompt!r}", error)
+
+    def _drawn(self, i: int) -> Drawn:
+        return Drawn(self.name_of(i), self.plan.row(i), self._path(i), self.settings_of(i))
+
+    def _path(self, i: int) -> Path:
+        folder = self.folder.path
+        if len(self.plan) > self._per_folder:
+            folder /= f"{i // self._per_folder:05}"
+        return folder / f"{self.name_of(i)}.{self._format}"

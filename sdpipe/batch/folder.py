@@ -1,0 +1,264 @@
+"""The folder of a batch: which of its jobs are there, and the data set that they become.
+
+    FOLDER/0a1b....png            an image by the id of its job, else by its hash
+    FOLDER/00012/0a1b....png      where there are more than `per_folder`
+    FOLDER/metadata.jsonl         a line for each: file_name, text, seed, sha256, job, settings
+    FOLDER/failed.jsonl           a line for each job that has no image, and why
+    FOLDER/.sdpipe/               the base seed, claims, and the lines that every process has added
+
+An image is there if its file has the name of the job, and a line says that this file is this job's;
+a file without a line is opened, and its own metadata must say so. A process appends its lines to a
+file of its own as soon as an image is in place, and merges those of all when it ends.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock
+
+from sdpipe.batch.identity import common_text, job_digest, name_key
+from sdpipe.batch.plan import Plan
+from sdpipe.errors import SdpipeError, UsageError
+from sdpipe.io.files import atomic_write, write_error, write_once
+from sdpipe.io.names import FORMATS
+from sdpipe.metadata.read import read_record
+
+STATE = ".sdpipe"
+BLOCK = 2**16  # files or lines that are looked up at once
+
+
+class BatchFolder:
+    """A folder that a batch is drawn into.
+
+    Raises:
+        UsageError: it is a file, or cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.state = self.path / STATE
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{self.path}", f"cannot be written: {error.strerror}", "choose another folder"
+            ) from error
+        self._lines: IO[bytes] | None = None
+
+    def base_seed(self, seed: int | None = None) -> int:
+        """The seed from which rows without one get theirs: kept here, and the same for everybody.
+
+        Raises:
+            UsageError: `seed` is another than the folder's.
+        """
+        path = self.state / "seed"
+        write_once(path, str(secrets.randbelow(2**32) if seed is None else seed).encode())
+        kept = int(path.read_text(encoding="ascii"))
+        if seed not in (None, kept):
+            raise UsageError(
+                f"seed={seed}",
+                f"is not the base seed of {self.path}, which is {kept}",
+                "leave it out, or choose another folder",
+            )
+        return kept
+
+    def find(self, plan: Plan) -> bytearray:
+        """Which jobs of a plan are there: a byte each, 1 or 0.
+
+        Raises:
+            UsageError: images of other jobs are there.
+        """
+        described, others = self._described(plan)
+        done = bytearray(len(plan))
+        for folder, names in self._listed():
+            stems = [name.rpartition(".")[0] for name in names]
+            keys = [name_key(stem) for stem in stems]
+            for name, key, i in zip(names, keys, plan.find(b"".join(keys)).tolist(), strict=True):
+                if i < 0:
+                    if key in others:
+                        raise UsageError(
+                            f"{folder / name}",
+                            f"is no job of {plan.rows.name}, but of a batch that was drawn here "
+                            "before",
+                            "choose another folder, or give the jobs that it was drawn from",
+                        )
+                    continue
+                if not described[i]:
+                    self.check_is_job(folder / name, plan.digests[i].tobytes())
+                    self.describe(folder / name, plan.digests[i].tobytes())
+                done[i] = 1
+        return done
+
+    def check_is_job(self, path: Path, digest: bytes) -> None:
+        """Refuses a file that has the name of a job and is not its image.
+
+        Raises:
+            UsageError: its metadata says something else, or nothing.
+        """
+        with contextlib.suppress(SdpipeError):
+            record = read_record(path)
+            model = {
+                **record.model,
+                "parts": dict(record.parts),
+                "loras": list(map(dict, record.loras)),
+                "embeddings": list(map(dict, record.embeddings)),
+            }
+            if job_digest(common_text(model, record.values), record.values) == digest:
+                return
+        raise UsageError(
+            f"{path}",
+            "has the name of a job and is not its image",
+            "move it away, or choose another folder",
+        )
+
+    def describe(self, path: Path, digest: bytes, data: bytes | None = None, **more: Any) -> None:
+        """Adds the line of an image that is in place. `data` are the bytes of its file."""
+        if data is None:
+            data = path.read_bytes()
+            more["values"] = dict(read_record(path).values)
+        values = more["values"]
+        self._add(
+            {
+                "file_name": path.relative_to(self.path).as_posix(),
+                "text": values["prompt"],
+                "seed": values["seed"],
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "job": digest.hex(),
+                "settings": values,
+            }
+        )
+
+    def describe_failure(self, name: str, digest: bytes, row: int, prompt: str, why: str) -> None:
+        """Adds the line of a job that has no image."""
+        line = {"id": name, "row": row, "text": prompt, "reason": why, "job": digest.hex()}
+        self._add({"failed": line})
+
+    def check_is_there(self) -> None:
+        """Refuses to go on where the folder has gone away. Raises SdpipeError."""
+        if not self.state.is_dir():
+            raise SdpipeError(
+                f"{self.path}", "is no longer there", "bring it back; the same command goes on"
+            )
+
+    def merge(self, plan: Plan, done: bytearray) -> None:
+        """Writes metadata.jsonl and failed.jsonl from the lines of all processes.
+
+        done: which jobs are known to be there; gets what others drew.
+
+        Raises:
+            SdpipeError: they cannot be written.
+        """
+        self.check_is_there()
+        self._close()
+        with FileLock(self.state / "merge.lock"):
+            *added, metadata = sources = self._sources()
+            if not added:
+                return
+            failed = self.path / "failed.jsonl"
+            written, failures = bytearray(len(plan)), dict[int, dict[str, Any]]()
+            with atomic_write(metadata, "the same command goes on") as file:
+                for raw, line in _lines(sources):
+                    failure = line.get("failed")
+                    name = line["file_name"] if failure is None else f"{failure['id']}.png"
+                    stem = name.rpartition("/")[2].rpartition(".")[0]
+                    i = int(plan.find(name_key(stem))[0])
+                    if i < 0 or written[i]:
+                        continue
+                    if failure is not None:
+                        failures[i] = failure
+                    elif done[i] or (self.path / name).is_file():
+                        done[i] = written[i] = 1
+                        file.write(raw)
+            left = [failure for i, failure in sorted(failures.items()) if not written[i]]
+            if left:
+                with atomic_write(failed, "the same command goes on") as file:
+                    for failure in left:
+                        file.write(_to_line(failure))
+            else:
+                failed.unlink(missing_ok=True)
+            if all(written):
+                for path in (*added, *self.state.glob(".*.claim")):  # of killed processes, too
+                    path.unlink(missing_ok=True)
+
+    def _described(self, plan: Plan) -> tuple[bytearray, set[bytes]]:
+        """Which jobs have a line that is theirs, and the names of other jobs."""
+        described, others = bytearray(len(plan)), set[bytes]()
+        keys: list[bytes] = []
+        digests: list[str] = []
+
+        def look_up() -> None:
+            found = plan.find(b"".join(keys)).tolist()
+            for key, digest, i in zip(keys, digests, found, strict=True):
+                if i < 0:
+                    others.add(key)
+                elif digest == plan.digests[i].tobytes().hex():
+                    described[i] = 1
+            keys.clear()
+            digests.clear()
+
+        for _, line in _lines(self._sources()):
+            if "failed" not in line:
+                keys.append(name_key(line["file_name"].rpartition("/")[2].rpartition(".")[0]))
+                digests.append(line["job"])
+                if len(keys) >= BLOCK:
+                    look_up()
+        look_up()
+        return described, others
+
+    def _listed(self) -> Iterator[tuple[Path, list[str]]]:
+        """The images of the folder and of its numbered folders, in blocks."""
+        folders = [self.path]
+        for folder in folders:
+            names = []
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name[0] != "." and os.path.splitext(name)[1] in FORMATS:
+                        names.append(name)
+                    elif folder == self.path and re.fullmatch(r"\d{5,}", name):
+                        folders.append(folder / name)
+                    if len(names) >= BLOCK:
+                        yield folder, names
+                        names = []
+            yield folder, names
+
+    def _sources(self) -> list[Path]:
+        """The lines of processes, the last first, then the merged file."""
+        lines = sorted(self.state.glob("*.jsonl"), key=lambda path: -path.stat().st_mtime_ns)
+        return [*lines, self.path / "metadata.jsonl"]
+
+    def _add(self, line: dict[str, Any]) -> None:
+        path = self.state / f"{os.getpid()}-{secrets.token_hex(4)}.jsonl"
+        try:
+            if self._lines is None:
+                self._lines = path.open("ab", buffering=0)
+            self._lines.write(_to_line(line))
+        except OSError as error:
+            raise write_error(path, error, "the same command goes on") from error
+
+    def _close(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
+
+def _to_line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+
+
+def _lines(paths: list[Path]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of files that can be read; the last of a killed process may be half of one."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            for raw in file:
+                with contextlib.suppress(ValueError):
+                    line = json.loads(raw)
+                    if isinstance(line, dict) and ("failed" in line or "job" in line):
+                        yield raw, line

@@ -1,0 +1,139 @@
+"""`sdpipe batch`: what it draws, and what of it is drawn already."""
+
+import hashlib
+import json
+import re
+import signal
+import subprocess
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+from support.forked import forked
+from support.tiny import tiny_model
+
+from sdpipe.errors import SdpipeWarning
+from sdpipe.io.pixels import load_pixels, pixels_sha256
+from sdpipe.metadata.read import read_record
+
+FAST = ["--device", "cpu", "--dtype", "float32", "--scheduler", "ddim", "--steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture
+def batch(run, model):
+    """Runs a batch of rows: the paths that it prints, and what it says."""
+
+    def batch(rows, *arguments, status=0):
+        text = "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+        Path("jobs.jsonl").write_text(text)
+        got, out, err = run(
+            "batch", "jobs.jsonl", "--model", model, *FAST, "--out", "o", *arguments
+        )
+        assert got == status, err
+        return out.split(), err
+
+    return batch
+
+
+def lines(name="metadata.jsonl"):
+    return [json.loads(line) for line in Path("o", name).read_text().splitlines()]
+
+
+def images():
+    return {path.name: path.read_bytes() for path in Path("o").rglob("*.png")}
+
+
+MIXED = [
+    {"prompt": "red apple", "seed": 3, "n": 2},
+    {"prompt": "red apple", "seed": 4},  # the second of the first row
+    {"prompt": "cat", "seed": 1, "g": 1, "id": "a cat"},
+    {"prompt": "dog", "seed": 7, "negative_prompt": "cat"},
+    {"prompt": "dog, " * 60, "seed": 7},
+    {"prompt": "dog", "seed": 8, "steps": 3, "id": 5},
+]
+
+
+def test_every_job_is_the_image_that_generate_draws(batch, model):
+    from sdpipe import Pipeline
+
+    paths, err = batch(MIXED)
+    assert re.search(r"sdpipe: 6 images: 6 drawn in \d+\.\d s\n$", err)
+    assert {["o/a", "cat.png"][0], "o/5.png"} < {*paths}
+    pipe = Pipeline(model, device="cpu", dtype="float32")
+    found = lines()
+    assert len(found) == 6
+    for line in found:
+        path = Path("o", line["file_name"])
+        record = read_record(path)
+        assert line["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert dict(record.values) == line["settings"]
+        assert (line["text"], line["seed"]) == (record.values["prompt"], record.values["seed"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SdpipeWarning)  # random weights draw no image
+            (one,) = pipe.plan(**{k: v for k, v in record.values.items() if v is not None})[0]
+            (result,) = pipe.draw([one] * record.n)
+        drawn = pixels_sha256(result.images[record.index])
+        assert pixels_sha256(load_pixels(path)) == drawn == record.pixels_sha256
+
+
+def test_what_is_there_is_not_drawn_again_and_more_rows_only_add(batch):
+    batch(MIXED[2:4])
+    before = images()
+    again, err = batch(MIXED[2:4])
+    assert (again, err) == ([], "sdpipe: 2 images: 2 there before\n")
+    more, err = batch(MIXED[2:])
+    assert err.startswith("sdpipe: 2 of 4 images are there already.\n")
+    assert len(more) == 2
+    assert images().items() > before.items()
+    assert len(lines()) == 4
+    Path("o", "a cat.png").unlink()
+    assert batch(MIXED[2:])[0] == ["o/a", "cat.png"]
+    assert len(lines()) == 4
+    # An image without a line, as of a process that was killed, is known by its own metadata.
+    Path("o/metadata.jsonl").unlink()
+    assert batch(MIXED[2:])[0] == []
+    assert len(lines()) == 4
+
+
+def test_a_killed_process_leaves_no_half_and_nothing_is_drawn_twice(model, tmp_path):
+    rows = [{"prompt": f"apple {i}", "steps": 2 + i % 2} for i in range(40)]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["batch", "jobs.jsonl", "--model", model, *FAST[:6], "--out", "o", "--batch", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    out = tmp_path / "o"
+
+    def start():
+        return forked(*command, cwd=tmp_path, **pipes)
+
+    told = []
+    processes = [start(), start()]
+    for kill_at in (4, 14):
+        until = time.monotonic() + 120
+        while len(list(out.glob("*.png"))) < kill_at:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        victim = processes.pop(0)
+        victim.send_signal(signal.SIGKILL)
+        told += victim.communicate()[0].split()
+        processes.append(start())
+    for process in processes:
+        text, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        told += text.split()
+    assert len(told) == len(set(told))
+    assert len(list(out.glob("*.png"))) == 40
+    metadata = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert len({line["file_name"] for line in metadata}) == len(metadata) == 40
+    for line in metadata:
+        path = out / line["file_name"]
+        assert line["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert pixels_sha256(load_pixels(path)) == read_record(path).pixels_sha256
+    assert len({line["settings"]["seed"] for line in metadata}) == 40
+    assert {path.name for path in (out / ".sdpipe").iterdir()} == {"seed", "merge.lock"}
+    assert not list(out.glob(".*.part"))
