@@ -4,7 +4,17 @@ import torch
 from PIL import Image
 
 from sdpipe import NotFiniteError, SdpipeWarning, latents_to_pil, pil_to_latents
-from sdpipe.latents import add_noise, draw_noise, make_generators, tiled_decode, vae_factor
+from sdpipe.latents import (
+    add_noise,
+    angle_between,
+    draw_noise,
+    make_generators,
+    slerp,
+    tiled_decode,
+    to_pil,
+    to_tensor,
+    vae_factor,
+)
 
 SIZE = (4, 8, 8)
 
@@ -55,6 +65,44 @@ def test_a_chain_of_single_steps_is_the_closed_form():
     assert torch.allclose(spread**2, noise.expand_as(spread))
     assert torch.allclose(x.mean(dim=0), signal[0], atol=0.02)
     assert torch.allclose(x.var(dim=0), spread[0] ** 2, rtol=0.02)
+
+
+def test_black_is_minus_one_and_white_is_one():
+    image = Image.new("RGB", (3, 2), (0, 51, 255))
+    image.putpixel((2, 0), (255, 0, 102))
+    x = to_tensor(image)
+    assert x.shape == (3, 2, 3)
+    assert x.dtype == torch.float32
+    assert x[:, 0, 0].tolist() == pytest.approx([-1, -0.6, 1], abs=1e-6)
+    assert x[:, 0, 2].tolist() == pytest.approx([1, -1, -0.2], abs=1e-6)
+    assert x[:, 1, 2].tolist() == x[:, 0, 0].tolist()
+
+
+def test_levels_are_rounded_and_what_is_beyond_is_clamped():
+    levels = torch.arange(256.0)
+    x = (levels / 127.5 - 1).expand(3, 1, 256)
+    assert np.asarray(to_pil(x))[0, :, 0].tolist() == list(range(256))
+    shifted = (levels + 0.4) / 127.5 - 1
+    assert np.asarray(to_pil(shifted.expand(3, 1, 256)))[0, :, 1].tolist() == list(range(256))
+    beyond = torch.tensor([-7.0, -1.01, 1.01, 7.0]).expand(3, 1, 4)
+    assert np.asarray(to_pil(beyond))[0, :, 2].tolist() == [0, 0, 255, 255]
+
+
+@pytest.mark.parametrize("angle", [1e-5, 5e-3, 1.0, 3.0])
+def test_slerp_turns_by_the_share_of_the_angle(angle):
+    """In the plane of both, from the length of one to that of the other."""
+    a = torch.tensor([2.0, 0, 0], dtype=torch.float64)
+    b = 4 * torch.tensor([np.cos(angle), np.sin(angle), 0], dtype=torch.float64)
+    for f in (0.25, 0.5):
+        between = slerp(a, b, f)
+        assert angle_between(a, between) == pytest.approx(f * angle, rel=1e-9)
+        assert angle_between(between, b) == pytest.approx((1 - f) * angle, rel=1e-9)
+        assert float(between.norm()) == pytest.approx(2 + 2 * f)
+
+
+def test_between_parallel_vectors_slerp_goes_straight():
+    a = torch.tensor([3.0, 4.0])
+    assert torch.allclose(slerp(a, 2 * a, 0.25), 1.25 * a)
 
 
 def test_a_picture_becomes_latents_and_comes_back(emoji):

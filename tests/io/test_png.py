@@ -1,4 +1,6 @@
+import contextlib
 import hashlib
+import io
 import json
 import os
 import random
@@ -21,7 +23,7 @@ from support.profiles import adobe_rgb
 
 import sdpipe
 from sdpipe.errors import SdpipeError, SdpipeWarning
-from sdpipe.io.png import metadata, parameters, pixels_sha256, read, save
+from sdpipe.io.png import encode, metadata, parameters, pixels_sha256, read, save
 from sdpipe.io.texts import MAX_TEXT
 from sdpipe.settings import KARRAS_SCHEDULERS, SCHEDULERS, Settings
 
@@ -267,6 +269,22 @@ def test_metadata_too_large_for_a_jpeg_is_left_out_with_a_warning(tmp_path):
     with pytest.warns(SdpipeWarning, match="a JPEG holds 65533"):
         path = save(plain(), tmp_path / "x.jpg", notes(prompt="é" * 16000))
     assert read(path) == {}
+
+
+@pytest.mark.parametrize(("size", "is_kept"), [(65532, True), (65534, False)])
+def test_a_jpeg_holds_one_segment_of_exif_to_the_byte(tmp_path, size, is_kept):
+    """A segment counts its own two bytes of length among 65535 (ITU-T T.81, B.1.1.4)."""
+
+    def length(characters):
+        told["sdpipe"]["note"] = "x" * characters
+        with Image.open(io.BytesIO(encode(plain(), "WEBP", told))) as image:  # holds any number
+            return len(image.getexif().tobytes())
+
+    told = notes()
+    assert length(60000 + size - length(60000)) == size
+    with contextlib.nullcontext() if is_kept else pytest.warns(SdpipeWarning, match="JPEG holds"):
+        path = save(plain(), tmp_path / "x.jpg", told)
+    assert read(path) == (told if is_kept else {})
 
 
 def test_a_file_is_as_readable_as_any_other(tmp_path):

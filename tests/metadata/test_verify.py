@@ -62,6 +62,21 @@ def test_edited(tmp_path):
         assert (verdict.redraw_matches, verdict.file_matches) == (True, False)
 
 
+def test_an_edited_file_is_called_so_on_another_machine_too(tmp_path):
+    """The redrawn image is not quite the recorded one; the file is further from both."""
+    verdict = judge(save(tmp_path, image=noisy(9)), noisy(1))
+    assert (verdict.outcome, verdict.status) == ("edited", DIFFERENT)
+    assert (verdict.redraw_matches, verdict.file_matches) == (False, False)
+    assert "the redrawn image does not match the recorded hash" in str(verdict)
+
+
+def test_a_jpeg_of_another_size_was_edited_if_the_recorded_image_came_out(tmp_path):
+    path = save(tmp_path, "x.jpg", sample_image().resize((16, 8)))
+    assert judge(path, sample_image()).outcome == "edited"
+    verdict = judge(path, noisy(1))
+    assert (verdict.outcome, verdict.difference) == ("different", None)
+
+
 def test_another_hash_was_written_into_the_file(tmp_path):
     path = png.save(noisy(1), tmp_path / "x.png", our_metadata())
     verdict = judge(path, noisy(1))
