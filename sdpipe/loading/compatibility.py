@@ -53,6 +53,7 @@ def check_parts(sources: Sources) -> None:
             "take a UNet and a VAE that were made for each other",
         )
     _check_factor(sources)
+    _check_tokenizer(sources)
     if unet["out_channels"] != channels:
         raise ModelError(
             f"{who} with out_channels={unet['out_channels']} and in_channels={channels}",
@@ -94,6 +95,28 @@ def _check_factor(sources: Sources) -> None:
             "pixels",
             f"does not fit the model, whose own VAE has one for {expected} x {expected}",
             "take a VAE with the same factor",
+        )
+
+
+def _check_tokenizer(sources: Sources) -> None:
+    """Raises ModelError if the tokenizer has ids or lengths that the text encoder does not take."""
+    encoder = sources.config("text_encoder")
+    rows, length = encoder["vocab_size"], encoder["max_position_embeddings"]
+    if (tokenizer := sources.modules.get("tokenizer")) is not None:
+        needed, longest = len(tokenizer), tokenizer.model_max_length
+    else:
+        needed, longest = sources.tokenizer_files().rows, 0  # it is built with the right length
+    if needed > rows:
+        raise ModelError(
+            f"the tokenizer with {needed} tokens",
+            f"does not fit the text encoder, which has embeddings for {rows}",
+            "take the tokenizer that belongs to it",
+        )
+    if longest > length:
+        raise ModelError(
+            f"the tokenizer with model_max_length={longest}",
+            f"does not fit the text encoder, which takes {length} tokens",
+            f"set its model_max_length to {length}",
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sdpipe.errors import ModelError, UsageError
 from sdpipe.loading.schema import check_config
-from sdpipe.loading.weights import damage_error, repair
+from sdpipe.loading.weights import check_file, damage_error, repair
 from sdpipe.settings import MODEL_DEFAULTS, RULES
 
 V1_4_SCHEDULER: Mapping[str, Any] = {
@@ -38,6 +38,8 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 """The classes' defaults of the values that are read here, for configurations without them."""
 
 
+MAX_TEXT_FILE = 2**24  # bytes; v1-4's vocabulary is the longest, with 1 MB
+
 INDEX = "model_index.json"
 """The file that lists the parts of a model."""
 
@@ -56,13 +58,33 @@ def read_json(path: Path, label: str) -> dict[str, Any]:
     label: how messages name the model, such as "model='emoji'".
     """
     who = f"{label}: {path}"
+    text = read_text(path, label)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise damage_error(who, path, error, "is not readable as JSON") from error
     if not isinstance(values, dict):
         raise ModelError(who, "is not a JSON object", repair(path))
     return values
+
+
+def read_text(path: Path, label: str) -> str:
+    """Reads a text file of a model, of at most `MAX_TEXT_FILE` bytes.
+
+    Raises:
+        ModelError: it is longer, no file, or not UTF-8.
+    """
+    who = f"{label}: {path}"
+    check_file(path, who)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_TEXT_FILE + 1)
+        if len(data) > MAX_TEXT_FILE:
+            rule = f"is longer than the {MAX_TEXT_FILE} bytes that are read of such a file"
+            raise ModelError(who, rule, repair(path))
+        return data.decode()
+    except (OSError, ValueError) as error:
+        raise damage_error(who, path, error, "is not readable as text") from error
 
 
 def check_index(folder: Path, label: str) -> None:
@@ -72,7 +94,8 @@ def check_index(folder: Path, label: str) -> None:
         ModelError: it is not readable, or lists parts that v1-4 has not, as SDXL does.
     """
     values = read_json(folder / INDEX, label)
-    name = str(values.get("_class_name"))
+    checked = check_config(values, INDEX, f"{label}: {folder / INDEX}")
+    name = checked.get("_class_name", "model of no class")
     others = [
         part
         for part, kind in values.items()

@@ -21,7 +21,6 @@ from sdpipe.loading.weights import check_finite, load_weights, read_header
 
 if TYPE_CHECKING:
     import torch
-    from transformers import CLIPTextModel, CLIPTokenizer
 
 _lock = threading.Lock()
 
@@ -45,7 +44,6 @@ def build(
     """
     with quiet_libraries():
         parts = _read_parts(sources, device, dtype, embeddings, for_speed)
-    _check_tokens(parts["tokenizer"], parts["text_encoder"])
     changed = {part for lora_file in loras for part in lora_file.parts}
     changed |= {"tokenizer", "text_encoder"} if embeddings else set()
     for part in changed & set(sources.modules):
@@ -247,24 +245,6 @@ def _incomplete(who: str, missing: list[str]) -> ModelError:
         f"is incomplete: its weights lack {len(missing)} of its tensors, {missing[0]} first",
         "copy or download them again",
     )
-
-
-def _check_tokens(tokenizer: "CLIPTokenizer", text_encoder: "CLIPTextModel") -> None:
-    """Raises ModelError if the tokenizer has ids or lengths that the text encoder does not take."""
-    rows = text_encoder.config.vocab_size
-    if len(tokenizer) > rows:
-        raise ModelError(
-            f"the tokenizer with {len(tokenizer)} tokens",
-            f"does not fit the text encoder, which has embeddings for {rows}",
-            "take the tokenizer that belongs to it",
-        )
-    length = text_encoder.config.max_position_embeddings
-    if tokenizer.model_max_length > length:
-        raise ModelError(
-            f"the tokenizer with model_max_length={tokenizer.model_max_length}",
-            f"does not fit the text encoder, which takes {length} tokens",
-            f"set its model_max_length to {length}",
-        )
 
 
 @contextlib.contextmanager

@@ -5,19 +5,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import ModelError
-from sdpipe.io.content import describe_content
 from sdpipe.loading.configs import read_config, read_model_settings
 from sdpipe.loading.hub import is_hub_id
 from sdpipe.loading.locate import find_configs, find_model
 from sdpipe.loading.single_file import read_info
 from sdpipe.loading.sources import Sources
 from sdpipe.loading.textual_inversion import Embedding, add_tokens, check_tokens
-from sdpipe.loading.weights import read_header, repair
+from sdpipe.loading.weights import read_header
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-LEAST_TOKENS = 3  # the two marks, and one more
 CLIP_LENGTH = 77
 """Tokens that a text encoder takes, if its configuration does not say."""
 
@@ -48,31 +46,13 @@ def read_tokenizer(sources: Sources, length: int) -> "CLIPTokenizer":
     Raises:
         ModelError: it cannot be read.
     """
-    from transformers import CLIPTokenizer
-
-    folder, location = sources.folder("tokenizer"), sources.locations["tokenizer"]
+    files = sources.tokenizer_files()
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(
-            folder, local_files_only=True, **sources.tokenizer_options()
-        )
+        return files.build(length)
     except Exception as error:  # the library has no class of error for a damaged file
-        who = f"{location.label}: the tokenizer in {folder}"
-        paths = sorted(folder.glob("*.*"))
-        for path in paths:
-            if found := describe_content(path, is_binary=False):
-                remedy = repair(path, otherwise=found[1])
-                raise ModelError(f"{who}: {path.name}", found[0], remedy) from error
-        rule = f"cannot be loaded: {' '.join(str(error).split())}"
-        raise ModelError(who, rule, repair(*paths)) from error
-    # Without a tokenizer_config.json only the text encoder says how many tokens there may be.
-    tokenizer.model_max_length = min(tokenizer.model_max_length, length)
-    if tokenizer.model_max_length < LEAST_TOKENS:
-        raise ModelError(
-            f"{location.label}: the tokenizer in {folder}",
-            f"has model_max_length={tokenizer.model_max_length}, which leaves no room for a word",
-            "set it to 77, as that of v1-4",
-        )
-    return tokenizer
+        who = f"{sources.locations['tokenizer'].label}: the tokenizer in "
+        who += f"{sources.folder('tokenizer')}"
+        raise ModelError(who, f"cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def read_scheduler(model: str | os.PathLike[str] | None = None) -> dict[str, Any]:

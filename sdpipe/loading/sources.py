@@ -5,10 +5,11 @@ Everything here is read from configurations and from the headers of weight files
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from sdpipe.errors import ModelError
 from sdpipe.loading import single_file
 from sdpipe.loading.configs import (
     CLASS_DEFAULTS,
@@ -19,7 +20,14 @@ from sdpipe.loading.configs import (
 from sdpipe.loading.layout import PARTS, WEIGHT_NAMES
 from sdpipe.loading.locate import Location, find_configs, find_model, find_part
 from sdpipe.loading.single_file import CheckpointInfo
+from sdpipe.loading.tokenizer import TokenizerFiles, read_tokenizer_files
 from sdpipe.loading.weights import read_header, read_shapes, rename_legacy_key
+
+LARGEST = 2048
+"""Pixels of a side that a model may be made for."""
+
+MOST_TIMES = 4
+"""By how much the size in a model's sdpipe.json may exceed that."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +103,17 @@ class Sources:
     def _check_headers(self) -> None:
         """Opens every weight file: its header says how long the file has to be."""
         for part, location in self.locations.items():
+            found: set[str] = set()
             for path in self.weights(part):
-                read_header(path, f"{location.label}: the {part} in {path}")
+                who = f"{location.label}: the {part} in {path}"
+                _, tensors = read_header(path, who)
+                if twice := found & tensors.keys():
+                    raise ModelError(
+                        who,
+                        f"has the tensor {min(twice)}, which another file of the {part} has too",
+                        "download all of its files again, from one place",
+                    )
+                found |= tensors.keys()
 
     def weights(self, part: str) -> tuple[Path, ...]:
         """The files of a part's weights; none if it was passed as a module."""
@@ -163,10 +180,17 @@ class Sources:
             config["prediction_type"] = single_file.PREDICTION_TYPES[self.prediction_type]
         return config
 
-    def tokenizer_options(self) -> dict[str, str]:
-        """Options in which the tokenizer differs from its files: Stable Diffusion 2 pads with !."""
-        version_2 = self.info is not None and self.info.version == 2
-        return {"pad_token": "!"} if version_2 and self.locations["tokenizer"] is self.model else {}
+    def tokenizer_files(self) -> TokenizerFiles:
+        """The tokenizer as data; that of a Stable Diffusion 2 checkpoint pads with !.
+
+        Raises:
+            ModelError: a file is not readable, or breaks a rule.
+        """
+        location = self.locations["tokenizer"]
+        files = read_tokenizer_files(self.folder("tokenizer"), location.label)
+        if self.info is not None and self.info.version == 2 and location is self.model:
+            return replace(files, marks={**files.marks, "pad_token": "!"})
+        return files
 
     def describe(self, part: str) -> str:
         """How messages name a part."""
@@ -185,7 +209,17 @@ class Sources:
             values = read_model_settings(path, self.model.label)
         size = self.config("unet").get("sample_size") or 64
         height, width = (size, size) if isinstance(size, int) else size
-        return {"width": width * self.factor, "height": height * self.factor, **values}
+        made_for = {"width": width * self.factor, "height": height * self.factor}
+        for side, pixels in made_for.items():
+            own = values.get(side, pixels)
+            if pixels > LARGEST or own > MOST_TIMES * pixels:
+                most = min(LARGEST, MOST_TIMES * pixels)
+                raise ModelError(
+                    f"{self.describe('unet')} with a {side} of {max(own, pixels)} pixels",
+                    f"draws more by itself than is drawn unasked, here at most {most}",
+                    f"set its {side} in sdpipe.json to {most} or less, or its sample_size",
+                )
+        return {**made_for, **values}
 
     @property
     def factor(self) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from sdpipe.errors import ModelError
 from sdpipe.loading.configs import read_json
 from sdpipe.loading.locate import find_model
+from sdpipe.loading.schema import check_config
 from sdpipe.prompt.vocabulary import Vocabulary
 
 FILE = "words.json"
@@ -44,14 +45,9 @@ def read_vocabulary(folder: Path, label: str) -> Vocabulary | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    values = read_json(path, label)
-    lists = [values.get(key) for key in ("names", "words")]
-    glyphs = values.get("glyphs", {})
-    lists.append(list(glyphs.values()) if isinstance(glyphs, dict) else None)
-    if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists):
-        raise ModelError(
-            f"{label}: {path}",
-            "does not hold two lists of strings, names and words, and their glyphs",
-            "restore the file, or delete it",
-        )
-    return Vocabulary(tuple(values["names"]), frozenset(values["words"]), glyphs)
+    who = f"{label}: {path}"
+    values = check_config(read_json(path, label), FILE, who)
+    if missing := [key for key in ("names", "words") if key not in values]:
+        rule = f"does not hold the list of {missing[0]}"
+        raise ModelError(who, rule, "restore the file, or delete it")
+    return Vocabulary(tuple(values["names"]), frozenset(values["words"]), values.get("glyphs", {}))
