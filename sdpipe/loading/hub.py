@@ -15,6 +15,7 @@ from typing import NamedTuple
 from sdpipe.errors import ModelError
 from sdpipe.loading.bars import forward_to, silent_bar, weights_bar
 from sdpipe.loading.configs import INDEX, check_index
+from sdpipe.loading.hub_answers import bound_answers, check_hash
 from sdpipe.loading.layout import VARIANT, Selection, list_files
 
 Select = Callable[[Collection[str]], Selection]
@@ -72,7 +73,7 @@ def fetch(
             f"{state}, and HF_HUB_OFFLINE forbids downloads",
             "unset it for the first use, or take a local model: a folder, or emoji",
         )
-    with _explain_errors(hub_id, state, label):
+    with _explain_errors(hub_id, state, label), bound_answers(label):
         folder = _download(hub_id, select, label)
     return Snapshot(folder, folder.name, select(list_files(folder)))
 
@@ -98,7 +99,7 @@ def files_to_download(hub_id: str, select: Select) -> dict[str, int | None]:
         ModelError: the hub does not answer, or lacks a file.
     """
     label = f"model={hub_id!r}"
-    with _explain_errors(hub_id, "is not cached", label):
+    with _explain_errors(hub_id, "is not cached", label), bound_answers(label):
         sizes = _list_repository(hub_id, files_metadata=True)
     wanted = _select_available(select, sizes, label)
     return {name: sizes[name] for name in wanted.names}
@@ -216,7 +217,8 @@ def _download(hub_id: str, select: Select, label: str) -> Path:
     missing = [name for name in wanted.all_weights if not (folder / name).is_file()]
     with weights_bar(repo, sum(sizes.get(name, 0) for name in missing)) as bar:
         for name in missing:
-            hf_hub_download(repo, name, revision=folder.name, tqdm_class=forward_to(bar))
+            path = hf_hub_download(repo, name, revision=folder.name, tqdm_class=forward_to(bar))
+            check_hash(Path(path), label)
     return folder
 
 
@@ -261,7 +263,7 @@ def _explain(error: Exception, hub_id: str, state: str) -> tuple[str, str] | Non
         rule = f"cannot be stored in {constants.HF_HUB_CACHE} ({cause})"
         remedy = "make room there, or set HF_HUB_CACHE to another folder; finished files are kept"
         return rule, remedy
-    if isinstance(cause, OSError | ValueError):
+    if isinstance(cause, OSError | ValueError | TypeError | LookupError | RecursionError):
         rule = f"cannot be downloaded: {hub} does not answer as a hub does ({cause})"
         return rule, "try again later"
     return None

@@ -29,6 +29,7 @@ class TokenizerFiles:
     added: by id, tokens that are found in a text before it is split, with their flags.
     marks: the tokens of a text's start and end, of padding and of what is unknown.
     length: tokens of a text, the two marks included; None if the files do not say.
+    folder: where they are.
     """
 
     vocab: Mapping[str, int]
@@ -36,6 +37,7 @@ class TokenizerFiles:
     added: Mapping[int, Mapping[str, Any]]
     marks: Mapping[str, Any]
     length: int | None
+    folder: Path
 
     @property
     def rows(self) -> int:
@@ -58,6 +60,7 @@ class TokenizerFiles:
             vocab=dict(self.vocab),
             merges=self.merges,
             added_tokens_decoder=added,
+            name_or_path=str(self.folder),
             model_max_length=min(length, self.length or length),
             **marks,
         )
@@ -106,7 +109,8 @@ def read_tokenizer_files(folder: Path, label: str) -> TokenizerFiles:
                 added.setdefault(id_, {"content": content, **plain, **flags})
     plain_marks = {name: _without(m, "__type") for name, m in marks.items()}
     return _check_marks(
-        TokenizerFiles(vocab, merges, added, plain_marks, config.get("model_max_length")), who
+        TokenizerFiles(vocab, merges, added, plain_marks, config.get("model_max_length"), folder),
+        who,
     )
 
 

@@ -88,7 +88,9 @@ def damage_error(
         return pickle_error(label, path, path.with_stem(f"{path.stem}-converted"))
     if isinstance(error, OSError) and error.strerror:
         return ModelError(label, f"cannot be read: {error.strerror}", repair(path))
-    return ModelError(label, f"{rule} ({str(error).partition('. ')[0]})", repair(path))
+    reason = str(error).partition(". ")[0]
+    reason = reason if len(reason) <= MAX_NAME else f"{reason[:MAX_NAME]} ..."
+    return ModelError(label, f"{rule} ({reason})", repair(path))
 
 
 def repair(*paths: Path, otherwise: str = "copy or download it again") -> str:
@@ -127,6 +129,9 @@ def open_weights(path: Path, label: str, framework: str = "np") -> Iterator[Any]
         raise damage_error(label, path, error) from error
 
 
+MAX_NAME = 300
+"""Characters of a tensor's name, and of a reason in a message."""
+
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _WEIGHT = re.compile(r"lora|\.(weight|bias|alpha)$")
 _SCALE = re.compile(r"(weight_scale|scale_weight|scale_input|input_scale|SCB|absmax|quant_map)$")
@@ -141,6 +146,9 @@ def read_header(path: Path, label: str) -> tuple[dict[str, str], dict[str, tuple
     with open_weights(path, label) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         for name, tensor in slices.items():
+            if len(name) > MAX_NAME:
+                rule = f"has a tensor with a name of {len(name)} characters"
+                raise ModelError(label, rule, f"take a file whose names have at most {MAX_NAME}")
             is_weight = len(slices) == 1 or _WEIGHT.search(name)
             if _SCALE.search(name) or (is_weight and tensor.get_dtype() not in FLOATS):
                 raise ModelError(

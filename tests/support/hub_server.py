@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 OWN_SETTINGS = ("HF_", "HUGGING", "SDPIPE_MODEL", "TRANSFORMERS_OFFLINE", "TQDM_")
+
+
+Change = Callable[[str, int, dict[str, str], bytes], tuple[int, dict[str, str], bytes]]
+"""From the path that is asked for, status, headers and body to another answer."""
 
 
 @dataclass
@@ -40,12 +45,15 @@ class Repo:
 
 
 class Hub:
-    """The server. `requests` has the method and path of each request, `status` fails them all."""
+    """The server. `requests` has the method and path of each request, `status` fails them all.
+
+    `change` makes another answer of each."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.requests: list[str] = []
         self.status: int | None = None
+        self.change: Change | None = None
         hub = self
 
         class Handler(_Handler):
@@ -190,12 +198,16 @@ class _Handler(BaseHTTPRequestHandler):
         code: str | None = None,
         keep: int | None = None,
     ) -> None:
+        if self.hub.change is not None:
+            keep = None
+            status, headers, body = self.hub.change(self.path, status, dict(headers or {}), body)
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         if code:
             self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", str(len(body)))
+        if "Content-Length" not in (headers or {}):
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body[:keep])
