@@ -20,7 +20,9 @@ from sdpipe.io.names import FORMATS
 if TYPE_CHECKING:
     from PIL import ImageCms
 
-WRITTEN = tuple(dict.fromkeys(FORMATS.values()))  # the formats that sdpipe writes
+WITH_TEXTS = (*dict.fromkeys(FORMATS.values()), "AVIF")
+"""The formats whose texts are read: those that sdpipe writes, and one that others make of them."""
+LOSSY_FORMATS = ("JPEG", "AVIF")  # files that cannot hold the very pixels that were drawn
 # What Pillow decodes by itself: no format that starts another program.
 READABLE = (
     *("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF"),
@@ -78,7 +80,7 @@ def pixels_sha256(image: Image.Image) -> str:
 
 @contextlib.contextmanager
 def open_image(
-    path: str | os.PathLike[str], formats: tuple[str, ...] = WRITTEN
+    path: str | os.PathLike[str], formats: tuple[str, ...] = WITH_TEXTS
 ) -> Iterator[Image.Image]:
     """Opens an image file without decoding it; errors inside the block are translated, too.
 

@@ -1,4 +1,4 @@
-"""The texts in an image file: a PNG's text chunks, and EXIF's UserComment and ImageDescription."""
+"""The texts in an image file: a PNG's text chunks, EXIF's UserComment and ImageDescription, XMP."""
 
 import contextlib
 import json
@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import iTXt
 
+from sdpipe.io.mark import PNG_XMP
 from sdpipe.io.pixels import MAX_LENGTH, MAX_PIXELS, open_image
 
 MAX_TEXT = 2**20  # characters of a text that is read; an image may come from anybody
@@ -19,14 +20,15 @@ MARK = "sdpipe: "  # prefix that identifies an ImageDescription written by sdpip
 def read_texts(path: str | os.PathLike[str], wanted: Collection[str]) -> dict[str, str]:
     """The texts in an image, whichever program wrote them, by the names of a PNG's text chunks.
 
-    EXIF's UserComment is "parameters", as A1111's web UI has it. Texts may stand behind the pixels
-    of a PNG; these are decoded only where none of the `wanted` texts is before them.
+    EXIF's UserComment is "parameters", as A1111's web UI has it, and XMP is `PNG_XMP`. Texts may
+    stand behind the pixels of a PNG; these are decoded only where none of the `wanted` texts is
+    before them.
 
     Raises:
         SdpipeError: the image is missing or damaged.
     """
     with open_image(path) as image:
-        found = {**_exif_texts(image), **_png_texts(image)}
+        found = _texts(image)
         width, height = image.size
         if (
             image.format == "PNG"
@@ -35,7 +37,15 @@ def read_texts(path: str | os.PathLike[str], wanted: Collection[str]) -> dict[st
             and max(width, height) <= MAX_LENGTH
         ):
             image.load()
-            found = {**_exif_texts(image), **_png_texts(image)}
+            found = _texts(image)
+    return found
+
+
+def _texts(image: Image.Image) -> dict[str, str]:
+    found = {**_exif_texts(image), **_png_texts(image)}
+    xmp = image.info.get("xmp")
+    if isinstance(xmp, bytes) and len(xmp) <= MAX_TEXT:
+        found.setdefault(PNG_XMP, xmp.decode("utf-8", "replace"))
     return found
 
 
@@ -71,13 +81,15 @@ def _png_texts(image: Image.Image) -> dict[str, str]:
 
 
 def _exif_texts(image: Image.Image) -> dict[str, str]:
-    if "exif" not in image.info:
+    """EXIF's texts. ImageMagick writes EXIF as a PNG's text; Fooocus' is in the first directory."""
+    if not {"exif", "Raw profile type exif"} & image.info.keys():
         return {}
     exif = image.getexif()
     found = {}
-    comment = exif.get_ifd(EXIF_IFD).get(USER_COMMENT)
-    if isinstance(comment, bytes) and (text := _comment(comment)):
-        found["parameters"] = text
+    comment = exif.get_ifd(EXIF_IFD).get(USER_COMMENT, exif.get(USER_COMMENT))
+    text = _comment(comment) if isinstance(comment, bytes) else comment
+    if isinstance(text, str) and text:
+        found["parameters"] = text.rstrip("\0")
     description = exif.get(IMAGE_DESCRIPTION)
     if isinstance(description, str) and description.startswith(MARK):
         found["sdpipe"] = description.removeprefix(MARK).rstrip("\0")
@@ -87,14 +99,18 @@ def _exif_texts(image: Image.Image) -> dict[str, str]:
 def _comment(raw: bytes) -> str:
     """An EXIF UserComment: eight bytes name the encoding of the rest; some programs leave them out.
 
-    The byte order of Unicode is not recorded; in most text the high bytes are zero.
+    The byte order of Unicode is not recorded; in most text the high bytes are zero. Under ASCII and
+    under no name most programs write UTF-8.
     """
     code, body = raw[:8], raw[8:]
-    if code == b"UNICODE\0":
-        order = "be" if body[0::2].count(0) >= body[1::2].count(0) else "le"
-        return body.decode(f"utf-16-{order}", "replace").removeprefix("\ufeff")
-    if code.startswith(b"JIS\0"):
-        return ""
-    return (
-        (body if code in (b"ASCII\0\0\0", bytes(8)) else raw).decode("utf-8", "replace").strip("\0")
-    )
+    match code:
+        case b"UNICODE\0":
+            bom = {b"\xfe\xff": "be", b"\xff\xfe": "le"}.get(body[:2])
+            order = bom or ("be" if body[0::2].count(0) >= body[1::2].count(0) else "le")
+            text = body.decode(f"utf-16-{order}", "replace").removeprefix("\ufeff")
+        case b"JIS\0\0\0\0\0":
+            text = body.decode("iso2022_jp", "replace")
+        case _:
+            is_named = code in (b"ASCII\0\0\0", bytes(8))
+            text = (body if is_named else raw).decode("utf-8", "replace")
+    return text.strip("\0")

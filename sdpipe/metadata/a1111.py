@@ -9,6 +9,7 @@ from sdpipe.errors import UsageError
 from sdpipe.io.png import HIRES_UPSCALER
 from sdpipe.metadata.foreign import (
     left_out,
+    notes_on_last_step,
     rng_settings,
     scheduler_settings,
     without_none,
@@ -20,8 +21,11 @@ from sdpipe.values import num_steps_taken, parse_int, parse_number
 
 # "name: value" or 'name: "JSON text"'. The bound on the name keeps a search linear in the text.
 _PAIR = re.compile(r'(\w[\w /-]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_OBJECT = re.compile(r",\s*(Hashes|Civitai \w{1,20}):\s*(\{[^}]*\}|\[[^\]]*\])")  # JSON of civitai
 _NOTE = re.compile(r"(\w[\w /-]{1,60}):\s*")
 _TEMPLATES = ("Template", "Negative Template")  # of the extension Dynamic Prompts
+_RNG_OF = {"ComfyUI": "cpu"}  # by the program that a text names, where it does not say
+_UNKNOWN_NOISE = ("Fooocus",)
 _SIZE = re.compile(r"(\d{1,9})x(\d{1,9})")
 
 
@@ -59,8 +63,12 @@ def read(text: str) -> Record:
     }
     values |= _hires(pairs, values.get("steps"), notes)
     model = {"name": pairs.pop("Model", ""), "hash": pairs.pop("Model hash", "")}
-    if "seed" in values:
-        values |= rng_settings(pairs.get("RNG"), values.get("width"), values.get("height"), notes)
+    program = version.partition(" ")[0]
+    if program in _UNKNOWN_NOISE:
+        notes.append(f"the noise that {program} makes from a seed is not known here.")
+    elif "seed" in values:
+        rng = pairs.get("RNG", _RNG_OF.get(program))
+        values |= rng_settings(rng, values.get("width"), values.get("height"), notes)
     if values.get("variation_strength") is not None:
         notes.append("its variation was mixed column by column there, and is as a whole here.")
     if not version.startswith("sdpipe "):
@@ -79,11 +87,7 @@ def read(text: str) -> Record:
 
 def _follow_a1111(values: dict[str, Any], notes: list[str]) -> None:
     """Adds what A1111 counts otherwise than we do: prompts' changes, and the steps of DPM++ 2M."""
-    if values.get("scheduler") == "dpm++" and not values.get("karras"):
-        notes.append(
-            "its steps end at timestep 0 there, and a step before it here: of 12 steps the image "
-            "differs by a fifth, of 30 by a fifteenth."
-        )
+    notes += notes_on_last_step(values)
     if any(_is_scheduled(values[name]) for name in ("prompt", "negative_prompt")):
         values["prompt_edits"] = "a1111"
         if values.get("scheduler") == "heun":
@@ -121,8 +125,10 @@ def _find_settings(lines: list[str]) -> tuple[int, list[tuple[str, str]], dict[s
             raise RecordError(
                 f"a line of {len(lines[k])} characters", f"exceeds the {MAX_PROMPT} read"
             )
-        if len(found := _PAIR.findall(lines[k])) >= 3:
-            return k, found, _notes(lines[k + 1 :])
+        objects = _OBJECT.findall(lines[k])
+        found = _PAIR.findall(_OBJECT.sub("", lines[k]))
+        if len(found) >= 3:
+            return k, found + objects, _notes(lines[k + 1 :])
     return len(lines), [], {}
 
 

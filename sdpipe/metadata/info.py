@@ -7,7 +7,7 @@ from typing import Any
 
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.io.encoding import escape_control
-from sdpipe.io.pixels import load_pixels, pixels_sha256
+from sdpipe.io.pixels import LOSSY_FORMATS, load_pixels, pixels_sha256
 from sdpipe.metadata.read import read_record
 from sdpipe.metadata.record import Record
 from sdpipe.settings import DEFAULT_OF, Settings
@@ -58,6 +58,7 @@ class Info:
             "dtype": record.dtype,
             "speed": record.speed,
             **({} if record.safety is None else {"safety": record.safety}),
+            **({} if record.mark is None else {"mark": record.mark}),
             "pixels": {
                 "recorded_sha256": record.pixels_sha256,
                 "sha256": self.sha256,
@@ -108,8 +109,8 @@ def _compare_pixels(
     sha256 = pixels_sha256(image)
     if sha256 == record.pixels_sha256:
         return sha256, True, "as they were drawn"
-    if image.format == "JPEG":
-        return sha256, None, "at best close to those that were drawn: JPEG is lossy"
+    if image.format in LOSSY_FORMATS:
+        return sha256, None, f"at best close to those that were drawn: {image.format} is lossy"
     return sha256, False, "not those that were drawn: edited, or saved again with losses"
 
 
@@ -136,6 +137,8 @@ def _rows(record: Record, command: str | None) -> Iterator[tuple[str, str]]:
     yield from _rows_of_model(record)
     if record.n > 1:
         yield "batch", f"image {record.index + 1} of a batch of {record.n}"
+    if record.mark is not None:
+        yield "source", record.mark
     yield "written by", WRITERS.get(record.source, record.source)
     if record.versions:
         versions = (v if k == "program" else f"{k} {v}" for k, v in record.versions.items())

@@ -1,19 +1,29 @@
-"""What programs write as JSON: Fooocus, SwarmUI, NovelAI, mflux, Easy Diffusion, and ComfyUI.
+"""What Fooocus, SwarmUI, NovelAI, mflux, Easy Diffusion, Draw Things and dgenerate write.
 
-All but ComfyUI write an object of names and values. The values that we have a setting for are read;
-how these programs make noise from a seed is not known here, so that `replay` draws another image.
-ComfyUI writes a graph, of which every value is shown and nothing is drawn.
+It is names and values. Those that we have a setting for are read; how most of these programs make
+noise from a seed is not known here, so that `replay` draws another image.
 """
 
+import itertools
 import re
+import shlex
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from typing import Any
+from xml.etree import ElementTree
 
-from sdpipe.metadata.foreign import as_scalar, left_out, scheduler_settings, without_none
-from sdpipe.metadata.record import MAX_ENTRIES, Record, Value
-from sdpipe.prompt.syntax import escape
+from sdpipe.io.texts import parse_object
+from sdpipe.metadata.foreign import (
+    as_scalar,
+    extra_values,
+    left_out,
+    rng_settings,
+    scheduler_settings,
+    without_none,
+)
+from sdpipe.metadata.record import Record, RecordError, Value
+from sdpipe.prompt.syntax import MAX_PROMPT, escape
 from sdpipe.settings import RULES
+from sdpipe.values import parse_int
 
 UNKNOWN = "another program"
 
@@ -37,21 +47,35 @@ _SETTINGS = {
     "height": ("height",),
     "clip_skip": ("clip_skip",),
 }
+# The same in JSON of Draw Things, and the options of dgenerate.
+_DRAW_THINGS = {"c": "prompt", "uc": "negative_prompt"}
+_DGENERATE = {
+    "prompts": "prompt",
+    "seeds": "seed",
+    "inference_steps": "steps",
+    "guidance_scales": "guidance",
+    "clip_skips": "clip_skip",
+    "scheduler": "sampler",
+    "schedulers": "sampler",
+}
 _MODEL = {
     "name": ("model", "base_model", "use_stable_diffusion_model"),
     "hash": ("base_model_hash",),
 }
-_NOT_PLAIN = re.compile(r"[^\w /().:+-]|^$")
 _VERSION = ("version", "swarm_version", "mflux_version")
 
 
-def read(written: Mapping[str, Any]) -> Record:
+def read(written: Mapping[str, Any], program: str = "", rng: str | None = None) -> Record:
     """Reads an object of names and values.
+
+    program: which wrote it; "" is told from its names.
+    rng: whose numbers its noise is, as another program calls it; None is unknown.
 
     Raises:
         RecordError: a value has the wrong type, or is too long.
     """
-    program = next((name for key, name in _PROGRAMS.items() if key in written), UNKNOWN)
+    told = (name for key, name in _PROGRAMS.items() if key in written)
+    program = program or next(told, UNKNOWN)
     rest = dict(written)
     if isinstance(nested := rest.get("sui_image_params"), Mapping):
         rest = dict(nested)
@@ -71,10 +95,14 @@ def read(written: Mapping[str, Any]) -> Record:
         notes.append("signs that weight words there, as in {word}, are read as text here.")
     model = {key: take(names) for key, names in _MODEL.items()}
     version = take(_VERSION)
-    extra = _extra((key, as_scalar(value)) for key, value in rest.items() if value not in ("", []))
+    filled = {key: value for key, value in rest.items() if value not in ("", [])}
+    extra = extra_values((key, as_scalar(value)) for key, value in filled.items())
     if program == UNKNOWN and values["prompt"] is None:
         return Record(source=UNKNOWN, values={}, extra=extra)
-    notes.append(f"the noise that {program} makes from a seed is not known here.")
+    if rng is None:
+        notes.append(f"the noise that {program} makes from a seed is not known here.")
+    else:
+        values |= rng_settings(rng, values["width"], values["height"], notes)
     return Record(
         source=program,
         values=without_none({"prompt": "", **values, **scheduler}),
@@ -91,38 +119,62 @@ def read_novelai(texts: Mapping[str, str], comment: Mapping[str, Any]) -> Record
     return read({**without_none(beside), **comment})
 
 
-def read_graph(nodes: Mapping[str, Any]) -> Record:
-    """Reads the graph of ComfyUI that drew an image: every value of every node."""
-    return _graph(
-        (f"{node.get('class_type')} {name} ({key})", value)
-        for key, node in nodes.items()
-        if isinstance(node, Mapping) and isinstance(node.get("inputs"), Mapping)
-        for name, value in node["inputs"].items()
-    )
+def read_draw_things(xmp: str) -> Record:
+    """Reads what Draw Things writes: JSON as the property `exif:UserComment` of XMP.
+
+    Raises:
+        RecordError: it is no XML, or a value has the wrong type or is too long.
+    """
+    if "<!DOCTYPE" in xmp:  # which could define a text of any length
+        raise RecordError("its XMP", "declares a document type, which is not read")
+    try:
+        comment = ElementTree.fromstring(xmp).find(".//{http://ns.adobe.com/exif/1.0/}UserComment")
+        written = parse_object("" if comment is None else "".join(comment.itertext()))
+    except (ElementTree.ParseError, ValueError) as error:
+        raise RecordError("its XMP", f"cannot be read: {error}") from error
+    named = {_DRAW_THINGS.get(key, key): value for key, value in written.items()}
+    more, size = named.pop("v2", None), str(named.pop("size", ""))
+    if isinstance(more, Mapping):
+        named["loras"] = more.get("loras")
+    if match := re.fullmatch(r"(\d{1,9})x(\d{1,9})", size):
+        named |= {"width": int(match[1]), "height": int(match[2])}
+    if named.get("strength") == 1:
+        del named["strength"]
+    mode = str(named.pop("seed_mode", "")).partition(" ")[0].lower()  # Torch CPU, NVIDIA GPU, ...
+    return read(named, "Draw Things", {"torch": "cpu", "nvidia": "nv"}.get(mode))
 
 
-def read_workflow(workflow: Mapping[str, Any]) -> Record:
-    """Reads ComfyUI's editor, where it wrote no graph: its values have no names."""
-    nodes = workflow.get("nodes")
-    return _graph(
-        (f"{node.get('type')} {k} ({node.get('id')})", value)
-        for node in (nodes if isinstance(nodes, list) else ())
-        if isinstance(node, Mapping) and isinstance(node.get("widgets_values"), list)
-        for k, value in enumerate(node["widgets_values"])
-    )
+def read_dgenerate(text: str) -> Record:
+    """Reads what dgenerate writes: its own command line, over several lines.
 
-
-def _graph(named: Iterable[tuple[str, Any]]) -> Record:
-    """The record of a graph: its values by name, without the links between nodes."""
-    extra = _extra(pair for pair in named if isinstance(pair[1], str | int | float))
-    note = "it was drawn by a graph of ComfyUI, which is not followed here."
-    return Record(source="ComfyUI", values={}, extra=extra, notes=(note,))
-
-
-def _extra(named: Iterable[tuple[str, Value]]) -> dict[str, Value]:
-    """Values by name, as many as a record holds, under plain names."""
-    there = ((name, value) for name, value in named if value is not None)
-    return {_NOT_PLAIN.sub("_", name)[:80]: value for name, value in islice(there, MAX_ENTRIES)}
+    Raises:
+        RecordError: it is too long or no command, or a value is too long.
+    """
+    if len(text) > 2 * MAX_PROMPT:
+        rule = f"exceeds the {2 * MAX_PROMPT} read"
+        raise RecordError(f"a command of {len(text)} characters", rule)
+    try:
+        words = shlex.split(text.replace("\\\n", " "), comments=True)
+    except ValueError as error:
+        raise RecordError("its command", f"cannot be read: {error}") from error
+    named: dict[str, Any] = {"model": words[0]} if words else {}
+    for word, value in itertools.pairwise([*words[1:], "--"]):
+        if word.startswith("--"):
+            name = word[2:].replace("-", "_")
+            named[_DGENERATE.get(name, name)] = True if value.startswith("--") else value
+    prompt, _, negative = str(named.get("prompt", "")).partition(";")
+    named |= {"prompt": escape(prompt.strip()), "negative_prompt": escape(negative.strip())}
+    width, _, height = str(named.pop("output_size", "")).partition("x")
+    named |= {"width": width, "height": height or width} if width else {}
+    skipped = parse_int(str(named.get("clip_skip", "")))
+    named["clip_skip"] = skipped + 1 if isinstance(skipped, int) else None  # it counts from 0
+    sampler, _, options = str(named.get("sampler", "")).partition(";")
+    schedule = "karras" if "use-karras-sigmas=true" in options.lower() else None
+    named |= {"sampler": sampler, "scheduler": schedule}
+    device = str(named.pop("device", "cuda"))
+    version = re.match(r"(?:#!.*\n)*?#! dgenerate (\S{1,20})", text)
+    named["version"] = version and f"dgenerate {version[1]}"
+    return read(named, "dgenerate", device.partition(":")[0])
 
 
 def _parse(name: str, value: Any) -> Value:

@@ -65,6 +65,7 @@ class Record:
     notes: what drawing it again assumes or leaves out, a sentence each.
     sweep: for the grid of a sweep, the sweep's prompt and values; `values` is empty then.
     safety: whether the model's safety checker flagged it, where it was asked.
+    mark: what it says of its source, a term of `io.mark`.
 
     Raises:
         RecordError: a value has the wrong type, or is too long.
@@ -87,6 +88,7 @@ class Record:
     notes: tuple[str, ...] = ()
     sweep: Mapping[str, Any] | None = None
     safety: Mapping[str, Any] | None = None
+    mark: str | None = None
 
     def __post_init__(self) -> None:
         _check_settings("settings", self.values)

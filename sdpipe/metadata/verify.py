@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from sdpipe.io.encoding import escape_control
-from sdpipe.io.pixels import Difference, compare_pixels, load_pixels, pixels_sha256
+from sdpipe.io.pixels import LOSSY_FORMATS, Difference, compare_pixels, load_pixels, pixels_sha256
 from sdpipe.metadata.record import Record
 
 TOLERANCE = 35.0
@@ -30,7 +30,7 @@ class Verdict:
         "edited", where the file no longer holds the pixels that were drawn.
     difference: between the file's pixels and the redrawn ones; None where their sizes differ.
     redraw_matches: whether the redrawn image has the recorded hash; None where none is recorded.
-    file_matches: whether the file's pixels have it; None also for a JPEG, which never has.
+    file_matches: whether the file's pixels have it; None also for `LOSSY_FORMATS`, which never do.
     changed: what differs between then and now: {name: (then, now)}.
     """
 
@@ -81,7 +81,7 @@ class Verdict:
         if self.redraw_matches is False:
             return "identical, although the file carries another hash"
         if self.difference is not None and self.difference.psnr is not None:
-            return f"identical to what was saved; lost by the JPEG: {off}"
+            return f"identical to what was saved; lost by the file's format: {off}"
         return "identical"
 
 
@@ -96,13 +96,14 @@ def verify(
         SdpipeError: the file's pixels cannot be read.
     """
     file = load_pixels(path)
+    is_lossy = file.format in LOSSY_FORMATS
     recorded = record.pixels_sha256
     redraw_matches = file_matches = None
     if recorded is not None:
         redraw_matches = pixels_sha256(redrawn) == recorded
-        file_matches = None if file.format == "JPEG" else pixels_sha256(file) == recorded
+        file_matches = None if is_lossy else pixels_sha256(file) == recorded
     off = compare_pixels(file, redrawn) if file.size == redrawn.size else None
-    outcome = _outcome(off, redraw_matches, file_matches, is_jpeg=file.format == "JPEG")
+    outcome = _outcome(off, redraw_matches, file_matches, is_lossy=is_lossy)
     return Verdict(outcome, off, redraw_matches, file_matches, _changed(record, now))
 
 
@@ -111,16 +112,16 @@ def _outcome(
     redraw_matches: bool | None,
     file_matches: bool | None,
     *,
-    is_jpeg: bool,
+    is_lossy: bool,
 ) -> str:
     if off is not None and off.psnr is None:
         return "identical"
     if file_matches is False or (off is None and redraw_matches):
         return "edited"
     psnr = -1.0 if off is None or off.psnr is None else off.psnr
-    if is_jpeg and redraw_matches:
+    if is_lossy and redraw_matches:
         return "identical" if psnr >= LOSSY else "edited"
-    return "close" if psnr >= (LOSSY if is_jpeg else TOLERANCE) else "different"
+    return "close" if psnr >= (LOSSY if is_lossy else TOLERANCE) else "different"
 
 
 def _changed(record: Record, now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

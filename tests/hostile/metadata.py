@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdpipe.errors import SdpipeError
 from sdpipe.io import png
+from sdpipe.io.mark import PNG_XMP
 from sdpipe.io.texts import EXIF_IFD, IMAGE_DESCRIPTION, MARK, USER_COMMENT
 from sdpipe.metadata.info import info
 from sdpipe.metadata.replay import prepare
@@ -61,7 +62,29 @@ SD_METADATA = {
     },
 }
 NOVELAI = {"steps": 28, "sampler": "k_euler", "seed": 7, "scale": 11.0, "uc": "text", "prompt": "a"}
-GRAPH = {"3": {"class_type": "KSampler", "inputs": {"seed": 28, "model": ["4", 0]}}}
+GRAPH = {
+    "3": {
+        "class_type": "KSampler",
+        "inputs": {
+            "seed": 28,
+            "steps": 20,
+            "cfg": 8.0,
+            "sampler_name": "euler",
+            "denoise": 1.0,
+            "model": ["4", 0],
+            "positive": ["6", 0],
+            "latent_image": ["5", 0],
+        },
+    },
+    "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a.safetensors"}},
+    "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 512}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat", "clip": ["4", 1]}},
+    "9": {"class_type": "SaveImage", "inputs": {"images": ["3", 0]}},
+}
+XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><y:CreatorTool xmlns:y="b">Draw Things</y:CreatorTool>
+<exif:UserComment xmlns:exif="http://ns.adobe.com/exif/1.0/">{"c": "a cat", "seed": 3, "size":
+"64x64", "v2": {"loras": [1]}}</exif:UserComment></x:xmpmeta>"""
+DGENERATE = "#! dgenerate 5.0.0\nmodel\n--seeds 3\n--output-size 64x64\n--prompts 'a; b'"
 DREAM = '"a robot [text]" -s50 -S1618 -W512 -H512 -C7.5 -Ak_lms -V 3,0.2 -U 4 0.75 --seamless'
 
 
@@ -94,6 +117,8 @@ TEXTS = {
     "Dream": DREAM,
     "Comment": NOVELAI,
     "prompt": GRAPH,
+    PNG_XMP: XMP,
+    "DgenerateConfig": DGENERATE,
 }
 TOKENS = (
     *("Steps: 20", "Negative prompt:", "Size: 16384x16384", "Seed: -1", "\n", '"', "\\", ",", ": "),

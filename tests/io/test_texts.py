@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from sdpipe.io.mark import PNG_XMP, to_xmp
 from sdpipe.io.texts import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT, read_texts
 
 WANTED = ("parameters",)
@@ -59,7 +60,10 @@ def test_texts_behind_the_pixels_of_an_image_that_has_others_before(tmp_path):
         (b"UNICODE\0" + "a cat, 日本".encode("utf-16-be"), "a cat, 日本"),
         (b"UNICODE\0" + "a cat, Steps: 3".encode("utf-16-le"), "a cat, Steps: 3"),
         (b"ASCII\0\0\0a cat", "a cat"),
-        (b"JIS\0\0\0\0\0x", None),
+        (b"UNICODE\0" + "\ufeff日本".encode("utf-16-be"), "日本"),
+        (b"UNICODE\0" + "\ufeff日本".encode("utf-16-le"), "日本"),
+        (b"JIS\0\0\0\0\0" + "a cat, 日本".encode("iso2022_jp"), "a cat, 日本"),
+        (b"ASCII\0\0\0" + "café".encode(), "café"),
         (b"", None),
         (b"UNICODE\0\x00", "\ufffd"),
         (b'{"mflux_version": "0.4"}', '{"mflux_version": "0.4"}'),
@@ -72,3 +76,32 @@ def test_comments_as_others_write_them(tmp_path, comment, text):
     exif[IMAGE_DESCRIPTION] = "a holiday"
     Image.new("RGB", (8, 8)).save(tmp_path / "x.jpg", exif=exif)
     assert read_texts(tmp_path / "x.jpg", WANTED) == ({} if text is None else {"parameters": text})
+
+
+@pytest.mark.parametrize("suffix", ["png", "avif", "jpg", "webp"])
+def test_exif_and_xmp_in_every_format(tmp_path, suffix):
+    exif = Image.Exif()
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"ASCII\0\0\0a cat"
+    xmp = to_xmp("trainedAlgorithmicMedia")
+    more = {"pnginfo": PngInfo()} if suffix == "png" else {"xmp": xmp.encode()}
+    if suffix == "png":
+        more["pnginfo"].add_itxt(PNG_XMP, xmp)
+    Image.new("RGB", (8, 8)).save(tmp_path / f"x.{suffix}", exif=exif.tobytes(), **more)
+    assert read_texts(tmp_path / f"x.{suffix}", WANTED) == {"parameters": "a cat", PNG_XMP: xmp}
+
+
+def test_a_comment_in_the_first_directory(tmp_path):
+    """Fooocus writes it there."""
+    exif = Image.Exif()
+    exif[USER_COMMENT] = '{"prompt": "a cat"}'
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.jpg", exif=exif)
+    assert read_texts(tmp_path / "x.jpg", WANTED) == {"parameters": '{"prompt": "a cat"}'}
+
+
+def test_exif_as_imagemagick_writes_it_into_a_png(tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"ASCII\0\0\0a cat"
+    data = exif.tobytes()
+    raw = f"\nexif\n{len(data):8}\n{data.hex()}\n"
+    path = png_with(tmp_path / "x.png", **{"Raw profile type exif": raw})
+    assert read_texts(path, WANTED)["parameters"] == "a cat"

@@ -100,6 +100,31 @@ def test_a_line_without_end_is_refused_and_a_long_prompt_is_not():
     assert a1111.read("ab " * (MAX_PROMPT // 3)).values["prompt"].startswith("ab ab")
 
 
+def test_civitais_hashes_are_kept_apart():
+    """They are JSON without quotes, commas and all."""
+    resources = '[{"type":"lora","weight":0.7,"modelName":"b, Steps: 3"}]'
+    hashes = '{"model": "ab12", "lora:my-cat": "cd34"}'
+    more = f"Hashes: {hashes}, Civitai resources: {resources}, Civitai metadata: {{}}"
+    record = a1111.read(f"a cat\n{SETTINGS}, {more}")
+    assert (record.settings().steps, record.settings().seed) == (20, 5)
+    assert record.extra["Hashes"] == hashes
+    assert record.notes == ("left out: Civitai resources.",)
+
+
+@pytest.mark.parametrize(
+    ("program", "rng", "said"),
+    [
+        ("Fooocus v2.5.5", "cpu", "the noise that Fooocus makes"),
+        ("ComfyUI", "cpu", None),
+        ("v1.10.1", "cuda", "taken to be that of an NVIDIA GPU"),
+    ],
+)
+def test_whose_noise_it_was_where_only_the_program_is_named(program, rng, said):
+    record = a1111.read(f"a cat\n{SETTINGS.removesuffix(', RNG: cpu')}, Version: {program}")
+    assert record.settings().rng == rng
+    assert [said in note for note in record.notes] == ([] if said is None else [True])
+
+
 SETTINGS = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 5, Size: 64x64, RNG: cpu"
 
 

@@ -1,4 +1,4 @@
-"""What Fooocus, SwarmUI, NovelAI, mflux, Easy Diffusion and ComfyUI write."""
+"""What Fooocus, SwarmUI, NovelAI, mflux, Easy Diffusion, Draw Things and dgenerate write."""
 
 import json
 
@@ -8,8 +8,8 @@ from support.errors import raises
 from support.metadata import foreign_image, sample_image
 
 from sdpipe.errors import SdpipeError
+from sdpipe.io.mark import PNG_XMP
 from sdpipe.io.texts import EXIF_IFD, USER_COMMENT
-from sdpipe.metadata.info import info
 from sdpipe.metadata.read import read_record
 from sdpipe.metadata.replay import prepare
 from sdpipe.settings import Settings
@@ -87,11 +87,7 @@ EASY_DIFFUSION = {
     "clip_skip": "False",
     "use_stable_diffusion_model": "sd-v1-4",
 }
-GRAPH = {
-    "3": {"class_type": "KSampler", "inputs": {"seed": 28, "cfg": 8.0, "model": ["4", 0]}},
-    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a glass bottle", "clip": ["4", 1]}},
-    "9": {"class_type": "Odd*Node"},
-}
+GRAPH = {"3": {"class_type": "KSampler", "inputs": {"seed": 28}}}
 
 
 def commented_jpeg(path, value):
@@ -183,29 +179,130 @@ def test_easy_diffusion(tmp_path):
     )
 
 
-def test_a_graph_of_comfyui_is_shown_and_not_drawn(tmp_path):
-    path = foreign_image(tmp_path / "x.png", prompt=GRAPH, workflow={"nodes": []})
-    assert str(info(path)).splitlines()[1:-2] == [
-        "  written by               ComfyUI",
-        "  KSampler seed (3)        28",
-        "  KSampler cfg (3)         8",
-        "  CLIPTextEncode text (6)  a glass bottle",
-    ]
-    with raises(SdpipeError, value=path, rule="drawn by ComfyUI", remedy="sdpipe info"):
-        prepare(path)
+DRAW_THINGS = {
+    "c": "a red cube",
+    "uc": "blue",
+    "model": "sd_v1.5_f16.ckpt",
+    "sampler": "Euler A",
+    "scale": 4.5,
+    "seed": 2441935286,
+    "seed_mode": "Torch CPU Compatible",
+    "size": "64x32",
+    "steps": 8,
+    "strength": 1,
+    "v2": {"loras": [{"file": "detail.ckpt", "weight": 0.8}], "clipSkip": 1},
+}
+XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="XMP Core 6.0.0">
+   <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+      <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/"
+            xmlns:exif="http://ns.adobe.com/exif/1.0/">
+         <xmp:CreatorTool>Draw Things</xmp:CreatorTool>
+         <exif:UserComment>
+            <rdf:Alt>
+               <rdf:li xml:lang="x-default">{comment}</rdf:li>
+            </rdf:Alt>
+         </exif:UserComment>
+      </rdf:Description>
+   </rdf:RDF>
+</x:xmpmeta>
+"""
 
 
-def test_the_editor_of_comfyui_alone(tmp_path):
-    nodes = [{"id": 7, "type": "CLIPTextEncode", "widgets_values": ["text"]}, {"id": 8}, 3]
-    record = read_record(foreign_image(tmp_path / "x.png", workflow={"nodes": nodes}))
-    assert (record.source, record.extra) == ("ComfyUI", {"CLIPTextEncode 0 (7)": "text"})
+def draw_things_image(path, comment):
+    return foreign_image(path, **{PNG_XMP: XMP.replace("{comment}", comment)})
 
 
-def test_a_large_graph_is_shown_in_part(tmp_path):
-    nodes = {str(k): {"class_type": "N", "inputs": {"é*": k}} for k in range(300)}
-    record = read_record(foreign_image(tmp_path / "x.png", prompt=nodes))
-    assert len(record.extra) == 200
-    assert record.extra["N é_ (0)"] == 0
+def test_draw_things(tmp_path):
+    path = draw_things_image(tmp_path / "x.png", json.dumps({**DRAW_THINGS, "c": "a &lt;b> cube"}))
+    record = read_record(path)
+    assert record.settings() == Settings(
+        prompt="a <b> cube",
+        negative_prompt="blue",
+        seed=2441935286,
+        steps=8,
+        g=4.5,
+        width=64,
+        height=32,
+        scheduler="euler_a",
+        rng="cpu",
+    )
+    assert (record.source, record.model) == ("Draw Things", {"name": "sd_v1.5_f16.ckpt"})
+    assert record.notes == ("left out: loras.",)
+    other = {**DRAW_THINGS, "seed_mode": "Scale Alike", "strength": 0.6, "v2": {}}
+    record = read_record(draw_things_image(tmp_path / "y.png", json.dumps(other)))
+    assert record.notes[0] == "the noise that Draw Things makes from a seed is not known here."
+    assert record.notes[1] == "left out: strength."
+
+
+@pytest.mark.parametrize(
+    ("comment", "rule"),
+    [("no JSON", "not valid JSON"), ("<p>", "cannot be read"), ("", "not valid JSON")],
+)
+def test_xmp_that_cannot_be_read(tmp_path, comment, rule):
+    path = draw_things_image(tmp_path / "x.png", comment)
+    with raises(SdpipeError, value=path, rule=rule):
+        read_record(path)
+
+
+def test_xmp_that_defines_its_own_texts_is_refused(tmp_path):
+    """A thousand million laughs in two kilobytes."""
+    bomb = '<!DOCTYPE x [<!ENTITY a "ha">]>' + XMP.replace("{comment}", "&a;")
+    path = foreign_image(tmp_path / "x.png", **{PNG_XMP: bomb})
+    with raises(SdpipeError, value=path, rule="declares a document type"):
+        read_record(path)
+
+
+DGENERATE = """#! /usr/bin/env dgenerate --file
+#! dgenerate 5.0.0
+
+CompVis/stable-diffusion-v1-4 \\
+--model-type sd
+--inference-steps 30
+--guidance-scales 7.5
+--clip-skips 1
+--output-size 512x768
+--seeds 86618021
+--scheduler "DPMSolverMultistepScheduler;use-karras-sigmas=True"
+--prompts "a (red) apple; dark"
+--vae-tiling
+"""
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_dgenerate(tmp_path, suffix):
+    path = str(tmp_path / f"x.{suffix}")
+    if suffix == "png":
+        foreign_image(path, DgenerateConfig=DGENERATE)
+    else:
+        exif = Image.Exif()
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"ASCII\0\0\0" + DGENERATE.encode()
+        sample_image().save(path, exif=exif)
+    record = read_record(path)
+    assert record.settings() == Settings(
+        prompt="a \\(red\\) apple",
+        negative_prompt="dark",
+        seed=86618021,
+        steps=30,
+        g=7.5,
+        clip_skip=2,
+        width=512,
+        height=768,
+        scheduler="dpm++",
+        karras=True,
+        rng="cuda",
+    )
+    assert (record.source, record.versions) == ("dgenerate", {"program": "dgenerate 5.0.0"})
+    assert record.model == {"name": "CompVis/stable-diffusion-v1-4"}
+    assert record.notes[-1] == "left out: model_type, vae_tiling."
+
+
+def test_a_command_of_dgenerate_that_makes_no_sense(tmp_path):
+    path = foreign_image(tmp_path / "x.png", DgenerateConfig='model --prompts "a')
+    with raises(SdpipeError, value=path, rule="No closing quotation"):
+        read_record(path)
+    path = foreign_image(tmp_path / "y.png", DgenerateConfig="x" * 40_000)
+    with raises(SdpipeError, value=path, rule="exceeds the 32768 read"):
+        read_record(path)
 
 
 def test_json_of_an_unknown_program(tmp_path):

@@ -58,6 +58,14 @@ def test_the_first_text_that_can_be_read_counts(tmp_path):
     assert "format 99 is not known here" in record.notes[0]
 
 
+def test_an_image_that_has_the_mark_alone(tmp_path):
+    path = png.save(Image.new("RGB", (8, 8)), tmp_path / "x.jpg", mark="trainedAlgorithmicMedia")
+    with raises(
+        SdpipeError, value=str(path), rule="as its source it names trainedAlgorithmicMedia"
+    ):
+        read_record(path)
+
+
 def test_texts_that_are_no_metadata_are_named(tmp_path):
     path = foreign_image(tmp_path / "x.png", Comment="Created with GIMP", prompt="$ ls")
     with raises(SdpipeError, value=path, rule="known here; its texts are 'Comment', 'prompt'"):

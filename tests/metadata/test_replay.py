@@ -78,7 +78,7 @@ def test_a_jpeg_is_measured(draw, run):
     (path,) = draw("red apple", "--out", "x.jpg")
     status, out, _ = run("replay", path, "--verify")
     assert status == 0
-    assert out.startswith("identical to what was saved; lost by the JPEG: largest ")
+    assert out.startswith("identical to what was saved; lost by the file's format: largest ")
     with Image.open(path) as image:
         image.convert("L").convert("RGB").save("grey.jpg", exif=image.getexif(), quality=95)
     status, out, _ = run("replay", "grey.jpg", "--verify")
