@@ -220,6 +220,17 @@ def sha256(*paths: Path) -> str:
     return total.hexdigest()
 
 
+def sha256_of_tensors(path: Path) -> str:
+    """Computes the SHA-256 of the tensors of a .safetensors file, which stand behind its header.
+
+    It stays when the notes in the header change. kohya's scripts, A1111 and civitai (as AutoV3)
+    know LoRAs by it.
+    """
+    with path.open("rb") as file:
+        file.seek(int.from_bytes(file.read(8), "little"), os.SEEK_CUR)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def rename_legacy_key(name: str) -> str:
     """The name that diffusers and transformers now have for a tensor."""
     for old, new in _LEGACY_NAMES.items():

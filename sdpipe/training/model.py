@@ -19,6 +19,7 @@ from sdpipe.io.files import write_error
 from sdpipe.latents import vae_factor
 from sdpipe.loading.vocabulary import FILE
 from sdpipe.prompt.vocabulary import Vocabulary
+from sdpipe.training.modelspec import add_notes, modelspec
 from sdpipe.training.networks import build_text_encoder, build_unet, build_vae
 from sdpipe.training.recipe import Recipe
 from sdpipe.training.run_folder import RESUME
@@ -126,7 +127,7 @@ def save_model(model: Components, folder: Path, work: Path) -> None:
         lambda _, args, kwargs: transformers_logging.EmptyTqdm(*args, **kwargs)
     )
     try:
-        _write(model, partial)
+        _write(model, partial, folder.resolve().name)
         # safetensors makes its files readable for their owner alone; they get the mode of the rest.
         mode = (partial / "model_index.json").stat().st_mode
         names = sorted(p.relative_to(partial) for p in partial.rglob("*") if p.is_file())
@@ -153,11 +154,14 @@ def _check(model: Components) -> None:
         )
 
 
-def _write(model: Components, folder: Path) -> None:
+def _write(model: Components, folder: Path, title: str) -> None:
+    notes = modelspec(model, title)
     model.tokenizer.save_pretrained(folder / "tokenizer")
     for part in ("text_encoder", "unet", "vae"):
         network: Any = getattr(model, part)
         network.half().save_pretrained(folder / part, safe_serialization=True)
+        for file in (folder / part).glob("*.safetensors"):
+            add_notes(file, notes)
     # transformers loads in the dtype of the configuration, diffusers in float32; diffusers' own
     # pipeline needs both to be the same.
     config = folder / "text_encoder" / "config.json"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from support.errors import raises
 from support.inks import disc
@@ -70,6 +71,9 @@ def test_a_folder_of_images_becomes_a_model(material, trained, tmp_path, capsys,
     scale = pipe.components.vae.config.scaling_factor
     assert scale == pytest.approx(1 / encoded.float().std().item())
     assert {tensor.dtype for tensor in weights(trained).values()} == {torch.float16}
+    with safe_open(trained / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        assert file.metadata()["modelspec.title"] == trained.name
+        assert file.metadata()["modelspec.resolution"] == "32x32"
 
     theirs = StableDiffusionPipeline.from_pretrained(trained, local_files_only=True)
     assert type(theirs.unet).__name__ == "UNet2DConditionModel"
