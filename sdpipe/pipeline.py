@@ -79,12 +79,21 @@ class Result:
         return [metadata_for(self, k) for k in range(len(self.images))]
 
     def save(
-        self, path: str | PathLike[str], *, with_metadata: bool = True, overwrite: bool = False
+        self,
+        path: str | PathLike[str],
+        *,
+        format: str | None = None,
+        with_metadata: bool = True,
+        mark: bool = True,
+        overwrite: bool = False,
     ) -> list[Path]:
         """Writes the images, each with all that is needed to draw it again; returns their paths.
 
         path: a .png, .jpg or .webp file, for several images NAME-1, NAME-2, ...; anything else is
             a folder, whose images are numbered.
+        format: of the images in a folder, png, jpg or webp; None is png.
+        with_metadata: write into each image how it was drawn.
+        mark: write into each image that a model made it, see `io.mark`.
         overwrite: replace files that exist.
 
         Raises:
@@ -93,7 +102,8 @@ class Result:
         """
         from sdpipe.metadata.save import save_result
 
-        return save_result(self, path, with_metadata=with_metadata, overwrite=overwrite)
+        content = {"with_metadata": with_metadata, "mark": mark}
+        return save_result(self, path, format=format, overwrite=overwrite, **content)
 
     def only(self, images: Sequence[int]) -> "Result":
         """Some of the images, by their numbers from 0, as a result of their own."""

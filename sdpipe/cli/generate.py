@@ -32,9 +32,11 @@ def generate(
     device: DeviceOptions,
     speed: SpeedOptions,
     out: options.Out = "outputs",
+    format: options.Format = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
     no_metadata: options.NoMetadata = False,
+    no_mark: options.NoMark = False,
     debug: options.Debug = False,
 ) -> int:
     """Draws images of a prompt, and prints where each is as soon as its file is there."""
@@ -49,10 +51,11 @@ def generate(
     count = n * len(prompts)
     machine = {**device.to_kwargs(), **speed.to_kwargs()}
     if out == STDOUT:
-        check_stdout(count, as_json=as_json, save_int=settings.values["save_int"])
+        check_stdout(count, format, as_json=as_json, save_int=settings.values["save_int"])
         destination = None
     else:
-        destination = names.Destination(out, count, overwrite=overwrite)
+        destination = names.Destination(out, count, format=format, overwrite=overwrite)
+    content = {"with_metadata": not no_metadata, "mark": not no_mark}
     loaded = model.to_kwargs()
     fall_back(loaded, device.dtype, inputs)
     check_early(loaded, device.dtype, [(prompts, {**inputs, "n": n})])
@@ -73,11 +76,10 @@ def generate(
         ):
             for result in pipe.draw(images, canvas, on_step=on_step, on_failed=failed.__setitem__):
                 if destination is None:
-                    save_to_stdout(result, with_metadata=not no_metadata)
+                    save_to_stdout(result, **content)
                     continue
                 places = dict(enumerate(result.numbers))
-                options = {"show": not as_json, "with_metadata": not no_metadata}
-                save(result, destination, places, written, **options)
+                save(result, destination, places, written, show=not as_json, **content)
     finally:
         if as_json:
             console.print_result(json.dumps(written, ensure_ascii=False, indent=2))

@@ -146,8 +146,21 @@ Overwrite = Annotated[
 ]
 Json = Annotated[bool, flag(OUTPUT, "Print JSON, not paths.", "--json")]
 PrintJson = Annotated[bool, flag(OUTPUT, "Print JSON.", "--json")]  # where no paths are
+Format = Annotated[
+    str | None,
+    option(OUTPUT, "Of the images in a folder: png, jpg or webp. Default: png.", metavar="NAME"),
+]
 NoMetadata = Annotated[
-    bool, flag(OUTPUT, "Keep prompt and settings out of the files.", "--no-metadata")
+    bool,
+    flag(
+        OUTPUT,
+        "Keep prompt and settings out of the files; the mark of a machine-made image stays.",
+        "--no-metadata",
+    ),
+]
+NoMark = Annotated[
+    bool,
+    flag(OUTPUT, "Keep the mark of a machine-made image out of the files, too.", "--no-mark"),
 ]
 
 Debug = Annotated[

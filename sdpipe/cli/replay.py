@@ -111,8 +111,11 @@ def replay(
     low_memory: options.LowMemory = False,
     verify: Verify = False,
     out: Out = None,
+    format: options.Format = None,
     overwrite: options.Overwrite = False,
     as_json: options.PrintJson = False,
+    no_metadata: options.NoMetadata = False,
+    no_mark: options.NoMark = False,
     debug: options.Debug = False,
 ) -> int:
     """Draws an image again from its metadata, or with --set another image like it.
@@ -142,7 +145,8 @@ def replay(
     destination = None
     if out is not None or not verify:
         place = "outputs" if out is None else out
-        destination = names.Destination(place, len(job.indices), overwrite=overwrite)
+        count = len(job.indices)
+        destination = names.Destination(place, count, format=format, overwrite=overwrite)
     notes = list(job.notes)
     _print_notes(image, notes)
     with console.status("loading the model ..."):
@@ -153,7 +157,8 @@ def replay(
     report: dict[str, Any] = {"image": image, "notes": notes}
     if destination is not None:
         report["written"] = []
-    result = _draw(job, pipe, destination, report.get("written", []), show=not as_json)
+    content = {"with_metadata": not no_metadata, "mark": not no_mark, "show": not as_json}
+    result = _draw(job, pipe, destination, report.get("written", []), content)
     seconds = time.monotonic() - started
 
     status = 0
@@ -175,8 +180,7 @@ def _draw(
     pipe: "Pipeline",
     destination: names.Destination | None,
     written: list[dict[str, Any]],
-    *,
-    show: bool,
+    content: dict[str, bool],
 ) -> "Result":
     """Draws, and saves the wanted images of each batch as soon as it is decoded."""
     from sdpipe.pipeline import Result
@@ -189,7 +193,7 @@ def _draw(
         for result in job.draw(pipe, on_step, save_int=None if destination else False):
             if destination is not None:
                 places = {k: i for k, i in enumerate(result.numbers) if i in job.indices}
-                save(result, destination, places, written, show=show)
+                save(result, destination, places, written, **content)
             drawn.append(replace(result, steps=[]))
     return Result.join(drawn)
 

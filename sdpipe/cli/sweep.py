@@ -74,6 +74,7 @@ def sweep(
     batch: Batch = 8,
     out: Out = None,
     as_json: Json = False,
+    no_mark: options.NoMark = False,
     debug: options.Debug = False,
 ) -> int:
     """Draws every combination of the values of up to three settings, and a grid of them all.
@@ -105,7 +106,7 @@ def sweep(
 
             pipe = Pipeline(**loaded, **machine)
         with console.status("looking for images ..."):
-            work = SweepFolder(folder, plan, pipe)
+            work = SweepFolder(folder, plan, pipe, mark=not no_mark)
         return _drawn(work, batch, as_json)
 
 

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sdpipe.errors import UsageError
+from sdpipe.values import check_choice
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+FOLDER_FORMATS = ("png", "jpg", "webp")  # of the images that are numbered in a folder
 OTHER_SUFFIXES = {
     *(".apng", ".avif", ".bmp", ".dds", ".eps", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif"),
     *(".jp2", ".jpe", ".jxl", ".pcx", ".pdf", ".pgm", ".ppm", ".psd", ".qoi", ".svg", ".tga"),
@@ -17,7 +19,7 @@ OTHER_SUFFIXES = {
 }
 SLUG_LENGTH = 40
 
-_NUMBERED = re.compile(r"(\d{4}|[1-9]\d{4,5})-[a-z0-9-]+\.(png|steps)")  # names made here
+_NUMBERED = re.compile(r"(\d{4}|[1-9]\d{4,5})-[a-z0-9-]+\.(png|jpg|webp|steps)")  # names made here
 
 
 class Destination:
@@ -33,15 +35,21 @@ class Destination:
         count: int,
         formats: Iterable[str] = FORMATS,
         *,
+        format: str | None = None,
         overwrite: bool = False,
     ) -> None:
         """`count` is the number of images of the run, `formats` are the suffixes to accept.
 
+        format: of the images in a folder, one of `FOLDER_FORMATS`; None is png, or what a file's
+            suffix says.
         overwrite: files that are named and exist are replaced, else refused.
 
         Raises:
-            UsageError: a file exists, its format is not supported, or the folder is not writable.
+            UsageError: a file exists, its format is not supported or contradicts `format`, or the
+                folder is not writable.
         """
+        if format is not None:
+            check_choice("format", format, FOLDER_FORMATS)
         if os.fspath(out).rstrip("/") == "-":
             raise UsageError("out='-'", "names no file", "./- is a file of that name")
         self._target = Path(out)
@@ -56,6 +64,14 @@ class Destination:
                 f"has the suffix {suffix}, which cannot be written",
                 f"the formats are {', '.join(formats)}",
             )
+        if self.is_file and format is not None and FORMATS[suffix] != FORMATS[f".{format}"]:
+            raise UsageError(
+                f"format={format}",
+                f"contradicts the name {self._target.name}",
+                f"call the file {self._target.with_suffix(f'.{format}').name}, or leave the format "
+                "out",
+            )
+        self._suffix = format or "png"
         self.folder = self._target.parent if self.is_file else self._target
         longest = self._target if self.is_file else self._target / "0000"
         _check_name(longest.with_name(f"{longest.stem}-{count}.steps"), out)
@@ -72,7 +88,7 @@ class Destination:
                 return self._target
             return self._target.with_stem(f"{self._target.stem}-{index + 1}")
         self._last += 1
-        return self.folder / f"{self._last:04}-{slug(prompt)}.png"
+        return self.folder / f"{self._last:04}-{slug(prompt)}.{self._suffix}"
 
 
 def slug(prompt: str) -> str:

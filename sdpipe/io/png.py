@@ -4,6 +4,7 @@ An image carries two texts: `parameters`, which every gallery tool reads, in the
 AUTOMATIC1111's web UI, and `sdpipe`, a JSON object with everything that is needed to draw the
 image again. In a PNG they are text chunks with these names. In JPEG and WebP they are EXIF:
 UserComment holds `parameters`, as that web UI writes it, and ImageDescription "sdpipe: {...}".
+Beside them stands the mark of an image that a model made, see `io.mark`.
 """
 
 import importlib.metadata
@@ -11,8 +12,10 @@ import io
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
@@ -21,6 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 import sdpipe
 from sdpipe.errors import SdpipeError, warn
 from sdpipe.io.files import write
+from sdpipe.io.mark import PNG_XMP, to_xmp
 from sdpipe.io.names import FORMATS
 from sdpipe.io.pixels import pixels_sha256
 from sdpipe.io.texts import (
@@ -60,6 +64,7 @@ def metadata(
     n: int = 1,
     index: int = 0,
     safety: Mapping[str, Any] | None = None,
+    lora_hashes: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The metadata of an image: {"parameters": text, "sdpipe": object}, as `read` returns it.
 
@@ -71,6 +76,7 @@ def metadata(
         so these two numbers are enough to draw it in a batch of the same shape, and no image
         reveals the prompts of its neighbours.
     safety: the result of the safety checker, if it ran.
+    lora_hashes: as for `parameters`.
     """
     own = {
         "format": FORMAT,
@@ -89,12 +95,21 @@ def metadata(
     }
     if safety is not None:
         own["safety"] = dict(safety)
-    return {"parameters": parameters(settings, identity), "sdpipe": own}
+    return {"parameters": parameters(settings, identity, lora_hashes), "sdpipe": own}
 
 
-def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
-    """The prompts and settings of an image, in A1111's format."""
+def parameters(
+    settings: Settings,
+    identity: Mapping[str, Any],
+    lora_hashes: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """The prompts and settings of an image, in A1111's format.
+
+    lora_hashes: of the tensors of each LoRA, by its name in `identity`. A1111's "Lora hashes" has
+        their first 12 digits; "Hashes", which civitai reads, the first 10 of the files' hashes.
+    """
     digest = identity.get("sha256")
+    loras = {_lora_name(lora["name"]): lora for lora in identity.get("loras", ())}
     values = {
         "Steps": settings.steps,
         "Sampler": SAMPLERS[settings.scheduler or "lms"][0],
@@ -108,7 +123,11 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
         "Model hash": digest[:10] if isinstance(digest, str) else None,
         # A1111 names a checkpoint by its file: no owner, no folder, no suffix.
         "Model": str(identity["name"]).rpartition("/")[2].removesuffix(".safetensors"),
-        "Lora": ", ".join(f"{f['name']}: {f['weight']:g}" for f in identity.get("loras", ()))
+        "Lora hashes": ", ".join(
+            f"{name}: {lora_hashes[lora['name']][:12]}"
+            for name, lora in loras.items()
+            if lora["name"] in lora_hashes
+        )
         or None,
         "RNG": RNGS[settings.rng],
         "Tiling": "True" if settings.seamless == "xy" else None,
@@ -117,7 +136,11 @@ def parameters(settings: Settings, identity: Mapping[str, Any]) -> str:
     lines = [settings.prompt]
     if settings.negative_prompt:
         lines.append(f"Negative prompt: {settings.negative_prompt}")
-    pairs = (f"{key}: {_quoted(str(v))}" for key, v in values.items() if v is not None)
+    pairs = [f"{key}: {_quoted(str(v))}" for key, v in values.items() if v is not None]
+    hashes = {"model": digest} if isinstance(digest, str) else {}
+    hashes |= {f"lora:{name}": lora["sha256"] for name, lora in loras.items()}
+    if hashes:  # last and not quoted, for which civitai looks
+        pairs.append(f"Hashes: {json.dumps({key: v[:10] for key, v in hashes.items()})}")
     lines.append(", ".join(pairs))
     return "\n".join(lines)
 
@@ -127,12 +150,14 @@ def save(
     path: str | os.PathLike[str],
     metadata: Mapping[str, Any] | None = None,
     *,
+    mark: str | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Saves an image as a new file, at `path` or under the next free number; returns its path.
 
     The file appears whole or not at all.
     metadata: from the function of that name; None saves none.
+    mark: what the file says of its source, a term of `io.mark`; None says nothing.
     overwrite: replace a file at `path`.
 
     Raises:
@@ -141,7 +166,8 @@ def save(
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise SdpipeError(f"{path}", "has an unknown suffix", f"use {', '.join(FORMATS)}")
-    return write(path, encode(image, FORMATS[path.suffix.lower()], metadata), overwrite=overwrite)
+    data = encode(image, FORMATS[path.suffix.lower()], metadata, mark)
+    return write(path, data, overwrite=overwrite)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -162,19 +188,25 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     return found
 
 
-def encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None) -> bytes:
-    """An image as the bytes of a file. `format` is one of `SAVE_OPTIONS`.
+def encode(
+    image: Image.Image,
+    format: str,
+    metadata: Mapping[str, Any] | None = None,
+    mark: str | None = None,
+) -> bytes:
+    """An image as the bytes of a file; `metadata` and `mark` as in `save`.
+
+    format: one of `SAVE_OPTIONS`.
 
     Raises:
         SdpipeError: the image is too large for the format.
     """
     options = dict(SAVE_OPTIONS[format])
-    if metadata is not None and format == "PNG":
-        info = PngInfo()
-        info.add_text("parameters", metadata["parameters"])
-        info.add_text("sdpipe", json.dumps(metadata["sdpipe"], ensure_ascii=False))
-        options["pnginfo"] = info
-    elif metadata is not None:
+    if format == "PNG":
+        options["pnginfo"] = _png_info(metadata, mark)
+    elif mark is not None:
+        options["xmp"] = to_xmp(mark).encode()
+    if metadata is not None and format != "PNG":
         exif = _exif(metadata)
         if format == "JPEG" and len(exif) > JPEG_LIMIT:
             warn(
@@ -196,6 +228,16 @@ def encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None) 
             "PNG holds every size",
         ) from error
     return buffer.getvalue()
+
+
+def _png_info(metadata: Mapping[str, Any] | None, mark: str | None) -> PngInfo:
+    info = PngInfo()
+    if metadata is not None:
+        info.add_text("parameters", metadata["parameters"])
+        info.add_text("sdpipe", json.dumps(metadata["sdpipe"], ensure_ascii=False))
+    if mark is not None:
+        info.add_itxt(PNG_XMP, to_xmp(mark))
+    return info
 
 
 def _exif(metadata: Mapping[str, Any]) -> bytes:
@@ -223,6 +265,11 @@ def _hires_steps(settings: Settings) -> int | None:
     if settings.steps is None or settings.hires_strength is None:
         return None
     return num_steps_taken(settings.steps, settings.hires_strength)
+
+
+def _lora_name(file: str) -> str:
+    """What A1111 calls a LoRA: its file without the suffix and without the signs of its format."""
+    return re.sub(r"[:,{}]", "", file.removesuffix(".safetensors"))
 
 
 def _quoted(value: str) -> str:

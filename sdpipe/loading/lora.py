@@ -20,13 +20,21 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sdpipe.errors import ModelError, UsageError
 from sdpipe.loading.lora_notes import alpha_of, check_patterns, read_notes
-from sdpipe.loading.weights import find_file, open_weights, read_header, read_tensor, sha256
+from sdpipe.loading.weights import (
+    find_file,
+    open_weights,
+    read_header,
+    read_tensor,
+    sha256,
+    sha256_of_tensors,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +144,16 @@ class Lora:
 
     def identity(self) -> dict[str, object]:
         """Identifies it in the metadata of an image; plain JSON types."""
-        return {"name": self.path.name, "weight": self.weight, "sha256": sha256(self.path)}
+        return {"name": self.path.name, "weight": self.weight, "sha256": self._hashes[0]}
+
+    @property
+    def tensors_sha256(self) -> str:
+        """The hash by which other programs know it, see `sha256_of_tensors`."""
+        return self._hashes[1]
+
+    @cached_property
+    def _hashes(self) -> tuple[str, str]:
+        return sha256(self.path), sha256_of_tensors(self.path)
 
     def find(self, part: str, shapes: Mapping[str, Sequence[int]], who: str) -> dict[str, Layer]:
         """Finds its layers in a network; returns them by the names of the weights.

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import UsageError
 from sdpipe.io import names
+from sdpipe.io.mark import term_for
 from sdpipe.runtime.device import dtype_name
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdpipe.pipeline import Result
+    from sdpipe.pipeline import Pipeline, Result
 
 
 def save_image(
@@ -20,12 +21,14 @@ def save_image(
     record: Mapping[str, Any] | None,
     path: str | os.PathLike[str],
     *,
+    mark: bool = True,
     overwrite: bool = False,
 ) -> Path:
     """Writes one image and returns its path.
 
-    record: how it was drawn, from `Result.records`; None writes only the pixels.
+    record: how it was drawn, from `Result.records`; None leaves it out.
     path: a .png, .jpg or .webp file.
+    mark: write that a model made it, see `io.mark`.
     overwrite: replace a file that exists.
 
     Raises:
@@ -39,43 +42,41 @@ def save_image(
         raise UsageError(
             f"{os.fspath(path)}", "is no image file", f"use a name in {', '.join(names.FORMATS)}"
         )
-    return png.save(image, destination.path(0, ""), record, overwrite=overwrite)
+    drawn = {} if record is None else record["sdpipe"].get("settings", {})
+    term = term_for(drawn.get("init_image")) if mark else None
+    return png.save(image, destination.path(0, ""), record, mark=term, overwrite=overwrite)
 
 
 def save_result(
     result: "Result",
     path: str | os.PathLike[str],
     *,
+    format: str | None = None,
     with_metadata: bool = True,
+    mark: bool = True,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Writes every image of a result and returns their paths.
-
-    path: a .png, .jpg or .webp file, for several images NAME-1, NAME-2, ...; anything else is a
-        folder, whose images are numbered.
-    with_metadata: write into each image how it was drawn.
-    overwrite: replace files that exist.
-
-    Raises:
-        UsageError: a file exists, its format is unknown, or the folder cannot be written.
-        SdpipeError: a file cannot be written.
-    """
-    destination = names.Destination(path, len(result.images), overwrite=overwrite)
-    places = {k: k for k in range(len(result.images))}
-    entries = save_images(result, destination, places, with_metadata)
-    return [Path(entry["path"]) for entry in entries]
+    """Writes every image of a result and returns their paths; see `Result.save`."""
+    count = len(result.images)
+    destination = names.Destination(path, count, format=format, overwrite=overwrite)
+    places = {k: k for k in range(count)}
+    options = {"with_metadata": with_metadata, "mark": mark}
+    return [Path(entry["path"]) for entry in save_images(result, destination, places, **options)]
 
 
 def save_images(
     result: "Result",
     destination: names.Destination,
     places: Mapping[int, int],
+    *,
     with_metadata: bool = True,
+    mark: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Writes one image after the other, and yields a description of each when its file is there.
 
     places: of each image to write, by its number from 0, which one of the destination's it is.
     with_metadata: write into each image how it was drawn.
+    mark: write into each image that a model made it, see `io.mark`.
 
     Raises:
         SdpipeError: a file cannot be written.
@@ -86,7 +87,10 @@ def save_images(
         settings = result.settings[k]
         metadata = metadata_for(result, k) if with_metadata else None
         path = destination.path(place, settings.prompt)
-        path = png.save(result.images[k], path, metadata, overwrite=destination.overwrite)
+        term = term_for(settings.init_image) if mark else None
+        path = png.save(
+            result.images[k], path, metadata, mark=term, overwrite=destination.overwrite
+        )
         entry = {"path": str(path), "seed": settings.seed, "settings": settings.to_dict()}
         yield entry | ({"safety": result.safety[k].to_dict()} if result.safety else {})
 
@@ -112,4 +116,10 @@ def metadata_for(result: "Result", k: int) -> dict[str, Any]:
         n=n,
         index=index,
         safety=result.safety[k].to_dict() if result.safety else None,
+        lora_hashes=lora_hashes(pipe),
     )
+
+
+def lora_hashes(pipe: "Pipeline") -> dict[str, str]:
+    """The hashes by which other programs know a pipeline's LoRAs, by the names of their files."""
+    return {lora.path.name: lora.tensors_sha256 for lora in pipe.components.model.loras}

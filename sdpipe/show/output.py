@@ -1,6 +1,5 @@
 """The files and numbers that a command of `sdpipe show` writes: checked first, written last."""
 
-import io
 import json
 import math
 import os
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import UsageError
 from sdpipe.io import files, names
+from sdpipe.io.mark import GENERATED
 from sdpipe.show import style
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 DRAWINGS = (".png", ".svg", ".pdf")
 PIXELS = (".png",)
 FILMS = (".gif", ".mp4")
+OF_IMAGES = ("attention", "denoise", "guidance", "interpolate", "steps")
+"""The commands whose drawings contain images that the model made: their PNGs say so."""
 
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{1,4}")
 
@@ -85,7 +87,8 @@ class Output:
         """
         written: dict[str, str] = {}
         if self._drawing is not None:
-            data = _encode(draw(), self._drawing.suffix.lower())
+            mark = GENERATED if self._name in OF_IMAGES else None
+            data = _encode(draw(), self._drawing.suffix.lower(), mark)
             written["path"] = self._write(self._drawing, data)
         if self._films:
             assert film is not None
@@ -121,14 +124,14 @@ def _finite(value: Any) -> Any:
             return value
 
 
-def _encode(drawing: "Figure | Image.Image", suffix: str) -> bytes:
+def _encode(drawing: "Figure | Image.Image", suffix: str, mark: str | None) -> bytes:
     from PIL import Image
 
-    if not isinstance(drawing, Image.Image):
-        return style.encode(drawing, suffix)
-    buffer = io.BytesIO()
-    drawing.save(buffer, "PNG")
-    return buffer.getvalue()
+    from sdpipe.io import png
+
+    if isinstance(drawing, Image.Image):
+        return png.encode(drawing, "PNG", mark=mark)
+    return style.encode(drawing, suffix, mark)
 
 
 def _check_suffix(out: str, formats: Sequence[str]) -> None:

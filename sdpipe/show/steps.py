@@ -20,7 +20,9 @@ from torch import Tensor
 import sdpipe
 from sdpipe.denoise import Step
 from sdpipe.errors import UsageError
+from sdpipe.io import png
 from sdpipe.io.files import temporary_path, write_error
+from sdpipe.io.mark import term_for
 from sdpipe.latents import latents_to_pil
 from sdpipe.runtime.seamless import with_circular_padding
 from sdpipe.settings import Settings
@@ -89,6 +91,7 @@ def save_steps(
     folder: str | Path,
     *,
     describe: bool = True,
+    mark: bool = True,
     overwrite: bool = False,
     on_decoded: Callable[[int, int], object] | None = None,
 ) -> Path:
@@ -104,6 +107,7 @@ def save_steps(
         enlarged image with noise.
 
     describe: write the prompt and the settings on the strip and into latents.safetensors.
+    mark: write into each image that a model made it, see `io.mark`.
     overwrite: replace the folder if it exists.
     on_decoded: called with the number of images that are done, and of all.
 
@@ -112,6 +116,7 @@ def save_steps(
         SdpipeError: the folder exists or cannot be written.
     """
     folder, passes = Path(folder), _passes(result, index)
+    term = term_for(result.settings[index].init_image) if mark else None
     vae = _decoder(vae, result)
     decoded, total = count(1), sum(2 * len(steps) + 1 for steps in passes)
 
@@ -128,9 +133,9 @@ def save_steps(
                 settings = result.settings[index] if describe else None
                 _save_latents(into / "latents.safetensors", steps, settings)
                 states = _trajectory(steps)
-                kept = _save_images(vae, *states, into, count_decoded)
+                kept = _save_images(vae, *states, into, term, count_decoded)
                 strip = filmstrip(kept, *(() if settings is None else title_lines(settings)))
-                strip.save(into / "filmstrip.png")
+                (into / "filmstrip.png").write_bytes(png.encode(strip, "PNG", mark=term))
             if folder.exists():
                 shutil.rmtree(folder)
             temporary.rename(folder)
@@ -205,6 +210,7 @@ def _save_images(
     x0: Tensor,
     sigmas: list[float],
     folder: Path,
+    mark: str | None,
     on_saved: Callable[[], None],
 ) -> list[Column]:
     """Saves the images of all steps, and returns those of the filmstrip."""
@@ -214,7 +220,8 @@ def _save_images(
     kept: dict[str, dict[int, Image.Image]] = {"xt": {}, "x0": {}}
     for name, latents, first in (("xt", x_t, 0), ("x0", x0, 1)):
         for step, image in enumerate(_decode(vae, latents), first):
-            image.save(folder / f"{name}-{step:0{digits}}.png")
+            path = folder / f"{name}-{step:0{digits}}.png"
+            path.write_bytes(png.encode(image, "PNG", mark=mark))
             if step - first in states:  # the prediction of step k + 1 is made from state k
                 kept[name][step - first] = image
             on_saved()

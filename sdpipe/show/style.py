@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import sdpipe
 from sdpipe.errors import SdpipeError
 from sdpipe.io import lettering
+from sdpipe.io.mark import PNG_XMP, to_xmp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -264,13 +265,18 @@ def _letters() -> frozenset[int]:
     return frozenset(get_font(findfont(str(RULES["font.family"]))).get_charmap())
 
 
-def encode(figure: "Figure", suffix: str) -> bytes:
-    """Encodes a figure as a .png, .svg or .pdf file; equal figures give equal bytes."""
+def encode(figure: "Figure", suffix: str, mark: str | None = None) -> bytes:
+    """Encodes a figure as a .png, .svg or .pdf file; equal figures give equal bytes.
+
+    mark: what a PNG says of its source, a term of `io.mark`; None says nothing.
+    """
     from matplotlib import rc_context
 
     dated = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     maker = "Creator" if suffix != ".png" else "Software"
     notes = {maker: f"sdpipe {sdpipe.__version__}", **dated[suffix]}
+    if mark is not None and suffix == ".png":
+        notes[PNG_XMP] = to_xmp(mark)
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "sdpipe"}):
         figure.savefig(

@@ -31,13 +31,12 @@ from sdpipe.canvas import Canvas, load_images, prepare
 from sdpipe.errors import UsageError
 from sdpipe.io import png
 from sdpipe.io.files import write_once
+from sdpipe.io.mark import term_for
 from sdpipe.io.pixels import load_pixels
 from sdpipe.metadata.save import metadata_for
 from sdpipe.plan import check_seamless, plan
-from sdpipe.runtime.device import dtype_name
 from sdpipe.settings import DEFAULT_OF, RULES, ResolvedSettings, label
-from sdpipe.sweep.axes import format_values
-from sdpipe.sweep.grid import Place, draw_grid
+from sdpipe.sweep.grid import Place, draw_grid, grid_metadata
 from sdpipe.sweep.match import carries, mismatch, read_or_none, settings_key
 from sdpipe.sweep.sweep import SINGLE, SWEPT, Sweep
 
@@ -52,6 +51,7 @@ FILLED = tuple(name for name in SWEPT if DEFAULT_OF[name] is None)
 class SweepFolder:
     """A folder for the images of a sweep.
 
+    mark: write into each file that a model made it, see `io.mark`.
     sweep: with every value filled in that is the model's, and its seed.
     settings: of each cell, resolved, in the order of `sweep.cells`.
     paths: of the cells that are there, by their numbers.
@@ -63,8 +63,16 @@ class SweepFolder:
         UsageError: a cell breaks a rule of the model, or two are the same image with it.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], sweep: Sweep, pipe: "Pipeline") -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        sweep: Sweep,
+        pipe: "Pipeline",
+        *,
+        mark: bool = True,
+    ) -> None:
         self._folder, self._pipe = Path(folder), pipe
+        self._mark = term_for(sweep.values.get("init_image")) if mark else None
         self._sources = (sweep.values.get("init_image"), sweep.values.get("mask_image"))
         digest = hashlib.sha256(json.dumps(sweep.to_dict()).encode()).hexdigest()[:16]
         self._seed_file = self._folder / f".sdpipe-{digest}.seed"
@@ -138,11 +146,11 @@ class SweepFolder:
         sizes = [s.output_size for s in self.settings]
         largest = (max(width for width, _ in sizes), max(height for _, height in sizes))
         drawn = draw_grid(self.sweep.axes, largest, picture, self.sweep.prompt, self._subtitle())
-        notes = self._grid_notes(drawn)
+        notes = grid_metadata(drawn, self.sweep, self.settings[0], self._pipe)
         for path in self._files("grid"):
             if carries(path, notes):
                 return path
-        return png.save(drawn, self._folder / "grid.png", notes)
+        return png.save(drawn, self._folder / "grid.png", notes, mark=self._mark)
 
     # What the engine asks, see `batch.engine.Jobs`.
 
@@ -168,7 +176,8 @@ class SweepFolder:
         if result.safety:
             self.safety[i] = result.safety[k].to_dict()
         path = self._path(self._names[i])
-        self.paths[i] = png.save(result.images[k], path, metadata_for(result, k))
+        notes = metadata_for(result, k)
+        self.paths[i] = png.save(result.images[k], path, notes, mark=self._mark)
 
     def fail(self, i: int, error: Exception) -> None:
         """Notes why cell i has no image."""
@@ -273,24 +282,3 @@ class SweepFolder:
         elif width or height:
             shown.append(label("width", width) if width else label("height", height))
         return " · ".join([*shown, Path(str(self._pipe.components.model.name)).name])
-
-    def _grid_notes(self, drawn: Image.Image) -> dict[str, Any]:
-        """What the grid carries: as an image does, with the sweep in place of the settings."""
-        parts = self._pipe.components
-        notes = png.metadata(
-            self.settings[0],
-            parts.model.identity(),
-            image=drawn,
-            device=str(parts.device),
-            dtype=dtype_name(parts.dtype),
-            speed=self._pipe.speed,
-        )
-        own = {k: v for k, v in notes["sdpipe"].items() if k not in ("settings", "batch")}
-        told = [notes["parameters"], "Script: X/Y/Z plot"]
-        for letter, axis in zip("XYZ", self.sweep.axes, strict=False):
-            rule = RULES[axis.name]  # A1111 calls some otherwise in its own grids
-            told.append(f"{letter} Type: {rule.a1111_axis or rule.a1111 or axis.name}")
-            told.append(
-                f"{letter} Values: {json.dumps(format_values(axis.values), ensure_ascii=False)}"
-            )
-        return {"parameters": ", ".join(told), "sdpipe": {"sweep": self.sweep.to_dict(), **own}}

@@ -4,14 +4,24 @@ The first axis goes across, the second down, and the third has a grid for each o
 single axis is a row, or several where it is long.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from sdpipe.io import png
 from sdpipe.io.lettering import distinguish, transliterate
 from sdpipe.io.sheet import Table, draw_sheet, split_table
-from sdpipe.sweep.sweep import Axis
+from sdpipe.metadata.save import lora_hashes
+from sdpipe.runtime.device import dtype_name
+from sdpipe.settings import RULES, ResolvedSettings
+from sdpipe.sweep.axes import format_values
+from sdpipe.sweep.sweep import Axis, Sweep
+
+if TYPE_CHECKING:
+    from sdpipe.pipeline import Pipeline
 
 Place = tuple[int, ...]
 """The number of a cell's value on each axis, from 0."""
@@ -32,6 +42,33 @@ def draw_grid(
     image: of each place; None leaves the cell empty. See `draw_sheet`.
     """
     return draw_sheet(_tables(axes), size, image, title, subtitle)
+
+
+def grid_metadata(
+    drawn: Image.Image, sweep: Sweep, settings: ResolvedSettings, pipe: "Pipeline"
+) -> dict[str, Any]:
+    """What the grid carries: as an image does, with the sweep in place of the settings.
+
+    settings: of the first cell.
+    """
+    parts = pipe.components
+    notes = png.metadata(
+        settings,
+        parts.model.identity(),
+        image=drawn,
+        device=str(parts.device),
+        dtype=dtype_name(parts.dtype),
+        speed=pipe.speed,
+        lora_hashes=lora_hashes(pipe),
+    )
+    own = {k: v for k, v in notes["sdpipe"].items() if k not in ("settings", "batch")}
+    told = [notes["parameters"], "Script: X/Y/Z plot"]
+    for letter, axis in zip("XYZ", sweep.axes, strict=False):
+        rule = RULES[axis.name]  # A1111 calls some otherwise in its own grids
+        values = json.dumps(format_values(axis.values), ensure_ascii=False)
+        told.append(f"{letter} Type: {rule.a1111_axis or rule.a1111 or axis.name}")
+        told.append(f"{letter} Values: {values}")
+    return {"parameters": ", ".join(told), "sdpipe": {"sweep": sweep.to_dict(), **own}}
 
 
 def _tables(axes: Sequence[Axis]) -> list[Table[Place]]:

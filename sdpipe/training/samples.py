@@ -12,8 +12,10 @@ from sdpipe.components import Components
 from sdpipe.denoise import denoise
 from sdpipe.errors import NotFiniteError
 from sdpipe.guidance import Guidance
+from sdpipe.io import png
 from sdpipe.io.files import atomic_write
 from sdpipe.io.lettering import distinguish, transliterate
+from sdpipe.io.mark import GENERATED
 from sdpipe.io.sheet import Table, draw_sheet, split_table
 from sdpipe.latents import draw_noise, latents_to_pil, make_generators
 from sdpipe.prompt.encode import encode_prompts
@@ -69,7 +71,8 @@ class SampleSheets:
             self.originals = [latents_to_pil(self.model.vae, z)[0] for z in latents]
         self.folder.mkdir(exist_ok=True)
         with atomic_write(self.folder / f"{self.stage}-{step:06}.png", RESUME) as file:
-            sheet(self.originals, drawn, self.captions).save(file, "PNG")
+            drawing = sheet(self.originals, drawn, self.captions)
+            file.write(png.encode(drawing, "PNG", mark=GENERATED))
         self.interval.restart(time.monotonic() - started)
 
     @torch.no_grad()

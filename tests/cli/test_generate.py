@@ -133,12 +133,26 @@ def test_a_prompt_that_comes_to_nan_loses_no_other(draw, give, monkeypatch):
     assert "2 images" in err
 
 
-def test_no_metadata_leaves_everything_out(draw, tmp_path):
+def test_no_metadata_leaves_everything_out_but_the_mark(draw, tmp_path):
     _, out, _ = draw("--no-metadata", "--save-int", "--seed", "77")
     assert read(out.strip()) == {}
     for path in (tmp_path / "outputs").rglob("*.*"):
         if path.is_file():
             assert b"red apple" not in path.read_bytes()
+            assert (b"trainedAlgorithmicMedia" in path.read_bytes()) == (path.suffix == ".png")
+
+
+def test_no_mark_leaves_out_the_mark_alone(draw, tmp_path):
+    draw("--no-mark", "--save-int", "--format", "webp")
+    (image,) = (tmp_path / "outputs").glob("*.webp")
+    assert read(image)["sdpipe"]["settings"]["prompt"] == "red apple"
+    for path in (tmp_path / "outputs").rglob("*.*"):
+        assert not path.is_file() or b"AlgorithmicMedia" not in path.read_bytes()
+    status, _, err = draw("--format", "jpg", "--out", "x.png")
+    assert status == 2
+    assert "format=jpg contradicts the name x.png; call the file x.jpg" in err
+    status, _, err = draw("--format", "jpg", "--out", "-")
+    assert (status, "--out - writes a PNG, and --format says jpg" in err) == (2, True)
 
 
 def test_an_interrupt_keeps_what_is_finished(draw, tmp_path, monkeypatch):

@@ -56,6 +56,8 @@ def test_each_writes_one_png_and_prints_where(show, name, tmp_path):
         image.load()
         assert image.format == "PNG"
         assert image.width == (1800 if name != "steps" else image.width) >= 700
+        is_marked = "trainedAlgorithmicMedia" in image.info.get("XML:com.adobe.xmp", "")
+    assert is_marked == (name in ("denoise", "steps", "guidance", "attention", "interpolate"))
 
 
 @pytest.mark.parametrize("name", ALL)

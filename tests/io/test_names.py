@@ -127,3 +127,19 @@ def test_the_next_free_number_is_taken(tmp_path, name, taken, free):
 def test_a_dangling_link_is_not_written_through(tmp_path):
     (tmp_path / "x.png").symlink_to(tmp_path / "nowhere")
     assert next(free_names(tmp_path / "x.png")).name == "x-1.png"
+
+
+def test_the_format_of_a_folder(tmp_path):
+    (tmp_path / "0004-x.webp").touch()
+    assert Destination(tmp_path, 1, format="jpg").path(0, "red apple").name == "0005-red-apple.jpg"
+    with raises(UsageError, value="format='gif'", remedy="png, jpg, webp"):
+        Destination(tmp_path, 1, format="gif")
+
+
+def test_a_format_that_contradicts_the_name_is_refused(tmp_path):
+    for name, format in (("x.jpeg", "jpg"), ("x.PNG", "png")):
+        assert Destination(tmp_path / name, 1, format=format).path(0, "").name == name
+    with raises(
+        UsageError, value="format=webp", rule="contradicts the name x.png", remedy="x.webp"
+    ):
+        Destination(tmp_path / "x.png", 1, format="webp")

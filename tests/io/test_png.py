@@ -99,7 +99,8 @@ def test_parameters_are_what_gallery_tools_expect():
     assert parameters(settings(), identity) == (
         "red apple\n"
         "Steps: 50, Sampler: LMS, CFG scale: 7.5, Seed: 42, Size: 512x512, "
-        f"Model hash: 0123456789, Model: emoji, RNG: CPU, Version: sdpipe {sdpipe.__version__}"
+        f"Model hash: 0123456789, Model: emoji, RNG: CPU, Version: sdpipe {sdpipe.__version__}, "
+        'Hashes: {"model": "0123456789"}'
     )
 
 
@@ -136,6 +137,7 @@ def test_a1111_reads_what_we_write(prompt, negative):
         "Model": "stable-diffusion-v1-4",
         "RNG": "CPU",
         "Version": f"sdpipe {sdpipe.__version__}",
+        "Hashes": '{"model": "0123456789"}',
     }
 
 
@@ -172,9 +174,11 @@ def test_other_programs_read_our_files(tmp_path, suffix):
         "Model": "stable-diffusion-v1-4",
         "RNG": "CPU",
         "Version": f"sdpipe {sdpipe.__version__}",
+        "Hashes": '{"model": "0123456789"}',
     }
     assert a1111(a1111_info(path)) == (prompt, negative, {**expected, "Model hash": "0123456789"})
-    assert sd_parsers_info(path) == (prompt, negative, expected)
+    hashes = {"model": "0123456789"}  # which it reads as JSON
+    assert sd_parsers_info(path) == (prompt, negative, {**expected, "Hashes": hashes})
 
 
 @pytest.mark.skipif(shutil.which("exiftool") is None, reason="needs exiftool")
@@ -186,6 +190,26 @@ def test_exiftool_reads_our_files(tmp_path, suffix):
     (found,) = json.loads(subprocess.check_output(["exiftool", "-j", *tags, path]))
     del found["SourceFile"]
     assert list(found.values()) == [given["parameters"]]
+
+
+LORAS = [
+    {"name": "my-cat.safetensors", "weight": 0.8, "sha256": "ab" * 32},
+    {"name": "a: b, {c}.safetensors", "weight": 1.0, "sha256": "cd" * 32},
+]
+
+
+def test_civitai_and_a1111_find_the_loras():
+    """Civitai's own expression, and A1111's names of LoRAs, which have no separators."""
+    identity, hashes = {**IDENTITY, "loras": LORAS}, {LORAS[0]["name"]: "12" * 32}
+    text = parameters(settings(), identity, hashes)
+    found = re.search(r", Hashes:\s*({[^}]+})", text)
+    assert json.loads(found[1]) == {
+        "model": "0123456789",
+        "lora:my-cat": "ababababab",
+        "lora:a b c": "cdcdcdcdcd",
+    }
+    _, _, values = a1111(text.replace(found[0], ""))
+    assert values["Lora hashes"] == "my-cat: 121212121212"
 
 
 def test_a_line_that_begins_like_the_negative_prompt_costs_no_settings():

@@ -6,6 +6,8 @@ from support.errors import raises
 
 from sdpipe import Result, SdpipeWarning, UsageError, save_image
 from sdpipe.io import png
+from sdpipe.io.mark import COMPOSITE, GENERATED, PNG_XMP, find_term
+from sdpipe.io.texts import read_texts
 from sdpipe.metadata.read import read_record
 from sdpipe.metadata.save import metadata_for
 
@@ -38,9 +40,33 @@ def test_every_image_says_how_it_was_drawn(tiny, result, tmp_path, out, names):
         assert (record.device, record.dtype, record.speed) == ("cpu", "float32", "default")
 
 
-def test_without_metadata(result, tmp_path):
+def term(path):
+    return find_term(read_texts(path, ()).get(PNG_XMP, ""))
+
+
+def test_without_metadata_and_without_mark(result, tmp_path):
     for path in result.save(tmp_path / "x.png", with_metadata=False):
-        assert png.read(path) == {}
+        assert (png.read(path), term(path)) == ({}, GENERATED)
+    for path in result.save(tmp_path / "y.png", mark=False):
+        assert (read_record(path).source, term(path)) == ("sdpipe", None)
+
+
+def test_an_image_that_was_drawn_from_another_says_so(tiny, result, tmp_path):
+    drawn = tiny.generate("a cat", init_image=result.images[0], seed=3, steps=2, g=1)
+    assert term(drawn.save(tmp_path / "x.png")[0]) == COMPOSITE
+    path = save_image(drawn.images[0], drawn.records[0], tmp_path / "y.jpg")
+    assert term(path) == COMPOSITE
+    assert term(save_image(drawn.images[0], None, tmp_path / "z.webp", mark=False)) is None
+
+
+def test_the_format_of_a_folder(result, tmp_path):
+    paths = result.save(tmp_path, format="webp")
+    assert [path.name for path in paths] == ["0001-a-cat.webp", "0002-a-dog.webp"]
+    with Image.open(paths[1]) as image:
+        assert (image.format, image.tobytes()) == ("WEBP", result.images[1].tobytes())
+    assert read_record(paths[1]).settings().prompt == "a dog"
+    with raises(UsageError, value="format=jpg", rule="contradicts the name x.png"):
+        result.save(tmp_path / "x.png", format="jpg")
 
 
 def test_a_result_without_its_pipeline_has_no_metadata(result, tmp_path):

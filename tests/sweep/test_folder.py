@@ -225,6 +225,7 @@ def test_the_grid_tells_how_it_was_made(run, sweep, models):
     status, out, _ = run("info", "o/grid.png")
     assert status == 0
     assert "a sweep; this draws it again:" in out
+    assert "trainedAlgorithmicMedia" in out
     assert "as they were drawn" in out
     _, out, _ = run("info", "o/grid.png", "--json")
     (found,) = json.loads(out)
