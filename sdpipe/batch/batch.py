@@ -27,17 +27,17 @@ from sdpipe.canvas import Canvas, prepare
 from sdpipe.errors import UsageError
 from sdpipe.io import png
 from sdpipe.io.files import write_once
-from sdpipe.io.names import FORMATS
+from sdpipe.io.mark import term_for
+from sdpipe.io.names import FOLDER_FORMATS, FORMATS
 from sdpipe.metadata.save import metadata_for
 from sdpipe.settings import ResolvedSettings
+from sdpipe.values import check_choice
 
 if TYPE_CHECKING:
     from sdpipe.denoise import Step
     from sdpipe.pipeline import Pipeline, Result
 
 PER_FOLDER = 1000
-
-BATCH_FORMATS = tuple(dict.fromkeys(suffix[1:] for suffix in FORMATS))
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def run_batch(
     most: int | None = None,
     per_folder: int = PER_FOLDER,
     format: str = "png",
+    mark: bool = True,
     keep_going: bool = False,
     on_step: "Callable[[Step], object] | None" = None,
 ) -> Iterator[Drawn]:
@@ -77,6 +78,7 @@ def run_batch(
     most: images drawn at once, at most; None is as many as the device takes.
     per_folder: where there are more jobs, they go into folders of so many.
     format: "png", "webp" or "jpg".
+    mark: write into each image that a model made it, see `io.mark`.
     keep_going: draw the others where rows cannot be drawn.
     on_step: called with every step.
 
@@ -93,6 +95,7 @@ def run_batch(
             defaults=defaults,
             seed=seed,
             format=format,
+            mark=mark,
             per_folder=per_folder,
         )
         if not keep_going:
@@ -122,16 +125,15 @@ class Batch:
         seed: int | None = None,
         per_folder: int = PER_FOLDER,
         format: str = "png",
+        mark: bool = True,
         on_saved: Callable[[Drawn], object] | None = None,
         on_failed: Callable[[str, Exception], object] | None = None,
     ) -> None:
-        if format not in BATCH_FORMATS:
-            raise UsageError(
-                f"format={format!r}", "cannot be written", f"use {', '.join(BATCH_FORMATS)}"
-            )
+        check_choice("format", format, FOLDER_FORMATS)
         if per_folder < 1:
             raise UsageError(f"per_folder={per_folder}", "is out of range", "use 1 or more")
         self._pipe, self._format, self._per_folder = pipeline, format, per_folder
+        self._mark = mark
         self._on_saved, self._on_failed = on_saved, on_failed
         self.folder = BatchFolder(out)
         parts = pipeline.components
@@ -213,7 +215,8 @@ class Batch:
         """Puts image k of a result in place as that of job i, and adds its line."""
         self.folder.check_is_there()
         path = self._path(i)
-        data = png.encode(result.images[k], FORMATS[path.suffix], metadata_for(result, k))
+        term = term_for(result.settings[k].init_image) if self._mark else None
+        data = png.encode(result.images[k], FORMATS[path.suffix], metadata_for(result, k), term)
         if write_once(path, data):
             values = result.settings[k].to_dict()
             self.folder.describe(path, self._job(i).digest, data, values=values)

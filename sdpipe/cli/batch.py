@@ -102,6 +102,7 @@ def batch(
     out: Out = "outputs/batch",
     per_folder: PerFolder = 1000,
     format: Format = "png",
+    no_mark: options.NoMark = False,
     keep_going: KeepGoing = False,
     debug: options.Debug = False,
 ) -> int:
@@ -135,6 +136,7 @@ def batch(
             seed=seed,
             per_folder=per_folder,
             format=format,
+            mark=not no_mark,
         )
         _tell_bad(work.plan, keep_going)
         return _draw(work, part, steal, most)

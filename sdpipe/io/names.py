@@ -11,7 +11,7 @@ from sdpipe.errors import UsageError
 from sdpipe.values import check_choice
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-FOLDER_FORMATS = ("png", "jpg", "webp")  # of the images that are numbered in a folder
+FOLDER_FORMATS = tuple(suffix[1:] for suffix in FORMATS)  # of the images in a folder
 OTHER_SUFFIXES = {
     *(".apng", ".avif", ".bmp", ".dds", ".eps", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif"),
     *(".jp2", ".jpe", ".jxl", ".pcx", ".pdf", ".pgm", ".ppm", ".psd", ".qoi", ".svg", ".tga"),
@@ -19,7 +19,8 @@ OTHER_SUFFIXES = {
 }
 SLUG_LENGTH = 40
 
-_NUMBERED = re.compile(r"(\d{4}|[1-9]\d{4,5})-[a-z0-9-]+\.(png|jpg|webp|steps)")  # names made here
+# Names made here.
+_NUMBERED = re.compile(r"(\d{4}|[1-9]\d{4,5})-[a-z0-9-]+\.(png|jpe?g|webp|steps)")
 
 
 class Destination:

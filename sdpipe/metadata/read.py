@@ -59,9 +59,10 @@ def read_record(path: str | os.PathLike[str]) -> Record:
                 return dataclasses.replace(record, notes=(*notes, *record.notes), mark=mark)
     if unreadable:
         raise unreadable[0]
-    there = f"; its texts are {', '.join(map(truncate, list(texts)[:12]))}" if texts else ""
     if mark is not None:
-        there += f"; as its source it names {mark}"
+        del texts[PNG_XMP]
+    there = f"; its texts are {', '.join(map(truncate, list(texts)[:12]))}" if texts else ""
+    there += f"; as its source it names {mark}" if mark is not None else ""
     raise SdpipeError(f"{path}", f"has no metadata of a program that is known here{there}", "")
 
 

@@ -73,6 +73,7 @@ def test_every_job_is_the_image_that_generate_draws(batch, model):
         record = read_record(path)
         assert line["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         assert dict(record.values) == line["settings"]
+        assert record.mark == "trainedAlgorithmicMedia"
         assert (line["text"], line["seed"]) == (record.values["prompt"], record.values["seed"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SdpipeWarning)  # random weights draw no image

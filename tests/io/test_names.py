@@ -132,7 +132,7 @@ def test_a_dangling_link_is_not_written_through(tmp_path):
 def test_the_format_of_a_folder(tmp_path):
     (tmp_path / "0004-x.webp").touch()
     assert Destination(tmp_path, 1, format="jpg").path(0, "red apple").name == "0005-red-apple.jpg"
-    with raises(UsageError, value="format='gif'", remedy="png, jpg, webp"):
+    with raises(UsageError, value="format='gif'", remedy="png, jpg, jpeg, webp"):
         Destination(tmp_path, 1, format="gif")
 
 
