@@ -29,6 +29,7 @@ from sdpipe.runtime.device import pick_speed
 from sdpipe.runtime.seamless import with_circular_padding
 from sdpipe.runtime.speed import accelerate
 from sdpipe.sampling import sample
+from sdpipe.schedule import schedule_for
 from sdpipe.settings import GenerateKwargs, ResolvedSettings, check_kwargs
 
 if TYPE_CHECKING:
@@ -320,6 +321,9 @@ class Pipeline:
         call: dict[str, Any] = check_kwargs(settings)
         init, mask = load_images(call.pop("init_image", None), call.pop("mask_image", None))
         images = plan(prompt, **parts.constraints, init_image=init, mask_image=mask, **call)
+        schedule_for(
+            images[0], parts.scheduler_config, parts.device
+        )  # refuses what cannot be drawn
         warn_unused_embeddings(parts, images)
         check_seamless(images[0], vae_factor(parts.vae), len(parts.unet.config.block_out_channels))
         return images, prepare(images[0], init, mask)

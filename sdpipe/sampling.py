@@ -42,8 +42,8 @@ CONFIG_KEYS = (
 )
 """Settings of a scheduler config that change the image and that some schedulers lack."""
 
-LCM_STEPS, LCM_G = 8, 2
-"""Latent consistency models draw in that many steps and with that much guidance, at most."""
+MANY_STEPS, STRONG_G = 8, 2
+"""Distilled models draw in that many steps and with that much guidance, at most."""
 
 DIVERGED = 20.0
 """Standard deviations that latents of images never reach; those of a diverging solver do."""
@@ -105,21 +105,33 @@ def sample_pass(
     elif batch.images.start == 0:
         warn_unguided(guidance, schedule.sigmas[:-1])
         warn_dropped(settings.scheduler, parts.scheduler_config)
-        warn_distilled(settings)
+        warn_distilled(settings, parts.scheduler_config)
     with parts.on_device(parts.unet):
         yield from denoise(
             unet, schedule, x_t, embeds.cond, embeds.uncond, guidance, generators, constraint
         )
 
 
-def warn_distilled(settings: ResolvedSettings) -> None:
-    """Warns of a run of lcm with more steps or guidance than models for it are made for."""
+def warn_distilled(settings: ResolvedSettings, config: Mapping[str, Any]) -> None:
+    """Warns of more steps or guidance than distilled models are made for, of lcm and SD-Turbo."""
     g = settings.g if isinstance(settings.g, tuple) else (settings.g,)
-    if settings.scheduler == "lcm" and (settings.steps > LCM_STEPS or max(g) > LCM_G):
+    is_turbo = config.get("timestep_spacing") == "trailing" and (
+        config.get("_class_name") == "EulerDiscreteScheduler"
+        and config.get("prediction_type", "epsilon") == "epsilon"
+    )
+    if settings.steps <= MANY_STEPS and max(g) <= STRONG_G:
+        return
+    found = f"and this run has {settings.steps} steps and g {format_scale(settings.g)}"
+    if settings.scheduler == "lcm":
         warn(
-            f"lcm is for distilled models, which draw in 1 to {LCM_STEPS} steps with a g of 1 to "
-            f"{LCM_G}, and this run has {settings.steps} steps and g {format_scale(settings.g)}. "
-            "Hint: try steps 4 and g 1, or another scheduler if the model is not distilled."
+            f"lcm is for distilled models, which draw in 1 to {MANY_STEPS} steps with a g of 1 to "
+            f"{STRONG_G}, {found}. Hint: try steps 4 and g 1, or another scheduler if the model "
+            "is not distilled."
+        )
+    elif settings.scheduler == "euler" and is_turbo:
+        warn(
+            "the model's scheduler is Euler's with trailing steps, as SD-Turbo's is, which draws "
+            f"in 1 to 4 steps with g 1, {found}. Hint: if it is such a model, try steps 1 and g 1."
         )
 
 

@@ -7,6 +7,7 @@ for i, t in enumerate(schedule.timesteps):
 """
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
     SchedulerMixin,
@@ -26,6 +31,7 @@ from diffusers import (
 )
 from torch import Tensor
 
+from sdpipe.errors import UsageError
 from sdpipe.lms import ExactLMSScheduler
 from sdpipe.runtime.philox import DrawFrom, Philox
 from sdpipe.settings import KARRAS_SCHEDULERS
@@ -111,19 +117,29 @@ class Schedule:
     def noised(self, x_0: Tensor, eps: Tensor, sigma: float) -> Tensor:
         """Clean latents with noise of level sigma, in this scheduler's scale, (B, C, h, w).
 
+        At an infinite sigma, that of zero terminal SNR, nothing is left but the noise.
+
         x_0 + sigma * eps; unless the variance explodes divided by sqrt(1 + sigma^2), which is
         `latents.add_noise` with alpha_bar = 1 / (1 + sigma^2).
         """
+        if math.isinf(sigma):
+            return eps
         x_t = x_0 + sigma * eps
         return x_t if self.variance_exploding else x_t / (1 + sigma**2) ** 0.5
 
 
 def _noise_levels(scheduler: SchedulerMixin, first: int) -> list[float]:
+    if isinstance(scheduler, KDPM2DiscreteScheduler | KDPM2AncestralDiscreteScheduler):
+        # Every second call is between two noise levels; DPM2 and DPM2 a count these otherwise.
+        offset = int(isinstance(scheduler, KDPM2DiscreteScheduler))
+        sigmas = scheduler.sigmas[: len(scheduler.timesteps) + 1].clone()
+        sigmas[1::2] = scheduler.sigmas_interpol[offset::2][: len(sigmas) // 2]
+        return [float(sigma) for sigma in sigmas[first:]]
     if hasattr(scheduler, "sigmas"):
         return [float(sigma) for sigma in scheduler.sigmas[first:]]
     alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps[first:].cpu()]
     match scheduler:
-        case LCMScheduler():  # the last step returns x0
+        case LCMScheduler() | DDPMScheduler():  # the last step returns x0
             last = torch.ones(1)
         case TCDScheduler():
             last = scheduler.alphas_cumprod[:1]
@@ -149,13 +165,25 @@ CLASSES: Mapping[str, type[SchedulerMixin]] = {
     "unipc": UniPCMultistepScheduler,
     "lcm": LCMScheduler,
     "tcd": TCDScheduler,
+    "dpm++_2m_sde": DPMSolverMultistepScheduler,
+    "dpm2": KDPM2DiscreteScheduler,
+    "dpm2_a": KDPM2AncestralDiscreteScheduler,
+    "ddpm": DDPMScheduler,
+    "deis": DEISMultistepScheduler,
 }
 
-# diffusers' defaults for these two are meant for pixels: clipping to [-1, 1], or a start with
+# diffusers' defaults for these are meant for pixels: clipping to [-1, 1], or a start with
 # Runge-Kutta steps. A model's own config goes first.
 FOR_LATENTS: Mapping[str, Mapping[str, Any]] = {
     "ddim": {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
     "pndm": {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},
+    "ddpm": {"clip_sample": False, "steps_offset": 1},
+}
+
+# What makes the scheduler; it goes before a model's own config, which may be of another class.
+FIXED: Mapping[str, Mapping[str, Any]] = {
+    "dpm++_2m_sde": {"algorithm_type": "sde-dpmsolver++", "solver_type": "midpoint"},
+    "deis": {"algorithm_type": "deis", "solver_type": "logrho"},
 }
 
 
@@ -166,6 +194,8 @@ def make_scheduler(
     *,
     device: torch.device | str = "cpu",
     karras: bool = False,
+    spacing: str | None = None,
+    zero_snr: bool = False,
     lms_order: int | None = None,
     skip: int = 0,
 ) -> SchedulerMixin:
@@ -175,11 +205,15 @@ def make_scheduler(
     skip: how many of the first steps are left out, where a run begins with an image.
     """
     kind = CLASSES[name]
-    config = {**FOR_LATENTS.get(name, {}), **config}
+    config = {**FOR_LATENTS.get(name, {}), **config, **FIXED.get(name, {})}
     if name == "pndm" and skip:
         config["skip_prk_steps"] = True  # these have to begin at the beginning
     if name in KARRAS_SCHEDULERS:
         config["use_karras_sigmas"] = karras
+    if spacing is not None:
+        config["timestep_spacing"] = spacing
+    if zero_snr:
+        config["rescale_betas_zero_snr"] = True
     scheduler = kind.from_config(config)
     if lms_order is not None:
         scheduler.lms_order = lms_order
@@ -192,7 +226,7 @@ def make_scheduler(
 
 
 def _last_timesteps(scheduler: SchedulerMixin, skip: int) -> Tensor:
-    """The timesteps of DDIM or PNDM without those of the first `skip` steps.
+    """The timesteps of DDIM, DDPM or PNDM without those of the first `skip` steps.
 
     PNDM takes its first step twice from the same latents: to the second timestep, where it
     predicts again, and then with the mean of both predictions. So the second timestep is in its
@@ -221,20 +255,40 @@ def make_schedule(
 def schedule_for(
     settings: "ResolvedSettings",
     config: Mapping[str, Any],
-    device: torch.device,
+    device: torch.device | str,
     strength: float | None = None,
 ) -> Schedule:
     """The schedule of one pass with these settings, for a model's scheduler config.
 
     strength: the share of the steps that is taken, the last ones; None is all.
+
+    Raises:
+        UsageError: the first of all steps would begin without noise, or zero_snr is for a model
+            that predicts the noise.
     """
-    return make_schedule(
+    if settings.zero_snr and config.get("prediction_type", "epsilon") == "epsilon":
+        raise UsageError(
+            "zero_snr",
+            "leaves nothing but noise at the first step, and this model predicts the noise",
+            "leave it out, or take a model that predicts v",
+        )
+    skip = settings.steps - settings.num_steps_taken(strength)
+    schedule = make_schedule(
         settings.scheduler,
         config,
         settings.steps,
-        skip=settings.steps - settings.num_steps_taken(strength),
+        skip=skip,
         device=device,
         karras=settings.karras,
+        spacing=settings.spacing,
+        zero_snr=settings.zero_snr,
         lms_order=settings.lms_order,
         eta=settings.eta,
     )
+    if not skip and schedule.sigmas[0] < 1:
+        raise UsageError(
+            f"steps={settings.steps} with the scheduler {settings.scheduler}",
+            f"would start at sigma {schedule.sigmas[0]:.2g}, from an image and not from noise",
+            "use 2 steps or more, or spacing trailing",
+        )
+    return schedule

@@ -59,18 +59,29 @@ SAMPLERS: Mapping[str, tuple[str, ...]] = {
     "unipc": ("UniPC", "UniPC multistep"),
     "lcm": ("LCM",),
     "tcd": ("TCD",),
+    "dpm++_2m_sde": ("DPM++ 2M SDE",),
+    "dpm2": ("DPM2", "KDPM2 discrete"),
+    "dpm2_a": ("DPM2 a", "DPM2 ancestral", "KDPM2 ancestral discrete"),
+    "ddpm": ("DDPM",),
+    "deis": ("DEIS", "DEIS multistep"),
 }
-"""The schedulers, each with its names in other programs; the first is A1111's. See
-`find_scheduler`."""
+"""The schedulers, each with its names in other programs; the first is A1111's, where it has such a
+sampler. See `find_scheduler`."""
 
 SCHEDULERS = tuple(SAMPLERS)
-KARRAS_SCHEDULERS = ("lms", "euler", "heun", "dpm++", "unipc")
-# With one step these would start at their last timestep, where there is hardly any noise.
-NEED_TWO_STEPS = ("lms", "ddim", "pndm", "euler", "euler_a", "heun")
+KARRAS_SCHEDULERS = (
+    *("lms", "euler", "heun", "dpm++", "unipc", "dpm++_2m_sde", "dpm2", "dpm2_a", "deis"),
+)
+ZERO_SNR_SCHEDULERS = (
+    *("ddim", "euler", "euler_a", "dpm++", "unipc", "lcm", "tcd", "dpm++_2m_sde", "ddpm"),
+)
 ETA_SCHEDULERS = ("ddim", "tcd")
-RANDOM_SCHEDULERS = ("euler_a", "lcm")  # their steps draw noise; ddim's and tcd's with an eta
+# Their steps draw noise; those of `ETA_SCHEDULERS` do with an eta.
+RANDOM_SCHEDULERS = ("euler_a", "lcm", "dpm++_2m_sde", "dpm2_a", "ddpm")
+TWO_CALL_SCHEDULERS = ("heun", "dpm2", "dpm2_a")  # a step calls the U-Net twice, the last one once
 DISTILLED_SCHEDULERS = ("lcm", "tcd")
 MAX_DISTILLED_STEPS = 50  # the timesteps at which models for these two are distilled
+SPACINGS = ("leading", "linspace", "trailing")
 RNGS = ("cpu", "cuda")
 PROMPT_EDITS = ("steps", "a1111")
 SAFETY = ("off", "flag")
@@ -379,6 +390,24 @@ class Settings:
         panel=SAMPLING,
         sweepable=True,
     )
+    spacing: str | None = setting(
+        None,
+        choice(*SPACINGS),
+        help="where the steps are (Lin et al. 2023): trailing begins at the last timestep of "
+        "training, leading ends at the first, linspace does both",
+        unset="the model's own, else the scheduler's",
+        panel=SAMPLING,
+        sweepable=True,
+        label="{} steps",
+    )
+    zero_snr: bool = setting(
+        False,
+        FLAG,
+        help="rescale the noise levels so that the first is noise alone (Lin et al. 2023), for "
+        "models that predict v",
+        panel=SAMPLING,
+        sweepable=True,
+    )
     eta: float | None = setting(
         None,
         number(0, 1, "0 adds no noise, 1 as much as DDPM"),
@@ -534,12 +563,17 @@ class Settings:
                 f"is more than the {MAX_DISTILLED_STEPS} timesteps that it chooses from",
                 f"use 1 to {MAX_DISTILLED_STEPS}; models made for {name} take 1 to 8",
             )
-        if self.steps == 1 and name in NEED_TWO_STEPS:
-            able = ", ".join(s for s in SCHEDULERS if s not in NEED_TWO_STEPS)
+        if self.spacing is not None and name in DISTILLED_SCHEDULERS:
             raise UsageError(
-                f"steps=1 with the scheduler {name}",
-                "would start below sigma 0.05, from an image and not from noise",
-                f"use 2 steps or more, or a scheduler that can do it in one: {able}",
+                f"spacing={self.spacing!r}",
+                f"is not for {name}, which takes the timesteps that its models learnt",
+                "leave one of the two out",
+            )
+        if self.zero_snr and self.scheduler not in (None, *ZERO_SNR_SCHEDULERS):
+            raise UsageError(
+                f"scheduler={name!r}",
+                "has no noise levels of zero terminal SNR",
+                f"leave zero_snr out, or use {', '.join(ZERO_SNR_SCHEDULERS)}",
             )
 
     def _check_init_image(self) -> None:
@@ -612,7 +646,8 @@ class Settings:
     def resolved(self, defaults: Mapping[str, Any]) -> "ResolvedSettings":
         """Fills what is unset: from `defaults`, a model's own values, else from `DEFAULTS`.
 
-        `defaults` must hold width and height. Only lms has an lms_order. A seed is drawn.
+        `defaults` must hold width and height. Only lms has an lms_order. Where the scheduler is
+        the model's own, so are its Karras noise levels. A seed is drawn.
 
         Raises:
             UsageError: the person's values and the model's do not go together.
@@ -623,6 +658,8 @@ class Settings:
             values[name] = value if values[name] is None else values[name]
 
         known = {**DEFAULTS, **defaults}
+        if self.scheduler is None and known.get("karras"):
+            values["karras"] = True
         for name in MODEL_DEFAULTS:
             if name != "lms_order" or values["scheduler"] == "lms":
                 fill(name, known.get(name))
@@ -736,6 +773,8 @@ class GenerateKwargs(TypedDict, total=False):
     scheduler: str | None
     lms_order: int | None
     karras: bool
+    spacing: str | None
+    zero_snr: bool
     eta: float | None
     clip_skip: int
     batch_invariant: bool
@@ -757,6 +796,8 @@ OTHER_NAMES = {
     "n": "num_images_per_prompt num_images batch_count batch_size n_samples n_iter b",
     "scheduler": "sampler sampler_name sampler_index sampling_method plms",
     "karras": "use_karras_sigmas schedule schedule_type",
+    "spacing": "timestep_spacing",
+    "zero_snr": "rescale_betas_zero_snr ztsnr zero_terminal_snr",
     "eta": "ddim_eta",
     "negative_prompt": "negative neg_prompt neg",
     "width": "w",

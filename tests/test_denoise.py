@@ -102,6 +102,8 @@ def test_only_schedulers_that_scale_their_input_have_an_exploding_variance():
         "euler",
         "euler_a",
         "heun",
+        "dpm2",
+        "dpm2_a",
     ]
 
 

@@ -5,10 +5,19 @@ import pytest
 import torch
 from diffusers import LMSDiscreteScheduler
 from numpy.polynomial import Polynomial
+from support.errors import raises
 
+from sdpipe.errors import UsageError
 from sdpipe.lms import lms_coefficients
-from sdpipe.schedule import CLASSES, make_scheduler
-from sdpipe.settings import KARRAS_SCHEDULERS, NEED_TWO_STEPS, SCHEDULERS
+from sdpipe.schedule import CLASSES, make_scheduler, schedule_for
+from sdpipe.settings import (
+    DISTILLED_SCHEDULERS,
+    KARRAS_SCHEDULERS,
+    SCHEDULERS,
+    SPACINGS,
+    ZERO_SNR_SCHEDULERS,
+    Settings,
+)
 
 V1_4 = {
     "_class_name": "PNDMScheduler",
@@ -74,14 +83,24 @@ def test_lms_of_order_4_is_exact_for_a_cubic():
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_one_step_begins_with_noise_where_it_is_not_refused(name):
+@pytest.mark.parametrize("spacing", [None, *SPACINGS])
+def test_one_step_begins_with_noise_or_is_refused(name, spacing):
     """As diffusers' own class places it, with v1-4's configuration."""
-    kind = LMSDiscreteScheduler if name == "lms" else CLASSES[name]
-    scheduler = kind.from_config(V1_4)
-    scheduler.set_timesteps(1)
-    alpha_bar = float(scheduler.alphas_cumprod[int(scheduler.timesteps[0])])
-    sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5
-    assert (sigma < 0.05) if name in NEED_TWO_STEPS else (sigma > 14.6)
+    if spacing is not None and name in DISTILLED_SCHEDULERS:
+        return
+    theirs = (LMSDiscreteScheduler if name == "lms" else CLASSES[name]).from_config(
+        V1_4, **({} if spacing is None else {"timestep_spacing": spacing})
+    )
+    theirs.set_timesteps(1)
+    alpha_bar = float(theirs.alphas_cumprod[int(theirs.timesteps[0])])
+    settings = Settings(prompt="x", scheduler=name, steps=1, spacing=spacing)
+    run = settings.resolved({"width": 64, "height": 64})
+    if alpha_bar > 0.5:
+        with raises(UsageError, value="steps=1", rule="not from noise", remedy="trailing"):
+            schedule_for(run, V1_4, "cpu")
+    else:
+        schedule = schedule_for(run, V1_4, "cpu")
+        assert schedule.sigmas[0] == pytest.approx((1 / alpha_bar - 1) ** 0.5, rel=1e-3)
 
 
 def test_lms_starts_where_v1_4_starts():
@@ -108,6 +127,8 @@ def test_the_names_are_those_of_the_settings():
     assert tuple(CLASSES) == SCHEDULERS
     with_karras = [name for name, kind in CLASSES.items() if "use_karras_sigmas" in kind().config]
     assert tuple(with_karras) == KARRAS_SCHEDULERS
+    zero = [name for name, kind in CLASSES.items() if "rescale_betas_zero_snr" in kind().config]
+    assert tuple(zero) == ZERO_SNR_SCHEDULERS
 
 
 @pytest.mark.parametrize(

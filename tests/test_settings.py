@@ -17,7 +17,6 @@ from sdpipe.settings import (
     MAX_IMAGES,
     MAX_SEED,
     MODEL_DEFAULTS,
-    NEED_TWO_STEPS,
     NEEDS_INIT,
     OTHER_NAMES,
     RULES,
@@ -62,6 +61,8 @@ VALUES = {
     "scheduler": (list(SCHEDULERS), ["k_lms", "", ["lms"], "LMS"]),
     "lms_order": ([1, 4], [0, 5, 2.0]),
     "karras": ([True, False], [1, "yes", None]),
+    "spacing": (["leading", "linspace", "trailing"], ["", "karras", 1]),
+    "zero_snr": ([True, False], [1, "yes", None]),
     "clip_skip": ([1, 100], [0, 101, None, "2"]),
     "batch_invariant": ([True, False], [1, "yes", None]),
     "hires_scale": ([1.5, 4.0], [1, 0, 9, math.nan, "2", True]),
@@ -149,7 +150,7 @@ def test_other_names_are_not_ours_and_lead_to_ours():
         ("plms", "it is called pndm here"),
         ("Euler a", "it is called euler_a here"),
         ("karras", "Karras' noise levels are the setting karras (--karras)"),
-        ("DDPM", "use one of lms, ddim, "),
+        ("DPM fast", "use one of lms, ddim, "),
     ],
 )
 def test_samplers_of_other_programs_are_answered_with_ours(typed, remedy):
@@ -212,6 +213,11 @@ def test_zero_is_a_value():
         ({"seed": MAX_SEED, "n": 2}, (f"seed={MAX_SEED}", f"0 to {MAX_SEED - 1}", "")),
         ({"variation_seed": MAX_SEED, "n": 2}, ("variation_seed", f"0 to {MAX_SEED - 1}", "")),
         ({"lms_order": 2, "scheduler": "ddim"}, ("lms_order=2", "not for ddim", "leave one")),
+        (
+            {"spacing": "trailing", "scheduler": "lcm"},
+            ("spacing='trailing'", "timesteps that its models learnt", "leave one"),
+        ),
+        ({"zero_snr": True, "scheduler": "lms"}, ("lms", "zero terminal SNR", "ddim, euler")),
         ({"hires_strength": 0.5}, ("hires_strength=0.5", "second pass", "hires_scale")),
         ({"hires_scale": 2, "init_image": ID}, ("hires_scale=2", "init_image", "larger width")),
         ({"hires_scale": 4, "width": 8192}, ("width=8192", "32768 pixels", "smaller")),
@@ -232,16 +238,6 @@ def test_rules_between_settings(values, error):
     value, rule, remedy = error
     with raises(UsageError, value=value, rule=rule, remedy=remedy):
         Settings(**{"prompt": "x", **values})
-
-
-@pytest.mark.parametrize("scheduler", [None, *SCHEDULERS])
-def test_one_step_is_refused_where_it_would_start_without_noise(scheduler):
-    if scheduler is None or scheduler in NEED_TWO_STEPS:
-        with raises(UsageError, value="steps=1", rule="sigma 0.05", remedy="dpm++, unipc, lcm"):
-            Settings(prompt="x", scheduler=scheduler, steps=1)
-        assert Settings(prompt="x", scheduler=scheduler, steps=2).steps == 2
-    else:
-        assert Settings(prompt="x", scheduler=scheduler, steps=1).steps == 1
 
 
 @pytest.mark.parametrize("scheduler", DISTILLED_SCHEDULERS)
@@ -382,9 +378,11 @@ def test_foreign_json_is_refused(text, value):
         ("plms", ("pndm", False)),
         ("uni_pc", ("unipc", False)),
         ("lms", ("lms", False)),
-        ("DPM++ 2M SDE", (None, False)),
-        ("DPM++ 2M SDE Karras", (None, True)),
-        ("DPM2", (None, False)),
+        ("DPM++ 2M SDE", ("dpm++_2m_sde", False)),
+        ("DPM++ 2M SDE Karras", ("dpm++_2m_sde", True)),
+        ("DPM++ 2S a", (None, False)),
+        ("k_dpm_2_ancestral", ("dpm2_a", False)),
+        ("KDPM2DiscreteScheduler", ("dpm2", False)),
         ("dpm++2mv2", (None, False)),
         ("k", (None, False)),
         ("", (None, False)),

@@ -50,7 +50,7 @@ class CompareOptions(SettingsOptions):
 
     names = (
         *("negative_prompt", "seed", "dim", "width", "height", "g", "guidance_rescale", "steps"),
-        *("scheduler", "lms_order", "karras", "eta", "rng"),
+        *("scheduler", "lms_order", "karras", "spacing", "zero_snr", "eta", "rng"),
     )
 
 

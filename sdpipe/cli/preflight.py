@@ -1,5 +1,7 @@
 """Checks of a run before torch is imported, so that a refusal takes no time.
 
+For a single step torch is needed: the scheduler that was made is asked where it begins.
+
 Only against a model on this machine; one that has to be fetched is checked when it is loaded.
 """
 
@@ -31,7 +33,11 @@ def check_early(weights: Mapping[str, Any], dtype: str, runs: Iterable[Run]) -> 
             check_checker(sources)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run itself says them
-            plan(prompts, defaults=defaults, factor=factor, layers=layers, **settings)
+            image = plan(prompts, defaults=defaults, factor=factor, layers=layers, **settings)[0]
+            if image.steps == 1 or image.zero_snr:  # only the scheduler itself knows; needs torch
+                from sdpipe.schedule import schedule_for
+
+                schedule_for(image, sources.scheduler(), "cpu")
 
 
 def cells(sweep: Sweep) -> Iterable[Run]:

@@ -48,6 +48,7 @@ LIBRARIES = ("torch", "diffusers", "transformers")
 RNGS = {"cpu": "CPU", "cuda": "NV"}  # A1111's names of the generators
 
 HIRES_UPSCALER = "Lanczos"  # as A1111 calls what `latents.enlarged` does
+ZERO_SNR = "Zero Terminal SNR"
 
 JPEG_LIMIT = 65533  # bytes of EXIF in a JPEG: one segment
 FORMAT = 2  # of the metadata that is written
@@ -113,7 +114,7 @@ def parameters(
     values = {
         "Steps": settings.steps,
         "Sampler": SAMPLERS[settings.scheduler or "lms"][0],
-        "Schedule type": "Karras" if settings.karras else None,
+        "Schedule type": _schedule_type(settings),
         **dict.fromkeys(("CFG scale", "Seed", "Variation seed")),  # their usual order
         "Denoising strength": settings.strength or settings.hires_strength,
         **_named_by_a1111(settings),
@@ -130,6 +131,7 @@ def parameters(
         )
         or None,
         "RNG": RNGS[settings.rng],
+        "Noise Schedule": ZERO_SNR if settings.zero_snr else None,
         "Tiling": "True" if settings.seamless == "xy" else None,
         "Version": f"sdpipe {sdpipe.__version__}",
     }
@@ -143,6 +145,13 @@ def parameters(
         pairs.append(f"Hashes: {json.dumps({key: v[:10] for key, v in hashes.items()})}")
     lines.append(", ".join(pairs))
     return "\n".join(lines)
+
+
+def _schedule_type(settings: Settings) -> str | None:
+    """A1111's name for where the steps are; its SGM Uniform is trailing, to one timestep."""
+    if settings.karras:
+        return "Karras"
+    return "SGM Uniform" if settings.spacing == "trailing" else None
 
 
 def save(

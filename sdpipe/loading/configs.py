@@ -25,6 +25,36 @@ V1_4_SCHEDULER: Mapping[str, Any] = {
 }
 """v1-4's scheduler, for parts that come without one."""
 
+OWN_SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
+    "LMSDiscreteScheduler": {"scheduler": "lms"},
+    "DDIMScheduler": {"scheduler": "ddim"},
+    "EulerDiscreteScheduler": {"scheduler": "euler"},
+    "EulerAncestralDiscreteScheduler": {"scheduler": "euler_a"},
+    "HeunDiscreteScheduler": {"scheduler": "heun"},
+    "DPMSolverMultistepScheduler": {"scheduler": "dpm++"},
+    "UniPCMultistepScheduler": {"scheduler": "unipc"},
+    "LCMScheduler": {"scheduler": "lcm", "steps": 4, "g": 1.0},
+    "TCDScheduler": {"scheduler": "tcd", "steps": 4, "g": 1.0},
+    "KDPM2DiscreteScheduler": {"scheduler": "dpm2"},
+    "KDPM2AncestralDiscreteScheduler": {"scheduler": "dpm2_a"},
+    "DDPMScheduler": {"scheduler": "ddpm"},
+    "DEISMultistepScheduler": {"scheduler": "deis"},
+}
+"""The settings that the class in a model's scheduler config stands for. Models of version 1 name
+PNDM, and are drawn with the default, LMS. LCM and TCD serve distilled models alone, which draw in
+a few steps without guidance; that a model is SD-Turbo shows in none of its files."""
+
+
+def own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a scheduler config stands for: the scheduler, and Karras' levels."""
+    settings = dict(OWN_SCHEDULERS.get(config.get("_class_name", ""), {}))
+    if settings and str(config.get("algorithm_type")).startswith("sde-"):
+        settings["scheduler"] = "dpm++_2m_sde"
+    if settings and config.get("use_karras_sigmas"):
+        settings["karras"] = True
+    return settings
+
+
 CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "unet": {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280},
     "vae": {"latent_channels": 4, "block_out_channels": (64,)},

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import ModelError
-from sdpipe.loading.configs import read_config, read_model_settings
+from sdpipe.loading.configs import own_settings, read_config, read_model_settings
 from sdpipe.loading.hub import is_hub_id
 from sdpipe.loading.locate import find_configs, find_model
 from sdpipe.loading.single_file import read_info
@@ -74,7 +74,8 @@ def read_defaults(model: str | os.PathLike[str] | None) -> dict[str, Any]:
         return {}
     location = find_model(model, parts=("scheduler",))
     path = location.path / "sdpipe.json"
-    return read_model_settings(path, location.label) if path.is_file() else {}
+    values = read_model_settings(path, location.label) if path.is_file() else {}
+    return values if "scheduler" in values else {**own_settings(read_scheduler(model)), **values}
 
 
 def _find_part(model: str | os.PathLike[str] | None, part: str) -> Sources:

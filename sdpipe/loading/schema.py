@@ -194,6 +194,8 @@ SCHEMA: Mapping[str, Mapping[str, Rule]] = {
         "euler_at_final": FLAG,
         "disable_corrector": list_of(whole(0, 100_000), 1000, 0),
         "variance_type": TEXT,
+        "original_inference_steps": one_of(50),
+        "timestep_scaling": one_of(10.0),
     },
     "words.json": {
         "names": list_of(TEXT, MAX_NAMES, 0),

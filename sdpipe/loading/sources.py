@@ -14,6 +14,7 @@ from sdpipe.loading import single_file
 from sdpipe.loading.configs import (
     CLASS_DEFAULTS,
     V1_4_SCHEDULER,
+    own_settings,
     read_config,
     read_model_settings,
 )
@@ -199,7 +200,7 @@ class Sources:
         return f"the {part} of {self.locations[part].label}"
 
     def defaults(self) -> dict[str, Any]:
-        """The model's own settings: those in its sdpipe.json, and the size of its UNet in pixels.
+        """The model's own settings: in sdpipe.json, its scheduler, the size of its UNet in pixels.
 
         Raises:
             ModelError: sdpipe.json has an unknown key, or a value that breaks its rule.
@@ -219,7 +220,8 @@ class Sources:
                     f"draws more by itself than is drawn unasked, here at most {most}",
                     f"set its {side} in sdpipe.json to {most} or less, or its sample_size",
                 )
-        return {**made_for, **values}
+        by_config = {} if "scheduler" in values else own_settings(self.scheduler())
+        return {**made_for, **by_config, **values}
 
     @property
     def factor(self) -> int:

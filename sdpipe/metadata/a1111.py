@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sdpipe.errors import UsageError
-from sdpipe.io.png import HIRES_UPSCALER
+from sdpipe.io.png import HIRES_UPSCALER, ZERO_SNR
 from sdpipe.metadata.foreign import (
     left_out,
     notes_on_last_step,
@@ -16,7 +16,7 @@ from sdpipe.metadata.foreign import (
 )
 from sdpipe.metadata.record import Record, RecordError, Value
 from sdpipe.prompt.syntax import MAX_PROMPT, parse
-from sdpipe.settings import RULES
+from sdpipe.settings import RULES, TWO_CALL_SCHEDULERS, ZERO_SNR_SCHEDULERS
 from sdpipe.values import num_steps_taken, parse_int, parse_number
 
 # "name: value" or 'name: "JSON text"'. The bound on the name keeps a search linear in the text.
@@ -61,6 +61,11 @@ def read(text: str) -> Record:
         **_size(pairs.pop("Size", None)),
         **scheduler,
     }
+    if (
+        pairs.get("Noise Schedule") == ZERO_SNR
+        and scheduler.get("scheduler") in ZERO_SNR_SCHEDULERS
+    ):
+        values["zero_snr"] = bool(pairs.pop("Noise Schedule"))
     values |= _hires(pairs, values.get("steps"), notes)
     model = {"name": pairs.pop("Model", ""), "hash": pairs.pop("Model hash", "")}
     program = version.partition(" ")[0]
@@ -85,12 +90,24 @@ def read(text: str) -> Record:
     )
 
 
+_SAMPLER_NOTES = {
+    "dpm++_2m_sde": "the noise of its steps came from a Brownian tree there, and is drawn step by "
+    "step here, so the image is another.",
+    "dpm2": "its last noise level but one was left out there.",
+    "dpm2_a": "its last noise level but one was left out there.",
+    "lcm": "its steps go down to timestep 19 there, and here as in diffusers' LCMScheduler.",
+}
+"""What A1111's samplers do otherwise than those of diffusers."""
+
+
 def _follow_a1111(values: dict[str, Any], notes: list[str]) -> None:
-    """Adds what A1111 counts otherwise than we do: prompts' changes, and the steps of DPM++ 2M."""
+    """Adds what A1111 does otherwise than we do: prompts' changes, and some samplers' steps."""
+    if (note := _SAMPLER_NOTES.get(values.get("scheduler", ""))) is not None:
+        notes.append(note)
     notes += notes_on_last_step(values)
     if any(_is_scheduled(values[name]) for name in ("prompt", "negative_prompt")):
         values["prompt_edits"] = "a1111"
-        if values.get("scheduler") == "heun":
+        if values.get("scheduler") in TWO_CALL_SCHEDULERS:
             notes.append("its prompts' changes counted the calls of the U-Net there, two a step.")
 
 

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from sdpipe.metadata.record import MAX_ENTRIES, Value
-from sdpipe.settings import KARRAS_SCHEDULERS, find_scheduler
+from sdpipe.settings import DISTILLED_SCHEDULERS, KARRAS_SCHEDULERS, find_scheduler
 
 GPU_THREADS = 40_960
 """The numbers that any GPU with 40 multiprocessors draws in one order, see `runtime.philox`."""
@@ -27,7 +27,7 @@ _IDLE_VALUES: Mapping[str, Value] = {
     "use_cache": True,
 }
 _NOT_PLAIN = re.compile(r"[^\w /().:+-]|^$")
-_SCHEDULES = {"", "automatic", "uniform", "karras", "normal"}
+_SCHEDULES = {"", "automatic", "uniform", "karras", "normal", "sgm uniform", "sgm_uniform"}
 
 
 def scheduler_settings(sampler: str, schedule: str = "") -> tuple[dict[str, Value], list[str]]:
@@ -52,8 +52,13 @@ def scheduler_settings(sampler: str, schedule: str = "") -> tuple[dict[str, Valu
     if karras and scheduler not in KARRAS_SCHEDULERS:
         notes.append("its Karras noise levels are left out; this scheduler has none.")
         karras = False
-    order = {"lms_order": 4} if scheduler == "lms" else {}  # the other programs have no other
-    return {"scheduler": scheduler, "karras": karras, **order}, notes
+    values: dict[str, Value] = {"scheduler": scheduler, "karras": karras}
+    if scheduler == "lms":
+        values["lms_order"] = 4  # the other programs have no other
+    if schedule.startswith("sgm") and scheduler not in DISTILLED_SCHEDULERS:
+        values["spacing"] = "trailing"
+        notes.append("its steps are those of spacing trailing, to less than one timestep.")
+    return values, notes
 
 
 def rng_settings(

@@ -20,7 +20,7 @@ from sdpipe.loading.single_file import check_prediction_type
 from sdpipe.loading.weights import find_file, sha256
 from sdpipe.metadata.record import Record, RecordError, truncate
 from sdpipe.runtime.device import DTYPES, SPEEDS, check_device, pick_device
-from sdpipe.settings import Settings
+from sdpipe.settings import TWO_CALL_SCHEDULERS, Settings
 
 NO_PATH = "and no path is opened because an image names it"
 NO_FETCH = "and nothing is downloaded because an image names it"
@@ -265,7 +265,8 @@ def check_size(record: Record, settings: Settings, changes: Mapping[str, Any]) -
             f"ask for it: --set width={settings.width} --set height={settings.height}",
         )
     steps, most = settings.steps or 0, MAX_WORK // MAX_PIXELS * most
-    passes = (1 + (settings.hires_scale is not None)) * (1 + (settings.scheduler == "heun"))
+    calls = 1 + (settings.scheduler in TWO_CALL_SCHEDULERS)
+    passes = (1 + (settings.hires_scale is not None)) * calls
     if passes * steps * width * height > most and not asked | ({"steps"} & set(changes)):
         raise RecordError(
             f"its {steps} steps of {width} x {height}",

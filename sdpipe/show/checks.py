@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sdpipe.errors import UsageError
 from sdpipe.guidance import Guidance
 from sdpipe.prompt.syntax import parse
-from sdpipe.settings import RANDOM_SCHEDULERS, Settings
+from sdpipe.settings import RANDOM_SCHEDULERS, TWO_CALL_SCHEDULERS, Settings
 from sdpipe.values import Scale, format_scale
 
 LAST_TIMESTEP = 999  # of every model of the family
@@ -42,7 +42,9 @@ def check_times(times: Sequence[int]) -> None:
 
 def count_calls(steps: int, scheduler: str | None) -> int:
     """The number of U-Net calls that a scheduler makes in `steps` steps."""
-    return {"heun": 2 * steps - 1, "pndm": steps + 1}.get(scheduler or "", steps)
+    if scheduler in TWO_CALL_SCHEDULERS:
+        return 2 * steps - 1
+    return steps + (scheduler == "pndm")
 
 
 def check_at(at: Sequence[int], steps: int | None, scheduler: str | None) -> None:

@@ -169,9 +169,9 @@ def _scheduler(parts: "Components", run: ResolvedSettings, notes: list[str]) -> 
     """diffusers' own scheduler; its pipeline sets the timesteps."""
     from diffusers import LMSDiscreteScheduler
 
-    from sdpipe.schedule import make_scheduler
+    from sdpipe.schedule import schedule_for
 
-    made = make_scheduler(run.scheduler, parts.scheduler_config, run.steps, karras=run.karras)
+    made = schedule_for(run, parts.scheduler_config, parts.device).scheduler
     if run.scheduler != "lms":
         return type(made).from_config(made.config)
     scheduler = LMSDiscreteScheduler.from_config(made.config)

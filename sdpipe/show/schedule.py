@@ -23,7 +23,7 @@ from sdpipe.show.style import MARGIN, WIDTH, Sheet
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEFT, RIGHT = 104, 104  # margins of the curves, for names and counts
+LEFT, RIGHT = 136, 104  # margins of the curves, for names and counts
 ROW = 28
 
 

@@ -29,8 +29,8 @@ WRONG = {
     "generate x --guidance-interval a,b": "guidance_interval='a,b' is not two noise levels",
     "generate x --steps 2.5": "steps='2.5' is not a whole number",
     "generate x --steps 0": "steps=0 is out of range, 1 to 999; leave it out",
-    "generate x --steps 1": "below sigma 0.05",
-    "generate x --steps 1 --scheduler ddim": "below sigma 0.05",
+    "generate x --steps 51 --scheduler lcm": "1 to 50",
+    "generate x --spacing trailing --scheduler tcd": "spacing='trailing'",
     "generate x --dim 500": "496 and 504",
     "generate x --dim 0": "dim=0",
     "generate x --dim 64 --width 64": "either",
@@ -80,7 +80,7 @@ def test_every_wrong_usage_is_told_in_a_paragraph(tmp_path):
 
 def test_refusals_need_no_torch(tmp_path):
     lines = (
-        *("generate x --g abc", "generate x --steps 1", "generate x --init-image none.png"),
+        *("generate x --g abc", "generate x --steps 0", "generate x --init-image none.png"),
         *("sweep x --g 1,a", "train --data nowhere --out x", "generate x --model none/of --vae x"),
         *("generate x --model emoji --clip-skip 99", "show attention x --g 0", "names qqq qqq"),
     )

@@ -38,7 +38,8 @@ HOLE = (16, 8, 40, 48)
 @pytest.mark.parametrize(
     ("scheduler", "strength", "g"),
     [
-        *((s, 0.5, 3.0) for s in SCHEDULERS),
+        # Midway through a step of dpm2 diffusers restores with the noise of the whole step.
+        *((s, 0.5, 3.0) for s in SCHEDULERS if s != "dpm2"),
         ("lms", 1.0, 1.0),
         ("pndm", 1.0, 3.0),
         ("heun", 1.0, 1.0),

@@ -232,7 +232,7 @@ def test_every_scheduler_has_a_name_there(scheduler):
     given = settings(scheduler=scheduler, karras=scheduler in KARRAS_SCHEDULERS)
     _, _, values = a1111(parameters(given, IDENTITY))
     known = {"LMS", "DDIM", "PLMS", "Euler", "Euler a", "Heun", "DPM++ 2M", "UniPC", "LCM"}
-    known |= {"TCD"}  # of others: A1111 has no such sampler
+    known |= {"DPM++ 2M SDE", "DPM2", "DPM2 a", "TCD", "DDPM", "DEIS"}  # the last three are Forge's
     assert values["Sampler"] in known
     assert ("Schedule type" in values) == given.karras
 

@@ -5,18 +5,24 @@ import json
 import os
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import LMSDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    LCMScheduler,
+    LMSDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from support.errors import raises
-from support.parity import BETAS, REFERENCE, diffusers_pipeline, diffusers_run
+from support.parity import BETAS, REFERENCE, assert_equal, diffusers_pipeline, diffusers_run
 from support.tiny import tiny_model
 from transformers import CLIPTextModel
 
@@ -136,6 +142,47 @@ def test_images_are_those_of_diffusers(tiny, tmp_path, model):
         ours_8bit, theirs_8bit = (np.asarray(i[0], int) for i in (ours.images, their_images))
         assert np.abs(ours_8bit - theirs_8bit).max() <= 1
         assert np.abs(ours_8bit - np.asarray(plain.images[0], int)).max() > 10
+
+
+LCM = (*UNET, *CONVOLUTIONS[:4], "upsamplers.0.conv", "time_emb_proj")
+
+
+def test_lcm_lora_is_fused_as_diffusers_fuses_it(tiny, tmp_path):
+    """In float16 and kohya's names, with the kinds of layers that LCM-LoRA and Hyper-SD have."""
+    random = torch.Generator().manual_seed(3)
+    tensors, kinds = {}, set()
+    for name, weight in weights(tiny, "unet").items():
+        if ends := [end for end in LCM if name.endswith(end)]:
+            kinds.update(ends)
+            key, kernel = "lora_unet_" + name.replace(".", "_"), weight.shape[2:]
+            down = torch.randn(RANK, weight.shape[1], *kernel, generator=random) / 8
+            up = torch.randn(weight.shape[0], RANK, *(1 for _ in kernel), generator=random) / 8
+            matrices = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(1.0)}
+            tensors |= {f"{key}.{role}": tensor.half() for role, tensor in matrices.items()}
+    assert kinds == set(LCM)
+    save_file(tensors, path := tmp_path / "pytorch_lora_weights.safetensors")
+
+    run = {"seed": 7, "g": 1.0, "steps": 4, "width": 32, "height": 32}
+    theirs = diffusers_pipeline(
+        load(tiny, device="cpu", dtype="float32"), LCMScheduler(**BETAS, steps_offset=1)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs.load_lora_weights(path)
+        theirs.fuse_lora(components=["unet"])
+        theirs.unload_lora_weights()
+    ours = Pipeline(tiny, device="cpu", dtype="float32", loras=[path])
+    changed = ours.components.unet.state_dict()
+    before = weights(tiny, "unet")
+    for name, weight in theirs.unet.state_dict().items():
+        assert torch.allclose(changed[name], weight, atol=1e-5), name
+    assert (
+        sum(not torch.equal(changed[f"{n}.weight"], w) for n, w in before.items())
+        == len(tensors) // 3
+    )
+    result = ours.generate("a red cat", scheduler="lcm", save_int=True, **run)
+    parts = replace(ours.components, unet=theirs.unet)
+    assert_equal(result, diffusers_run(parts, theirs.scheduler, ["a red cat"], **run))
 
 
 def test_a_rank_stabilised_one(tiny, tmp_path):

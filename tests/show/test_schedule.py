@@ -1,6 +1,7 @@
 import diffusers
 import numpy as np
 import pytest
+import torch
 from support.drawn import assert_legible, drawn_texts
 from support.errors import raises
 
@@ -27,6 +28,11 @@ THEIRS = {
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
     "lcm": (diffusers.LCMScheduler, {}),
     "tcd": (diffusers.TCDScheduler, {}),
+    "dpm++_2m_sde": (diffusers.DPMSolverMultistepScheduler, {}),
+    "dpm2": (diffusers.KDPM2DiscreteScheduler, {}),
+    "dpm2_a": (diffusers.KDPM2AncestralDiscreteScheduler, {}),
+    "ddpm": (diffusers.DDPMScheduler, {"steps_offset": 1}),
+    "deis": (diffusers.DEISMultistepScheduler, {}),
 }
 
 
@@ -52,7 +58,13 @@ def test_steps_are_where_diffusers_places_them(name, steps):
     other = theirs(name, steps)
     assert list(calls.timesteps) == other.timesteps.tolist()
     assert len(calls.sigmas) == len(calls.timesteps) + 1
-    if hasattr(other, "sigmas"):
+    if name in ("dpm2", "dpm2_a"):  # the input that they scale tells the level of every call
+        for i, t in enumerate(other.timesteps):
+            scale = float(other.scale_model_input(torch.ones(1, 1, 1, 1), t))
+            assert 1 / (1 + calls.sigmas[i] ** 2) ** 0.5 == pytest.approx(scale, rel=1e-5)
+            other.step(torch.zeros(1, 1, 1, 1), t, torch.zeros(1, 1, 1, 1))
+        assert calls.sigmas[-1] == 0
+    elif hasattr(other, "sigmas"):
         assert list(calls.sigmas) == other.sigmas.tolist()
     else:
         alpha_bar = other.alphas_cumprod[other.timesteps]
@@ -64,7 +76,8 @@ def test_karras_noise_levels_are_those_of_diffusers(name):
     calls = schedule_data(CONFIG, [name], 12, karras=True).calls[name]
     other = theirs(name, 12, use_karras_sigmas=True)
     assert list(calls.timesteps) == other.timesteps.tolist()
-    assert list(calls.sigmas) == other.sigmas.tolist()
+    if name not in ("dpm2", "dpm2_a"):
+        assert list(calls.sigmas) == other.sigmas.tolist()
 
 
 def test_all_schedulers_are_shown_where_none_is_named():

@@ -2,10 +2,14 @@ import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
     LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
@@ -28,20 +32,28 @@ TRAINED = {**BETAS, "prediction_type": "v_prediction"}  # as the built-in model 
 # Written out from what each class needs for latents, not through sdpipe.schedule.
 REFERENCE = {
     "lms": lambda **k: LMSDiscreteScheduler(**TRAINED, steps_offset=1, **k),
-    "ddim": lambda: DDIMScheduler(
-        **TRAINED, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    "ddim": lambda **k: DDIMScheduler(
+        **TRAINED, clip_sample=False, set_alpha_to_one=False, steps_offset=1, **k
     ),
-    "pndm": lambda: PNDMScheduler(
-        **TRAINED, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
+    "pndm": lambda **k: PNDMScheduler(
+        **TRAINED, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, **k
     ),
     "euler": lambda **k: EulerDiscreteScheduler(**TRAINED, steps_offset=1, **k),
-    "euler_a": lambda: EulerAncestralDiscreteScheduler(**TRAINED, steps_offset=1),
+    "euler_a": lambda **k: EulerAncestralDiscreteScheduler(**TRAINED, steps_offset=1, **k),
     "heun": lambda **k: HeunDiscreteScheduler(**TRAINED, steps_offset=1, **k),
     "dpm++": lambda **k: DPMSolverMultistepScheduler(**TRAINED, steps_offset=1, **k),
     "unipc": lambda **k: UniPCMultistepScheduler(**TRAINED, steps_offset=1, **k),
-    "lcm": lambda: LCMScheduler(**TRAINED, steps_offset=1),
-    "tcd": lambda: TCDScheduler(**TRAINED, steps_offset=1),
+    "lcm": lambda **k: LCMScheduler(**TRAINED, steps_offset=1, **k),
+    "tcd": lambda **k: TCDScheduler(**TRAINED, steps_offset=1, **k),
+    "dpm++_2m_sde": lambda **k: DPMSolverMultistepScheduler(
+        **TRAINED, algorithm_type="sde-dpmsolver++", steps_offset=1, **k
+    ),
+    "dpm2": lambda **k: KDPM2DiscreteScheduler(**TRAINED, steps_offset=1, **k),
+    "dpm2_a": lambda **k: KDPM2AncestralDiscreteScheduler(**TRAINED, steps_offset=1, **k),
+    "ddpm": lambda **k: DDPMScheduler(**TRAINED, clip_sample=False, steps_offset=1, **k),
+    "deis": lambda **k: DEISMultistepScheduler(**TRAINED, steps_offset=1, **k),
 }
+TWICE = ("heun", "dpm2", "dpm2_a")  # a step calls the U-Net twice, the last one once
 
 
 PROMPT = "red apple on a blue background"
