@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
   $$p $(IS_NEW_ENOUGH) >/dev/null 2>&1 && echo $$p && break; done)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test golden figures clean
+.PHONY: demo test test-hostile golden figures clean
 
 demo: .venv/sdpipe
 	.venv/bin/sdpipe generate "red apple" --model emoji --seed 42
@@ -17,6 +17,10 @@ test: .venv/test
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2
+
+# Makes hostile files by the thousand, and sees that each is read or refused: minutes.
+test-hostile: .venv/test
+	OMP_NUM_THREADS=1 .venv/bin/python tests/hostile/watch.py
 
 # Writes all messages and help pages anew, to be reviewed by eye.
 golden: .venv/test

@@ -9,12 +9,12 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from sdpipe.errors import SdpipeError, UsageError, warn
-from sdpipe.io.limits import check_file, check_segments
+from sdpipe.io.limits import COPIED, MAX_COPIED, check_file, check_segments
 from sdpipe.io.names import FORMATS
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ READABLE = (
 
 SAMPLE_FORMAT = 339  # the tag of a TIFF: 1 for unsigned integers, 2 for signed ones, 3 for floats
 MAX_PIXELS = 54_000_000  # of an image that is decoded, in any form: less than 1 GB in memory
+ROWS = 256  # that are converted at a time
 MAX_LENGTH = 2**16  # pixels of a side: Pillow has a pointer to each row
 
 
@@ -201,13 +202,23 @@ def _to_8_bits(image: Image.Image, file: Image.Image, remarks: list[str]) -> Ima
     """
     import numpy as np
 
-    levels = np.asarray(image).astype(np.float64)
-    levels[~np.isfinite(levels)] = 0
     tags = getattr(file, "tag_v2", {SAMPLE_FORMAT: (2,)})
     is_signed = tags.get(SAMPLE_FORMAT, (1,))[0] == 2
-    if image.mode == "I" and not is_signed:
-        levels[levels < 0] += 2**32
-    low, high = levels.min(), levels.max()
+    width, height = image.size
+
+    def read_rows() -> (
+        "Iterator[np.ndarray[Any, np.dtype[np.float64]]]"
+    ):  # some at a time, for memory
+        for top in range(0, height, ROWS):
+            rows = image.crop((0, top, width, min(top + ROWS, height)))
+            levels = np.asarray(rows).astype(np.float64)
+            levels[~np.isfinite(levels)] = 0
+            if image.mode == "I" and not is_signed:
+                levels[levels < 0] += 2**32
+            yield levels
+
+    limits = [(levels.min(), levels.max()) for levels in read_rows()]
+    low, high = min(low for low, _ in limits), max(high for _, high in limits)
     if image.mode.startswith("F"):
         white = 1
         if low < 0 or high > 1:
@@ -219,10 +230,11 @@ def _to_8_bits(image: Image.Image, file: Image.Image, remarks: list[str]) -> Ima
         white = next(w for w in (2**8, 2**16, 2**31 if is_signed else 2**32) if high < w) - 1
     else:
         white = 2**16 - 1
-    levels /= white
-    np.clip(levels, 0, 1, out=levels)
-    levels *= 255
-    return Image.fromarray(levels.round(out=levels).astype(np.uint8))
+    result = np.empty((height, width), np.uint8)
+    for number, levels in enumerate(read_rows()):
+        scaled = np.clip(levels / white, 0, 1) * 255
+        result[number * ROWS : (number + 1) * ROWS] = scaled.round()
+    return Image.fromarray(result)
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, remarks: list[str]) -> Image.Image:
@@ -274,6 +286,7 @@ def _is_identity(transform: "ImageCms.ImageCmsTransform", mode: str) -> bool:
 
 def _check_size(path: str | os.PathLike[str], image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
+    max_pixels = min(max_pixels, MAX_COPIED) if image.format in COPIED else max_pixels
     if width * height > max_pixels:
         raise SdpipeError(
             f"{path}",

@@ -75,7 +75,7 @@ def fetch(
         )
     with _explain_errors(hub_id, state, label), bound_answers(label):
         folder = _download(hub_id, select, label)
-    return Snapshot(folder, folder.name, select(list_files(folder)))
+    return Snapshot(folder, folder.name, _select_available(select, list_files(folder), label))
 
 
 def cached(hub_id: str, select: Select, *, full_precision: bool = False) -> Snapshot | None:
@@ -175,7 +175,10 @@ def _list_repository(hub_id: str, *, files_metadata: bool = False) -> dict[str, 
     info = HfApi().model_info(
         repo, revision=revision, timeout=_FIRST_TIMEOUT, files_metadata=files_metadata
     )
-    return {file.rfilename: file.size for file in info.siblings or []}
+    sizes = {file.rfilename: file.size for file in info.siblings or []}
+    if not all(isinstance(name, str) for name in sizes):
+        raise ValueError("the name of a file is no text")
+    return sizes
 
 
 def _select_available(select: Select, names: Collection[str], label: str) -> Selection:

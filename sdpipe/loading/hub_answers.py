@@ -12,6 +12,7 @@ from sdpipe.loading.weights import sha256
 
 _SILENCE = 60.0  # seconds without a byte, for requests without a limit of their own
 _LONGEST_WAIT = 300  # seconds that the hub may ask to wait
+_LONGEST_NAME = 200  # characters; file systems take 255
 _MOST_ANSWERS = 10_000  # to the requests for one model
 _NAMES = ("etag", "x-linked-etag", "x-repo-commit")  # of which the cache makes names of files
 
@@ -54,8 +55,11 @@ def bound_answers(label: str) -> Iterator[None]:
             names += [str(listed.get("sha") or "")] if isinstance(listed, dict) else []
         waits = [response.headers.get(name, "") for name in ("retry-after", "ratelimit")]
         longest = max((int(n) for n in re.findall(r"\b\d{1,18}\b", " ".join(waits))), default=0)
-        if any(re.search(r"[/\\]|\.\.", re.sub("^W/", "", name)) for name in names):
-            rule = "cannot be downloaded: the hub names a file or a commit by a path"
+        if any(
+            len(name) > _LONGEST_NAME or re.search(r"[/\\]|\.\.", re.sub("^W/", "", name))
+            for name in names
+        ):
+            rule = "cannot be downloaded: the hub names a file or a commit by a path, or at length"
         elif response.status_code in (429, 503) and longest > _LONGEST_WAIT:
             rule = f"cannot be downloaded: the hub asks to wait {longest} seconds"
         elif next(answers) > _MOST_ANSWERS:

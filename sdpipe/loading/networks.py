@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import logging
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -127,14 +128,16 @@ def read_checker(
     folder = location.path / "safety_checker"
     who = f"{location.label}: the safety checker in {folder}"
     config, processing = read_checker_configs(location.path, location.label)
+    held = 0
     for path in location.weights("safety_checker"):
-        read_header(path, who)
+        held += sum(math.prod(shape) for shape in read_header(path, who)[1].values())
     with quiet_libraries():
         # transformers' CLIPImageProcessor needs torchvision. This class computes the same.
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
         from transformers import CLIPConfig
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+        _check_checker_size(CLIPConfig(**config), held, who)
         try:
             network, loading_info = StableDiffusionSafetyChecker.from_pretrained(
                 str(folder),
@@ -154,6 +157,21 @@ def read_checker(
         raise _incomplete(who, missing)
     check_finite(network, location.weights("safety_checker"), who)
     return network.eval().requires_grad_(False), processor
+
+
+def _check_checker_size(config: Any, held: int, who: str) -> None:
+    """Raises ModelError if a checker's configuration asks for far more than its files hold."""
+    import torch
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+    with torch.device("meta"):
+        network = StableDiffusionSafetyChecker(config)
+    if (needed := sum(weight.numel() for weight in network.parameters())) > 2 * held:
+        raise ModelError(
+            who,
+            f"is incomplete: it holds {held} weights, and its config.json asks for {needed}",
+            "copy or download both again",
+        )
 
 
 def _read_network(

@@ -29,8 +29,8 @@ MEMORY = 2**30  # bytes beyond those that the process has at the start
 MOST_FAILURES = 50
 SILENCE = 120  # seconds without a sign of life after which it hangs
 ROUNDS = {
-    "configurations": 3000, "weights": 3000, "images": 6000, "metadata": 1000, "texts": 2000,
-    "hub": 500,
+    "hub": 200, "texts": 400, "metadata": 200, "weights": 1500, "images": 2500,
+    "configurations": 800,
 }  # fmt: skip
 """The seeds of each kind in the long run."""
 

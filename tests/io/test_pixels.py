@@ -264,6 +264,36 @@ def test_images_of_too_many_segments_are_refused(tmp_path, suffix, start, piece,
         load_pixels(path)
 
 
+def test_a_progressive_image_of_too_many_scans_is_refused(tmp_path):
+    path = tmp_path / "x.jpg"
+    ramp("RGB").save(path, progressive=True)
+    data = path.read_bytes()
+    before = load_pixels(path).tobytes()
+    last = data.rindex(b"\xff\xda")
+    path.write_bytes(data + b"\xff\xda\0" * 99)  # what follows the image is not read
+    assert load_pixels(path).tobytes() == before
+    path.write_bytes(data[:-2] + data[last:-2] * 30 + data[-2:])
+    with raises(SdpipeError, value="x.jpg", rule="more than 32 scans"):
+        load_pixels(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "change"),
+    [
+        ("gif", lambda data: data[:-1] + b"!\xfe\x01x\0" * 300 + b";"),
+        ("gif", lambda data: data[:-1] + b"!\xfe" + b"\x01x" * 2**19 + b"\0;"),
+        ("tif", lambda data: data[:8] + b"\x01\x01" + data[10:]),  # 257 tags
+    ],
+)
+def test_other_images_of_too_many_parts_are_refused(tmp_path, suffix, change):
+    path = tmp_path / f"x.{suffix}"
+    Image.new("L", (8, 8)).save(path)
+    assert read_image(path).size == (8, 8)
+    path.write_bytes(change(path.read_bytes()))
+    with raises(UsageError, value=path.name, rule="more than 256 segments"):
+        read_image(path)
+
+
 def test_a_side_that_is_too_long_is_refused(tmp_path):
     Image.new("1", (1, 65537)).save(tmp_path / "x.png")
     with raises(UsageError, rule="1 x 65537 pixels, and a side has at most 65536"):

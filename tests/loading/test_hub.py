@@ -181,6 +181,47 @@ def test_a_connection_lost_once_is_taken_up_again(hub, impatient):
     assert (fetch(NAME, half).folder / unet).read_bytes() == FULL[unet]
 
 
+def test_weights_that_are_not_what_the_hub_names_are_not_kept(hub, tmp_path):
+    hub.add(NAME, {**SMALL, **FULL})
+    damage = [True]
+
+    def change(path, status, headers, body):
+        is_weight = path.endswith("/unet/diffusion_pytorch_model.safetensors") and len(body)
+        return status, headers, body[::-1] if damage and is_weight else body
+
+    hub.change = change
+    with raises(ModelError, "diffusion_pytorch_model.safetensors", "its SHA-256 is another"):
+        fetch(NAME, half)
+    damage.clear()
+    assert (fetch(NAME, half).folder / "unet/diffusion_pytorch_model.safetensors").read_bytes() == (
+        FULL["unet/diffusion_pytorch_model.safetensors"]
+    )
+
+
+@pytest.mark.parametrize("header", ["ETag", "X-Repo-Commit", "sha"])
+def test_a_hub_that_names_files_by_paths_writes_nowhere_else(hub, tmp_path, header):
+    hub.add(NAME, {**SMALL, **FULL})
+
+    def change(path, status, headers, body):
+        if header == "sha":
+            body = body.replace(hub.repos[NAME].commit.encode(), b"../../../evil")
+        elif header in headers:
+            headers[header] = '"../../../evil"'
+        return status, headers, body
+
+    hub.change = change
+    with raises(ModelError, NAME, "names a file or a commit by a path"):
+        fetch(NAME, half)
+    assert not [path for path in tmp_path.rglob("*evil*") if path.exists()]
+
+
+def test_a_hub_that_asks_to_wait_for_long(hub):
+    hub.add(NAME, {**SMALL, **FULL})
+    hub.change = lambda path, status, headers, body: (429, {"Retry-After": "100000"}, b"")
+    with raises(ModelError, NAME, "asks to wait 100000 seconds"):
+        fetch(NAME, half)
+
+
 def test_offline_with_nothing_cached(hub, offline):
     hub.add(NAME, {**SMALL, **FULL})
     offline()

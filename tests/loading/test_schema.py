@@ -14,6 +14,7 @@ from sdpipe.components import inspect_model
 from sdpipe.loading.locate import BUILT_IN_FOLDER
 from sdpipe.loading.parts import load_tokenizer
 from sdpipe.loading.schema import check_config
+from sdpipe.loading.vocabulary import read_vocabulary
 
 FILES = {
     "unet": "unet/config.json",
@@ -145,6 +146,53 @@ def test_a_configuration_names_no_code(model, monkeypatch):
     assert asked == []
     config = vars(pipe.components.text_encoder.config)
     assert not {"auto_map", "quantization_config"} & {k for k, v in config.items() if v}
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [({"width": 520}, "at most 512"), ({"height": 8192}, "at most 512"), ({"g": "x"}, "g=")],
+)
+def test_a_model_does_not_ask_for_a_huge_image_by_itself(model, values, rule):
+    folder = model("unet")
+    (folder / "sdpipe.json").unlink()
+    (folder / "sdpipe.json").write_text(json.dumps(values))
+    with raises(ModelError, rule=rule):
+        inspect_model(folder)
+
+
+def test_two_files_with_the_same_tensor_are_refused(model):
+    folder = model("unet")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    for number in (1, 2):
+        link(weights, weights.with_stem(f"{weights.stem}-{number:05}-of-00002"))
+    weights.unlink()
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    with raises(ModelError, value="00002-of-00002", rule="which another file of the unet has too"):
+        inspect_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ({"names": ["a"] * 20_001, "words": []}, "names="),
+        ({"names": [], "words": ["x" * 101]}, "words="),
+        ({"names": [], "words": [], "glyphs": {"a": 5}}, "glyphs="),
+        ({"names": []}, "the list of words"),
+    ],
+)
+def test_a_vocabulary_is_bounded(tmp_path, values, rule):
+    (tmp_path / "words.json").write_text(json.dumps(values))
+    with raises(ModelError, value="words.json", rule=rule):
+        read_vocabulary(tmp_path, "x")
+
+
+def test_a_file_of_a_model_is_short_text(tmp_path):
+    (tmp_path / "words.json").write_bytes(b"{}" + b" " * 2**24)
+    with raises(ModelError, value="words.json", rule="longer than the 16777216 bytes"):
+        read_vocabulary(tmp_path, "x")
+    (tmp_path / "words.json").write_bytes(b'{"a":' * 10**5)
+    with raises(ModelError, value="words.json", rule="JSON"):
+        read_vocabulary(tmp_path, "x")
 
 
 def test_a_model_is_read_as_before(emoji):
