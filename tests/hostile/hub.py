@@ -41,6 +41,7 @@ def hub(folder, draw):
     """Answers of which some have another status, other headers or another body."""
     server = Hub()
     server.__enter__()
+    server.server.handle_error = lambda *_: None  # of connections that are cut
     cache, outside = folder / "hub" / "cache", folder / "hub"
     server.use(pytest.MonkeyPatch(), cache)
     server.add("someone/model", FILES)
