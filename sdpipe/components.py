@@ -271,6 +271,7 @@ def _find_sources(
     )
     sources.scheduler()  # reads and checks it
     check_parts(sources)
+    sources.defaults()
     check_loras(sources, loras)
     check_embeddings(sources, embeddings)
     return sources
