@@ -217,8 +217,8 @@ def _to_8_bits(image: Image.Image, file: Image.Image, remarks: list[str]) -> Ima
                 levels[levels < 0] += 2**32
             yield levels
 
-    limits = [(levels.min(), levels.max()) for levels in read_rows()]
-    low, high = min(low for low, _ in limits), max(high for _, high in limits)
+    lows, highs = zip(*((rows.min(), rows.max()) for rows in read_rows()), strict=True)
+    low, high = min(lows), max(highs)
     if image.mode.startswith("F"):
         white = 1
         if low < 0 or high > 1:
@@ -285,9 +285,8 @@ def _is_identity(transform: "ImageCms.ImageCmsTransform", mode: str) -> bool:
 
 
 def _check_size(path: str | os.PathLike[str], image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    max_pixels = min(max_pixels, MAX_COPIED) if image.format in COPIED else max_pixels
-    if width * height > max_pixels:
+    (width, height), is_copied = image.size, image.format in COPIED
+    if width * height > (max_pixels := min(max_pixels, MAX_COPIED) if is_copied else max_pixels):
         raise SdpipeError(
             f"{path}",
             f"has {width} x {height} pixels, more than {max_pixels / 1e6:g} million",
