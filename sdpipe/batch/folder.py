@@ -18,9 +18,11 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from filelock import FileLock
 
 from sdpipe.batch.identity import common_text, job_digest, name_key
@@ -31,7 +33,7 @@ from sdpipe.io.names import FORMATS
 from sdpipe.metadata.read import read_record
 
 STATE = ".sdpipe"
-BLOCK = 2**16  # files or lines that are looked up at once
+BLOCK = 2**13  # files or lines that are looked up at once
 
 
 class BatchFolder:
@@ -78,8 +80,7 @@ class BatchFolder:
         described, others = self._described(plan)
         done = bytearray(len(plan))
         for folder, names in self._listed():
-            stems = [name.rpartition(".")[0] for name in names]
-            keys = [name_key(stem) for stem in stems]
+            keys = [_key(name) for name in names]
             for name, key, i in zip(names, keys, plan.find(b"".join(keys)).tolist(), strict=True):
                 if i < 0:
                     if key in others:
@@ -90,7 +91,7 @@ class BatchFolder:
                             "choose another folder, or give the jobs that it was drawn from",
                         )
                     continue
-                if not described[i]:
+                if not described[i]:  # as where a process was killed between the two
                     self.check_is_job(folder / name, plan.digests[i].tobytes())
                     self.describe(folder / name, plan.digests[i].tobytes())
                 done[i] = 1
@@ -127,10 +128,10 @@ class BatchFolder:
         self._add(
             {
                 "file_name": path.relative_to(self.path).as_posix(),
+                "job": digest.hex(),
                 "text": values["prompt"],
                 "seed": values["seed"],
                 "sha256": hashlib.sha256(data).hexdigest(),
-                "job": digest.hex(),
                 "settings": values,
             }
         )
@@ -164,15 +165,12 @@ class BatchFolder:
             failed = self.path / "failed.jsonl"
             written, failures = bytearray(len(plan)), dict[int, dict[str, Any]]()
             with atomic_write(metadata, "the same command goes on") as file:
-                for raw, line in _lines(sources):
-                    failure = line.get("failed")
-                    name = line["file_name"] if failure is None else f"{failure['id']}.png"
-                    stem = name.rpartition("/")[2].rpartition(".")[0]
-                    i = int(plan.find(name_key(stem))[0])
+                for name, job, raw in _lines(sources):
+                    i = int(plan.find(_key(name))[0])
                     if i < 0 or written[i]:
                         continue
-                    if failure is not None:
-                        failures[i] = failure
+                    if job is None:
+                        failures[i] = json.loads(raw)["failed"]
                     elif done[i] or (self.path / name).is_file():
                         done[i] = written[i] = 1
                         file.write(raw)
@@ -190,26 +188,15 @@ class BatchFolder:
     def _described(self, plan: Plan) -> tuple[bytearray, set[bytes]]:
         """Which jobs have a line that is theirs, and the names of other jobs."""
         described, others = bytearray(len(plan)), set[bytes]()
-        keys: list[bytes] = []
-        digests: list[str] = []
-
-        def look_up() -> None:
-            found = plan.find(b"".join(keys)).tolist()
-            for key, digest, i in zip(keys, digests, found, strict=True):
-                if i < 0:
-                    others.add(key)
-                elif digest == plan.digests[i].tobytes().hex():
-                    described[i] = 1
-            keys.clear()
-            digests.clear()
-
-        for _, line in _lines(self._sources()):
-            if "failed" not in line:
-                keys.append(name_key(line["file_name"].rpartition("/")[2].rpartition(".")[0]))
-                digests.append(line["job"])
-                if len(keys) >= BLOCK:
-                    look_up()
-        look_up()
+        marks = np.frombuffer(described, np.uint8)
+        lines = _lines(self._sources())
+        images = ((_key(name), job) for name, job, _ in lines if job is not None)
+        while block := list(islice(images, BLOCK)):
+            keys, jobs = zip(*block, strict=True)
+            found = plan.find(b"".join(keys))
+            wanted = np.frombuffer(bytes.fromhex("".join(jobs)), np.uint8).reshape(-1, 32)
+            marks[found[(found >= 0) & (plan.digests[found] == wanted).all(1)]] = 1
+            others.update(keys[k] for k in np.flatnonzero(found < 0))
         return described, others
 
     def _listed(self) -> Iterator[tuple[Path, list[str]]]:
@@ -253,12 +240,28 @@ def _to_line(value: dict[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
-def _lines(paths: list[Path]) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The lines of files that can be read; the last of a killed process may be half of one."""
+_LINE = re.compile(rb'{"file_name": "([^"\\\\]+)", "job": "([0-9a-f]{64})", ')
+
+
+def _lines(paths: list[Path]) -> Iterator[tuple[str, str | None, bytes]]:
+    """The lines of files: the file's name, its job or None of one that failed, and the line.
+
+    The last line of a killed process may be half of one, and is none.
+    """
     for path in paths:
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             for raw in file:
-                with contextlib.suppress(ValueError):
+                if not raw.endswith(b"}\n"):
+                    continue
+                if (match := _LINE.match(raw)) is not None:  # in a tenth of the time of JSON
+                    yield match[1].decode(), match[2].decode(), raw
+                    continue
+                with contextlib.suppress(ValueError, KeyError, TypeError):
                     line = json.loads(raw)
-                    if isinstance(line, dict) and ("failed" in line or "job" in line):
-                        yield raw, line
+                    name = line.get("file_name") or f"{line['failed']['id']}.png"
+                    yield name, line.get("job"), raw
+
+
+def _key(name: str) -> bytes:
+    """The `name_key` of a file."""
+    return name_key(name.rpartition("/")[2].rpartition(".")[0])

@@ -39,9 +39,13 @@ _ADDED: Mapping[str, Any] = {"parts": {}, "loras": [], "embeddings": []}
 
 
 def job_digest(common: bytes, values: Mapping[str, Any]) -> bytes:
-    """The SHA-256 of a job: of its `common_text`, a line end, and the values of `OWN` as JSON."""
-    own = [values.get(name, DEFAULT_OF[name]) for name in OWN]
-    return hashlib.sha256(common + b"\n" + json.dumps(own).encode()).digest()
+    """The SHA-256 of a job: four lines of its `common_text`, seeds, prompt and negative prompt.
+
+    The line of seeds also says how many bytes the prompt has, for it may have lines of its own.
+    """
+    prompt, negative = values["prompt"].encode(), values.get("negative_prompt", "").encode()
+    seeds = f"{values['seed']} {values.get('variation_seed')} {len(prompt)}".encode()
+    return hashlib.sha256(b"\n".join((common, seeds, prompt, negative))).digest()
 
 
 def name_key(name: str) -> bytes:

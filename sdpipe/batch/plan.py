@@ -7,9 +7,8 @@ import warnings
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from sdpipe.canvas import LoadedImage, load_images
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.plan import check_seamless, plan
 from sdpipe.settings import MAX_SEED, RULES, ResolvedSettings
+from sdpipe.values import check_int
 
 SIZES = {"dim", "width", "height"}
 MAX_TOLD = 20  # bad rows that an error names
@@ -42,21 +42,19 @@ class Model:
 
 @dataclass(frozen=True)
 class Template:
-    """What jobs have in common that differ in nothing but prompts and seeds."""
+    """What jobs have in common that differ in nothing but prompts and seeds.
+
+    common: all of it, see `common_text`; group: a number for it.
+    """
 
     settings: ResolvedSettings
     common: bytes
+    group: int
     init: LoadedImage | None
     mask: LoadedImage | None
 
-    @property
-    def group(self) -> int:
-        """A number for all of it."""
-        return int.from_bytes(sha256(self.common).digest()[:8])
 
-
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One image.
 
     own: its values of `identity.OWN`.
@@ -97,7 +95,7 @@ class Plan:
     ) -> None:
         self.rows, self._model, self._base_seed = rows, model, base_seed
         self._defaults = {k: v for k, v in defaults.items() if v is not None}
-        self._template = lru_cache(TEMPLATES)(self._make_template)
+        self._templates: dict[str, Template] = {}
         self.bad: list[tuple[int, SdpipeError]] = []
         self._read_all(most)
         self._merge_equal()
@@ -149,11 +147,11 @@ class Plan:
         places, rows, images, groups = array("Q"), array("Q"), array("Q"), array("Q")
         keys, digests = bytearray(), bytearray()
         count = 0
-        for count, (number, place) in enumerate(self.rows.places(), 1):
+        for count, (number, place, line) in enumerate(self.rows.lines(), 1):
             if most is not None and count > most:
                 break
             try:
-                jobs = self._jobs(self.rows.read(place), number)
+                jobs = self._jobs(self.rows.parse(line), number)
             except SdpipeError as error:
                 self.bad.append((number, error))
                 continue
@@ -216,52 +214,55 @@ class Plan:
         Raises:
             UsageError: a value breaks a rule.
         """
-        values = {**self._defaults, **row}
-        if SIZES & row.keys():
+        values = {**self._defaults, **{k: v for k, v in row.items() if v is not None}}
+        if not SIZES.isdisjoint(row):
             values = {k: v for k, v in values.items() if k not in SIZES or k in row}
         if "prompt" not in values:
             raise RowError("it", "has no prompt", "say what the image shows")
-        own = {name: self._read_prompt(name, values) for name in ("prompt", "negative_prompt")}
-        n = RULES["n"].check("n", values.pop("n", 1))
+        prompt = self._read_prompt("prompt", values.pop("prompt"))
+        negative = values.pop("negative_prompt", "")
+        negative = negative and self._read_prompt("negative_prompt", negative)
+        n = values.pop("n", 1)
+        n = n if n == 1 and type(n) is int else RULES["n"].check("n", n)
         name = values.pop("id", None)
         seed = values.pop("seed", None)
-        is_variation = not values.keys().isdisjoint(("variation_seed", "variation_strength"))
+        is_variation = "variation_seed" in values or "variation_strength" in values
         if seed is None:
             seed = seed_of(self._base_seed(), number)
-        last = 1 if is_variation else n
-        if type(seed) is not int or not 0 <= seed <= MAX_SEED - last + 1:
-            RULES["seed"].check("seed", seed)
-            raise RowError(
-                f"seed={seed} with n={n}", f"goes beyond {MAX_SEED}", "use a smaller one"
-            )
-        key = tuple(sorted((k, tuple(v) if type(v) is list else v) for k, v in values.items()))
-        try:
-            template = self._template(key, seed if is_variation else 0)
-        except TypeError:  # an object in place of a value
-            raise RowError("it", "has an object where a setting has a value") from None
+        last = MAX_SEED - (0 if is_variation else n - 1)
+        if type(seed) is not int or not 0 <= seed <= last:
+            check_int("seed", seed, 0, last)
+        template = self._template(values, seed if is_variation else 0)
         name = None if name is None else check_id(name)
         jobs = []
         for k in range(n) if image is None else (image,):
-            if (first := template.settings.variation_seed) is None:
-                values = {**own, "seed": seed + k, "variation_seed": None}
-            else:
-                values = {**own, "seed": seed, "variation_seed": first + k}
-            digest = job_digest(template.common, values)
+            own = {"prompt": prompt, "negative_prompt": negative, "seed": seed + k}
+            if (first := template.settings.variation_seed) is not None:
+                own |= {"seed": seed, "variation_seed": first + k}
+            digest = job_digest(template.common, own)
             named = digest.hex() if name is None else f"{name}-{k + 1}" if n > 1 else name
-            jobs.append(Job(template, values, named, digest))
+            jobs.append(Job(template, own, named, digest))
         return jobs
 
-    def _read_prompt(self, name: str, values: dict[str, Any]) -> str:
-        """A prompt as the model is told it, taken out of `values`."""
-        text: str = RULES[name].check(name, values.pop(name, ""))
+    def _read_prompt(self, name: str, value: object) -> str:
+        """A prompt as the model is told it."""
+        text: str = RULES[name].check(name, value)
         if text.isascii():
             return text
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of which of a million is read as which
             return str(self._model.constraints["read_prompt"](text))
 
-    def _make_template(self, key: tuple[tuple[str, Any], ...], seed: int) -> Template:
-        values = dict(key)
+    def _template(self, values: dict[str, Any], seed: int) -> Template:
+        """What jobs of these values have in common; `seed` counts in variations alone."""
+        key = f"{seed} {values}"  # tells 1 from 1.0 and True, of which not all keep a rule
+        if (template := self._templates.get(key)) is None:
+            if len(self._templates) >= TEMPLATES:
+                self._templates.clear()
+            template = self._templates[key] = self._make_template(values, seed)
+        return template
+
+    def _make_template(self, values: dict[str, Any], seed: int) -> Template:
         for name in ("init_image", "mask_image"):
             if isinstance(values.get(name), str):
                 values[name] = self.rows.folder / values[name]
@@ -270,7 +271,8 @@ class Plan:
         (settings,) = plan("x", **rules, init_image=init, mask_image=mask, seed=seed, **values)
         check_seamless(settings, rules["factor"], self._model.levels)
         common = common_text(self._model.identity, settings.to_dict())
-        return Template(settings, common, init, mask)
+        group = int.from_bytes(sha256(common).digest()[:8])
+        return Template(settings, common, group, init, mask)
 
 
 def check_rows(plan: Plan) -> None:

@@ -5,6 +5,7 @@ JSON lines, or cannot be read twice, is copied into a temporary file of JSON lin
 """
 
 import codecs
+import contextlib
 import csv
 import io
 import json
@@ -22,7 +23,7 @@ Source = str | os.PathLike[str] | IO[bytes] | Iterable[Mapping[str, Any]]
 
 SUFFIXES = {".jsonl": "line", ".ndjson": "line", ".csv": "line", ".parquet": "row"}
 
-COLUMNS = ("id", *(name for name in RULES if name != "save_int"))
+COLUMNS = frozenset(("id", *RULES)) - {"save_int"}
 """What a row may have."""
 
 MAX_ROW = 2**20  # bytes
@@ -75,27 +76,34 @@ class Rows:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def places(self) -> Iterator[tuple[int, int]]:
-        """The number of each row, from 1, and the place where it begins; empty lines are none."""
-        at = 0
+    def lines(self) -> Iterator[tuple[int, int, bytes]]:
+        """Each row that is not empty: its number, from 1, the place where it begins, its text."""
+        at = number = 0
         self._file.seek(0)
-        for number, line in enumerate(self._file, 1):
+        while line := self._file.readline(MAX_ROW + 1):
+            number += 1
             if line.strip(b" \t\r\n" + codecs.BOM_UTF8):
-                yield number, at
+                yield number, at, line
             at += len(line)
+            while len(line) > MAX_ROW and not line.endswith(b"\n"):  # the rest of one too long
+                line = self._file.readline(MAX_ROW + 1)
+                at += len(line)
 
     def read(self, place: int) -> Row:
-        """The row that begins at a place.
+        """The row that begins at a place. Raises RowError as `parse`."""
+        self._file.seek(place)
+        return self.parse(self._file.readline(MAX_ROW + 1))
+
+    def parse(self, line: bytes) -> Row:
+        """The row that a line holds.
 
         Raises:
             RowError: it is no JSON object, or has what no job has.
         """
-        self._file.seek(place)
-        line = self._file.readline(MAX_ROW + 1)
         if len(line) > MAX_ROW:
             raise RowError(f"a {self.unit} of more than {MAX_ROW} bytes", "is too long")
         try:
-            row = json.loads(line.removeprefix(codecs.BOM_UTF8))
+            row = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
         except (ValueError, RecursionError) as error:
             raise RowError("it", f"is no JSON: {error}", f"write {EXAMPLE}") from error
         if not isinstance(row, dict):
@@ -105,7 +113,7 @@ class Rows:
         for name in row:
             if name not in COLUMNS:
                 check_column(name)
-        return {name: value for name, value in row.items() if value is not None}
+        return row
 
 
 EXAMPLE = '{"prompt": "a red apple", "seed": 1}'
@@ -121,30 +129,38 @@ def check_column(name: object) -> None:
 
 
 def _copy(stream: IO[bytes]) -> IO[bytes]:
-    file = tempfile.TemporaryFile()  # noqa: SIM115
-    try:
+    with _temporary() as file:
         while block := stream.read(2**20):
             file.write(block)
-    except OSError as error:
-        raise write_error(Path(tempfile.gettempdir()), error) from error
     return file
 
 
 def _spool(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> IO[bytes]:
     """A temporary file with each row in the line of its number."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115
     last = 0
-    try:
+    with _temporary() as file:
         for number, row in rows:
             try:
                 text = json.dumps(row)
             except (TypeError, ValueError) as error:
-                text = json.dumps({_WRONG: [f"row {number}", f"is no JSON object: {error}"]})
+                text = json.dumps({_WRONG: ["it", f"is no JSON object: {error}"]})
             file.write(b"\n" * (number - last - 1) + text.encode() + b"\n")
             last = number
-    except OSError as error:
-        raise write_error(Path(tempfile.gettempdir()), error) from error
     return file
+
+
+@contextlib.contextmanager
+def _temporary() -> Iterator[IO[bytes]]:
+    """A temporary file, which stays open unless filling it fails."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    try:
+        yield file
+    except OSError as error:
+        file.close()
+        raise write_error(Path(tempfile.gettempdir()), error) from error
+    except BaseException:
+        file.close()
+        raise
 
 
 def _csv_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, Row]]:

@@ -138,3 +138,79 @@ def test_a_killed_process_leaves_no_half_and_nothing_is_drawn_twice(model, tmp_p
     assert len({line["settings"]["seed"] for line in metadata}) == 40
     assert {path.name for path in (out / ".sdpipe").iterdir()} == {"seed", "merge.lock"}
     assert not list(out.glob(".*.part"))
+
+
+def test_interrupted_it_says_how_far_it_came(model, tmp_path):
+    rows = [{"prompt": f"apple {i}", "steps": 30} for i in range(200)]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["batch", "jobs.jsonl", "--model", model, *FAST[:6], "--out", "o", "--batch", "1"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with forked(*command, cwd=tmp_path, **pipes) as process:
+        until = time.monotonic() + 240
+        while len(list(tmp_path.glob("o/*.png"))) < 3:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    done = len(list(tmp_path.glob("o/*.png")))
+    assert f"sdpipe: {done} of 200 images are done; the same command goes on.\n" in err
+    assert len(out.split()) == done < 200
+    assert len((tmp_path / "o/metadata.jsonl").read_text().splitlines()) == done
+
+
+def test_bad_rows_stop_all_unless_it_keeps_going(batch):
+    rows = [{"prompt": "cat", "seed": 1}, "no json\n", {"prompt": "cat", "g": 3e38, "seed": 1}]
+    paths, err = batch(rows, status=2)
+    assert paths == []
+    assert "sdpipe: error: line 2: it is no JSON" in err
+    assert "jobs.jsonl has a row that cannot be drawn" in err
+    assert not Path("o").exists()
+    paths, err = batch(rows, "--keep-going", status=1)
+    assert len(paths) == 1
+    assert "1 without an image (see failed.jsonl), 1 rows left out\n" in err
+    (failed,) = lines("failed.jsonl")
+    assert (failed["row"], failed["text"]) == (3, "cat")
+    assert "NaN or infinity" in failed["reason"]
+    paths, err = batch([rows[0]])
+    assert paths == []
+    assert not Path("o/failed.jsonl").exists()
+
+
+def test_images_of_other_jobs_are_not_mixed(batch):
+    batch([{"prompt": "cat", "seed": 1}, {"prompt": "dog", "seed": 1, "id": "x"}])
+    before = images()
+    _, err = batch([{"prompt": "cat", "seed": 1}], status=2)
+    assert "o/x.png is no job of jobs.jsonl" in err
+    _, err = batch(
+        [{"prompt": "cat", "seed": 1}, {"prompt": "dog", "seed": 2, "id": "x"}], status=2
+    )
+    assert "o/x.png has the name of a job and is not its image" in err
+    _, err = batch([{"prompt": "a"}, {"prompt": "cat", "seed": 1}], status=2)
+    assert images() == before
+
+
+def test_shards_share_the_jobs_and_steal_what_is_left(batch):
+    rows = [{"prompt": f"apple {i}", "seed": i} for i in range(7)]
+    more = ["--per-folder", "3", "--format", "webp"]
+    first, _ = batch(rows, "--shard", "1/3", *more)
+    assert len(first) == 2
+    rest, err = batch(rows, "--shard", "0/3", "--steal", *more)
+    assert err.startswith("sdpipe: 2 of 7 images are there already.\n")
+    assert len({*first, *rest}) == 7
+    assert sorted(path.split("/")[1] for path in (*first, *rest)) == ["00000"] * 3 + [
+        *["00001"] * 3,
+        "00002",
+    ]
+    assert batch(rows, "--shard", "2/3", *more)[0] == []
+
+    import datasets
+
+    from sdpipe.training.imagefolder import read_entries
+
+    dataset = datasets.load_dataset("imagefolder", data_dir="o", split="train", cache_dir="cache")
+    assert sorted(dataset["text"]) == [row["prompt"] for row in rows]
+    assert dataset[0]["image"].size == (32, 32)
+    assert dataset[0]["settings"]["steps"] == 2
+    entries = read_entries(Path("o"))
+    assert sorted(entry.text for entry in entries) == [row["prompt"] for row in rows]
