@@ -7,6 +7,7 @@ for drawn in run_batch(Pipeline("emoji"), "jobs.jsonl", "out"):
     print(drawn.path)
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -24,7 +25,7 @@ from sdpipe.batch.plan import Model, Plan, check_rows
 from sdpipe.batch.rows import Rows, Source
 from sdpipe.batch.shard import Shard
 from sdpipe.canvas import Canvas, prepare
-from sdpipe.errors import UsageError
+from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.io import png
 from sdpipe.io.files import write_once
 from sdpipe.io.mark import term_for
@@ -140,8 +141,7 @@ class Batch:
         model = Model(
             parts.constraints, parts.model.identity(), len(parts.unet.config.block_out_channels)
         )
-        base_seed = lru_cache(1)(lambda: self.folder.base_seed(seed))
-        self.plan = Plan(rows, model, defaults or {}, base_seed)
+        self.plan = Plan(rows, model, defaults or {}, self.folder.base_seed(seed))
         self.done = self.folder.find(self.plan)
         self.failed: dict[int, str] = {}
         self._job = lru_cache(4096)(self.plan.job)
@@ -177,9 +177,11 @@ class Batch:
                     stale=stale,
                 ):
                     yield self._drawn(i)
-        finally:
-            if self.folder.state.is_dir():
+        except BaseException:
+            with contextlib.suppress(SdpipeError):  # the first error is the one to tell
                 self.folder.merge(self.plan, self.done)
+            raise
+        self.folder.merge(self.plan, self.done)
 
     def numbers(self, shard: Shard) -> NDArray[np.int64]:
         """The jobs of a shard."""

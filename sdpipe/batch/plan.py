@@ -5,7 +5,7 @@ Nothing of a row is kept but where it begins; `Plan.job` reads it again when it 
 
 import warnings
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -76,7 +76,7 @@ class Plan:
     """The jobs of some rows, by numbers from 0 in the order of the rows.
 
     defaults: settings that count where a row says nothing.
-    base_seed: called where a row has no seed; see `BatchFolder.base_seed`.
+    base_seed: from which rows without a seed get theirs; see `BatchFolder.base_seed`.
     most: rows that are read, at most; None is all.
     bad: the number of each row that cannot be drawn, and why.
     keys, digests: of every job, see `name_key` and `job_digest`; (jobs, 16) and (jobs, 32) bytes.
@@ -90,7 +90,7 @@ class Plan:
         rows: Rows,
         model: Model,
         defaults: Mapping[str, Any],
-        base_seed: Callable[[], int],
+        base_seed: int,
         most: int | None = None,
     ) -> None:
         self.rows, self._model, self._base_seed = rows, model, base_seed
@@ -228,7 +228,7 @@ class Plan:
         seed = values.pop("seed", None)
         is_variation = "variation_seed" in values or "variation_strength" in values
         if seed is None:
-            seed = seed_of(self._base_seed(), number)
+            seed = seed_of(self._base_seed, number)
         last = MAX_SEED - (0 if is_variation else n - 1)
         if type(seed) is not int or not 0 <= seed <= last:
             check_int("seed", seed, 0, last)

@@ -125,9 +125,9 @@ def batch(
     with Rows(sys.stdin.buffer if jobs == "-" else jobs) as rows, warnings.catch_warnings():
         warnings.simplefilter("once", SdpipeWarning)
         if (rules := _rules(loaded, device.dtype)) is not None:
-            first = Plan(rows, Model(rules, {}), given, lambda: 0, EARLY)
+            first = Plan(rows, Model(rules, {}), given, 0, EARLY)
             if first.bad and not keep_going:
-                _tell_bad(Plan(rows, Model(rules, {}), given, lambda: 0), keep_going)
+                _tell_bad(Plan(rows, Model(rules, {}), given, 0), keep_going)
         work = _load(
             rows,
             out,

@@ -3,7 +3,9 @@
 import json
 import sys
 import time
-from typing import Any
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from sdpipe.cli import console, options
 from sdpipe.cli.fallback import fall_back
@@ -19,6 +21,9 @@ from sdpipe.errors import UsageError
 from sdpipe.io import names
 from sdpipe.io.encoding import decode
 from sdpipe.settings import MAX_IMAGES, Settings
+
+if TYPE_CHECKING:
+    from sdpipe.pipeline import Result
 
 MAX_INPUT = 2**24  # bytes of standard input: 100,000 prompts of 160 letters
 
@@ -62,6 +67,7 @@ def generate(
 
     with console.status("loading the model ..."):
         from sdpipe import Pipeline
+        from sdpipe.batch.engine import run_behind
 
         pipe = Pipeline(**loaded, **machine)
     started = time.monotonic()
@@ -69,17 +75,35 @@ def generate(
     written: list[dict[str, Any]] = []
     failed: dict[int, Exception] = {}
     drawn_seed = images[0].seed if inputs["seed"] is None else None
+
+    def keep(result: "Result") -> None:
+        if destination is None:
+            save_to_stdout(result, with_metadata=not no_metadata)
+            return
+        places = dict(enumerate(result.numbers))
+        options = {"show": not as_json, "with_metadata": not no_metadata}
+        save(result, destination, places, written, **options)
+
     try:
         with (
             tells_progress(written, len(images), drawn_seed),
             console.step_bar(len(images)) as on_step,
         ):
+<<<<<<< HEAD
             for result in pipe.draw(images, canvas, on_step=on_step, on_failed=failed.__setitem__):
                 if destination is None:
                     save_to_stdout(result, **content)
                     continue
                 places = dict(enumerate(result.numbers))
                 save(result, destination, places, written, show=not as_json, **content)
+=======
+            results = pipe.draw(images, canvas, on_step=on_step, on_failed=failed.__setitem__)
+            if inputs["save_int"]:  # the VAE decodes the steps: here, not beside the U-Net
+                for result in results:
+                    keep(result)
+            else:
+                deque(run_behind(partial(keep, result) for result in results), 0)
+>>>>>>> f1fb898 (Describe many images, measure them, and save behind the drawing in generate too)
     finally:
         if as_json:
             console.print_result(json.dumps(written, ensure_ascii=False, indent=2))

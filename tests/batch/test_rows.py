@@ -18,7 +18,7 @@ MODEL = Model(
 
 def make_plan(source, **defaults):
     with Rows(source) as rows:
-        plan = Plan(rows, MODEL, defaults, lambda: 7)
+        plan = Plan(rows, MODEL, defaults, 7)
         return plan, [plan.job(i) for i in range(len(plan))]
 
 
@@ -130,7 +130,7 @@ def test_every_bad_row_is_told_with_its_number(tmp_path):
     for number, expected in enumerate(BAD.values(), 2):
         assert expected in found[number], found[number]
     with Rows(path) as rows, pytest.raises(UsageError, match=r"line 2: .*and 7 more"):
-        check_rows(Plan(rows, MODEL, {}, lambda: 7))
+        check_rows(Plan(rows, MODEL, {}, 7))
 
 
 def test_one_id_has_one_job():
@@ -178,7 +178,7 @@ def test_a_file_that_changes_while_it_is_drawn_is_noticed(tmp_path):
     path = tmp_path / "jobs.jsonl"
     path.write_text('{"prompt": "cat", "seed": 1}\n')
     with Rows(path) as rows:
-        plan = Plan(rows, MODEL, {}, lambda: 7)
+        plan = Plan(rows, MODEL, {}, 7)
         path.write_text('{"prompt": "dog", "seed": 1}\n')
         with raises(Exception, value="line 1", rule="has changed"):
             plan.job(0)
