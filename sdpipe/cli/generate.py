@@ -78,32 +78,22 @@ def generate(
 
     def keep(result: "Result") -> None:
         if destination is None:
-            save_to_stdout(result, with_metadata=not no_metadata)
+            save_to_stdout(result, **content)
             return
         places = dict(enumerate(result.numbers))
-        options = {"show": not as_json, "with_metadata": not no_metadata}
-        save(result, destination, places, written, **options)
+        save(result, destination, places, written, show=not as_json, **content)
 
     try:
         with (
             tells_progress(written, len(images), drawn_seed),
             console.step_bar(len(images)) as on_step,
         ):
-<<<<<<< HEAD
-            for result in pipe.draw(images, canvas, on_step=on_step, on_failed=failed.__setitem__):
-                if destination is None:
-                    save_to_stdout(result, **content)
-                    continue
-                places = dict(enumerate(result.numbers))
-                save(result, destination, places, written, show=not as_json, **content)
-=======
             results = pipe.draw(images, canvas, on_step=on_step, on_failed=failed.__setitem__)
             if inputs["save_int"]:  # the VAE decodes the steps: here, not beside the U-Net
                 for result in results:
                     keep(result)
             else:
                 deque(run_behind(partial(keep, result) for result in results), 0)
->>>>>>> f1fb898 (Describe many images, measure them, and save behind the drawing in generate too)
     finally:
         if as_json:
             console.print_result(json.dumps(written, ensure_ascii=False, indent=2))
