@@ -196,7 +196,7 @@ def latent_mask(mask: Image.Image, factor: int) -> Tensor:
     """
     white = np.asarray(mask) >= 128  # (H, W)
     h, w = white.shape[0] // factor, white.shape[1] // factor
-    blocks = white[: h * factor, : w * factor].reshape(h, factor, w, factor).any(axis=(1, 3))
+    blocks = white.reshape(h, factor, w, factor).any(axis=(1, 3))
     return torch.from_numpy(blocks).float()[None, None]
 
 

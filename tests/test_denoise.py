@@ -1,5 +1,6 @@
 """The loop by itself, on a U-Net whose answer is known in closed form."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -126,6 +127,9 @@ def test_a_step_of_one_image_has_its_tensors_alone():
     for name in ("input", "latents", "x0"):
         assert torch.equal(getattr(step, name), getattr(steps[2], name)[1:2])
     assert (step.index, step.sigma_next) == (2, steps[2].sigma_next)
+    late = replace(steps[2], images=range(6, 9)).only(8)
+    assert late.images == range(8, 9)
+    assert torch.equal(late.x0, steps[2].x0[2:])
 
 
 def test_the_input_of_a_step_is_what_the_step_before_left():
@@ -147,8 +151,9 @@ def test_a_bare_scheduler_and_its_schedule_are_the_same_run():
         assert torch.equal(step.latents, other.latents)
 
 
-def test_a_constraint_is_applied_after_every_step_at_its_noise_level():
-    scheduler = make_scheduler("euler", BETAS, 4)
+@pytest.mark.parametrize("name", ["euler", "ddim"])
+def test_a_constraint_is_applied_after_every_step_at_its_noise_level(name):
+    scheduler = make_scheduler(name, BETAS, 4)
     seen = []
 
     def constraint(x_t, sigma):
@@ -158,6 +163,44 @@ def test_a_constraint_is_applied_after_every_step_at_its_noise_level():
     x_t = torch.randn(1, 4, 2, 2) * scheduler.init_noise_sigma
     cond = torch.ones(1, 3, 5)
     steps = list(denoise(Oracle(scheduler), scheduler, x_t, cond, cond, 1, constraint=constraint))
-    assert seen == [step.sigma_next for step in steps]
-    assert seen[-1] == 0
-    assert all(torch.equal(s.latents, torch.full_like(x_t, s.sigma_next)) for s in steps)
+    assert seen[:-1] == [step.sigma_next for step in steps[:-1]]
+    assert seen[-1] == 0  # also where the scheduler leaves some noise, as DDIM does
+    assert (steps[-1].sigma_next > 0) == (name == "ddim")
+    for step, sigma in zip(steps, seen, strict=True):
+        assert torch.equal(step.latents, torch.full_like(x_t, sigma))
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "turns"),
+    [("euler", 6, [0, 0, 1, 1, 2, 2]), ("heun", 3, [0, 0, 1, 1, 2]), ("euler", 4, [0, 0, 1, 2])],
+)
+def test_several_embeddings_take_turns_of_equal_shares(name, steps, turns):
+    """As U-Net calls, of which Heun's method makes two a step."""
+    scheduler = make_scheduler(name, BETAS, steps)
+    x_t = torch.randn(1, 4, 2, 2) * scheduler.init_noise_sigma
+    here, there = torch.ones(1, 3, 5), torch.zeros(1, 3, 5)
+    for k in range(3):
+        cond = [here if turn == k else there for turn in range(3)]
+        found = denoise(Oracle(scheduler), Schedule.of(scheduler), x_t, cond, there, 1)
+        for step, turn in zip(found, turns, strict=True):
+            assert torch.allclose(step.x0, TARGET * (1 if turn == k else 3), atol=2e-3)
+        scheduler = make_scheduler(name, BETAS, steps)
+
+
+def test_the_unet_is_called_in_its_dtype_and_the_rest_is_float32():
+    scheduler = make_scheduler("euler", BETAS, 2)
+    seen = set()
+
+    class Half(Oracle):
+        dtype = torch.float16
+
+        def __call__(self, x_in, t, text):
+            seen.update({x_in.dtype, text.dtype})
+            output = super().__call__(x_in, t, text)
+            output.sample = output.sample.half()
+            return output
+
+    x_t, cond = torch.randn(2, 4, 2, 2) * scheduler.init_noise_sigma, torch.ones(2, 3, 5)
+    for step in denoise(Half(scheduler), scheduler, x_t, cond, [cond.double()], 2.0):
+        assert {step.input.dtype, step.latents.dtype, step.x0.dtype} == {torch.float32}
+    assert seen == {torch.float16}

@@ -10,7 +10,7 @@ from support.metadata import INVOKEAI
 from support.parity import PROMPT, REFERENCE, assert_equal, diffusers_pipeline, diffusers_run
 
 from sdpipe import SdpipeWarning, UsageError
-from sdpipe.guidance import Guidance, predict_guided, rescale_noise_cfg
+from sdpipe.guidance import Guidance, predict_guided, rescale_noise_cfg, warn_unguided
 from sdpipe.io import png
 from sdpipe.latents import latents_to_pil
 from sdpipe.metadata import a1111, invokeai
@@ -181,6 +181,13 @@ def test_an_interval_without_a_noise_level_of_the_run_is_told(emoji):
     ):
         drawn = emoji.generate("cat", g=3, guidance_interval=(20, 30), **same)
     assert drawn.images[0].tobytes() == emoji.generate("cat", g=1, **same).images[0].tobytes()
+
+
+def test_only_an_interval_without_any_level_is_told():
+    warn_unguided(Guidance(3), [14.6, 0.03])
+    warn_unguided(Guidance(3, interval=(0.1, 0.5)), [14.6, 0.5, 0.03])
+    with pytest.warns(SdpipeWarning, match=r"interval=0\.5,1 .* 14\.6 down to 0\.0292: no step"):
+        warn_unguided(Guidance(3, interval=(0.5, 1)), [14.61, 0.5, 0.02916])
 
 
 def test_a_number_stays_a_number_and_a_pair_of_the_same_is_one():

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -145,6 +147,18 @@ def test_a_vae_that_overflows_in_half_precision_decodes_again_in_float32(emoji):
     assert drawn.size == expected[0].size
 
 
+def test_half_precision_that_does_not_overflow_is_left_at_that(tiny):
+    vae = copy.deepcopy(tiny.components.vae)
+    image = Image.linear_gradient("L").resize((64, 64))
+    z = pil_to_latents(vae, image)
+    [expected] = latents_to_pil(vae, z)
+    half = vae.half()
+    assert torch.allclose(pil_to_latents(half, image), z, atol=0.02)  # no warning, or it fails
+    [drawn] = latents_to_pil(half, z)
+    error = np.asarray(drawn).astype(int) - np.asarray(expected).astype(int)
+    assert np.abs(error).max() <= 3
+
+
 def test_latents_that_are_not_finite_are_refused(emoji):
     with pytest.raises(NotFiniteError, match="NaN or infinity"):
         latents_to_pil(emoji.components.vae, torch.full((1, 4, 8, 8), float("nan")))
@@ -217,10 +231,21 @@ def test_tiles_are_halved_until_they_fit(tiny, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:cpu is out of memory for the VAE")
-@pytest.mark.parametrize("side", [8, 40])
-def test_where_the_smallest_tiles_do_not_fit_either_it_is_out_of_memory(tiny, monkeypatch, side):
+@pytest.mark.parametrize(
+    ("size", "sizes"),
+    [
+        ((8, 8), [(8, 8)]),
+        ((31, 31), [(31, 31)]),
+        ((40, 40), [(40, 40), (20, 20)]),
+        ((12, 40), [(12, 40), (12, 20)]),
+        ((40, 12), [(40, 12), (20, 12)]),
+    ],
+)
+def test_where_the_smallest_tiles_do_not_fit_either_it_is_out_of_memory(
+    tiny, monkeypatch, size, sizes
+):
     vae = tiny.components.vae
     tried = run_out_of_memory_above(0, vae, monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
-        latents_to_pil(vae, torch.zeros(1, 4, side, side))
-    assert tried == ([(8, 8)] if side == 8 else [(40, 40), (20, 20)])
+        latents_to_pil(vae, torch.zeros(1, 4, *size))
+    assert tried == sizes

@@ -3,7 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from diffusers import LMSDiscreteScheduler
+from diffusers import LMSDiscreteScheduler, PNDMScheduler
 from numpy.polynomial import Polynomial
 from support.errors import raises
 
@@ -147,6 +147,15 @@ def test_ddim_and_pndm_are_made_for_latents():
     assert ddim.config.steps_offset == 1
     assert make_scheduler("pndm", betas, 20).config.skip_prk_steps is True
     assert make_scheduler("ddim", {**betas, "steps_offset": 0}, 20).config.steps_offset == 0
+
+
+def test_pndm_has_its_runge_kutta_steps_if_a_model_wants_them_and_none_are_left_out():
+    config = {**V1_4, "skip_prk_steps": False}
+    theirs = PNDMScheduler.from_config(config)
+    theirs.set_timesteps(20)
+    assert torch.equal(make_scheduler("pndm", config, 20).timesteps, theirs.timesteps)
+    late, plain = (make_scheduler("pndm", c, 20, skip=4).timesteps for c in (config, V1_4))
+    assert torch.equal(late, plain)
 
 
 def test_each_run_has_a_scheduler_of_its_own():

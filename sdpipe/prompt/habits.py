@@ -44,7 +44,7 @@ _PLAIN: dict[int, str | None] = {
     0x149: "'n",
     **dict.fromkeys(range(0x201C, 0x2020), '"'),
     # Signs that are not seen: ftfy's control characters, and the zero-width ones.
-    **dict.fromkeys((*range(9), 11, *range(14, 27), *range(28, 32), 127, 0xAD, 0xFEFF)),
+    **dict.fromkeys((*range(9), 11, *range(14, 32), 127, 0xAD, 0xFEFF)),
     **dict.fromkeys((0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070))),
     **dict.fromkeys(range(0xFFF9, 0xFFFD)),
 }

@@ -107,6 +107,29 @@ def test_names_that_the_file_system_refuses_are_refused(tmp_path, out):
 
 
 @pytest.mark.parametrize(
+    ("there", "refused"),
+    [("x.png", [1]), ("x.steps", [1]), ("x-1.png", [2, 3]), ("x-3.steps", [3]), ("x-4.png", [])],
+)
+def test_a_file_that_is_named_and_exists_is_refused_unless_it_is_replaced(tmp_path, there, refused):
+    (tmp_path / there).touch()
+    for count in (1, 2, 3):
+        assert Destination(tmp_path / "x.png", count, overwrite=True).is_file
+        if count in refused:
+            with raises(UsageError, value=there, rule="exists already", remedy="--overwrite"):
+                Destination(tmp_path / "x.png", count)
+        else:
+            Destination(tmp_path / "x.png", count)
+
+
+def test_a_hyphen_names_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in ("-", "-/"):
+        with raises(UsageError, value="out='-'", remedy="./- is a file of that name"):
+            Destination(out, 1)
+    assert Destination("./-", 1).folder == Path("-")
+
+
+@pytest.mark.parametrize(
     ("name", "taken", "free"),
     [
         ("x.png", [], ["x.png", "x-1.png"]),

@@ -237,6 +237,10 @@ def test_what_is_not_a_file_does_not_block_the_reader(tmp_path):
         pass
     with raises(SdpipeError, rule="1099511627776 bytes"), open_image(tmp_path / "large.png"):
         pass
+    for size, rule in ((2**28, "unknown format"), (2**28 + 1, "it has 268435457 bytes")):
+        os.truncate(tmp_path / "large.png", size)
+        with raises(SdpipeError, rule=rule), open_image(tmp_path / "large.png"):
+            pass
 
 
 def a_chunk(name, data):

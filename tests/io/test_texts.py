@@ -8,7 +8,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdpipe.io.mark import PNG_XMP, to_xmp
-from sdpipe.io.texts import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT, read_texts
+from sdpipe.io.texts import (
+    EXIF_IFD,
+    IMAGE_DESCRIPTION,
+    MAX_TEXT,
+    USER_COMMENT,
+    parse_object,
+    read_texts,
+)
 
 WANTED = ("parameters",)
 
@@ -105,3 +112,24 @@ def test_exif_as_imagemagick_writes_it_into_a_png(tmp_path):
     raw = f"\nexif\n{len(data):8}\n{data.hex()}\n"
     path = png_with(tmp_path / "x.png", **{"Raw profile type exif": raw})
     assert read_texts(path, WANTED)["parameters"] == "a cat"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[1]", "is not a JSON object"),
+        ("{", "is not valid JSON"),
+        ('{"a": NaN}', "is not valid JSON"),
+        ('{"a": 1e999}', "is not valid JSON"),
+        (r'{"a": "\ud800"}', "is not valid JSON"),
+        ('{"a": ' + "[" * 100_000, "nested too deeply"),
+        ("{}" + " " * (MAX_TEXT - 1), "is longer than 1048576 characters"),
+    ],
+)
+def test_what_is_no_json_object_is_refused(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        parse_object(text)
+
+
+def test_an_object_of_any_letters_up_to_the_bound_is_read():
+    assert parse_object('{"a": "日本"}' + " " * (MAX_TEXT - 11)) == {"a": "日本"}

@@ -4,9 +4,16 @@ import pytest
 from support.errors import raises
 from support.metadata import change, our_metadata
 
-from sdpipe.metadata.record import Record, RecordError, truncate
+from sdpipe.metadata.record import (
+    MAX_ENTRIES,
+    MAX_LIST,
+    MAX_VALUE,
+    Record,
+    RecordError,
+    truncate,
+)
 from sdpipe.prompt.syntax import MAX_PROMPT
-from sdpipe.settings import Settings
+from sdpipe.settings import MAX_IMAGES, Settings
 
 
 def read(*changes):
@@ -29,6 +36,8 @@ def test_our_own_metadata_is_read_back():
     assert record.parts == {}
     assert record.loras == record.embeddings == record.notes == ()
 
+
+FILE = {"name": "a", "sha256": "ab" * 32}
 
 INVALID = {
     "settings is a list": change("settings", []),
@@ -62,7 +71,37 @@ INVALID = {
         "model", "embeddings", [{"name": "a", "sha256": "ab", "word": "x"}]
     ),
     "safety": change("safety", {"flagged": 1}),
+    "weight of loras is True": change("model", "loras", [{**FILE, "weight": True}]),
+    "loras has an entry ": change("model", "loras", [{**FILE, "weight": 1, "word": "x"}]),
+    "word of embeddings is 3": change("model", "embeddings", [{**FILE, "word": 3}]),
+    "embeddings has an entry ": change("model", "embeddings", [{**FILE, "sha256": "ab" * 31}]),
+    "seed=18446744073709551617": change("settings", "seed", 2**64 + 1),
+    "seed=-18446744073709551617": change("settings", "seed", -(2**64) - 1),
 }
+
+
+def test_values_up_to_their_bounds_are_read():
+    values = {f"a{i}": 1 for i in range(MAX_ENTRIES - 4)}
+    values |= {"seed": -(2**64), "scheduler": "x" * MAX_VALUE, "prompt": "x" * MAX_PROMPT}
+    values["a" * 80] = [2**64] * MAX_LIST
+    loras = [{**FILE, "weight": 1}] * MAX_ENTRIES
+    record = read(
+        change("settings", values),
+        change("model", "loras", loras),
+        change("batch", {"n": MAX_IMAGES, "index": MAX_IMAGES - 1}),
+    )
+    assert record.values == values
+    assert list(record.loras) == loras
+    assert (record.n, record.index) == (MAX_IMAGES, MAX_IMAGES - 1)
+    for name in ("a" * 81, "b"):
+        with raises(RecordError, value="settings has"):
+            read(change("settings", {**values, name: 1}))
+    with raises(RecordError, value=f"loras has {MAX_ENTRIES + 1} entries"):
+        read(change("model", "loras", [*loras, loras[0]]))
+    with raises(RecordError, value=f"prompt has {MAX_PROMPT + 1} characters"):
+        read(change("settings", "prompt", "x" * (MAX_PROMPT + 1)))
+    with raises(RecordError, value=f"scheduler has {MAX_VALUE + 1} characters"):
+        read(change("settings", "scheduler", "x" * (MAX_VALUE + 1)))
 
 
 @pytest.mark.parametrize("value", INVALID)
@@ -110,6 +149,8 @@ def test_a_long_prompt_is_read():
 
 def test_truncate():
     assert truncate("x" * 10_000) == f"'{'x' * 56}..."
+    assert truncate("x" * 58) == f"'{'x' * 58}'"
+    assert truncate("x" * 59) == f"'{'x' * 56}..."
     assert truncate({}) == "an object"
     assert truncate([1]) == "a list"
     assert truncate(1.5) == "1.5"

@@ -59,6 +59,8 @@ def test_a_chunk_ends_at_a_comma_among_its_last_20_tokens(tokenizer):
     assert sizes(74, 3) == [75, 3]
     assert sizes(75, 3) == [75, 4]  # the comma itself does not fit
     assert sizes(60, 90) == [61, 75, 15]
+    several = words(tokenizer, f"{'cat ' * 57}, {'cat ' * 3}, {'dog ' * 20}")
+    assert [len(chunk) for chunk in several] == [62, 20]
 
 
 def test_break_begins_a_chunk(tokenizer):

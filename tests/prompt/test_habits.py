@@ -79,6 +79,29 @@ def test_the_plain_spelling_is_that_of_ftfy(text):
         assert not any("plain text" in message for message in warned(warn_habits, [plain]))
 
 
+def test_every_sign_is_spelled_as_ftfy_does_it_but_for_a_few():
+    """Latin, punctuation, ligatures, full-width letters and special signs, one by one."""
+    others = {"\r", "\u2028", "\u2029", *map(chr, range(0x80, 0xA0))}  # line ends; Windows' letters
+    for block in (
+        (0, 0x250),
+        (0x2B0, 0x2D0),
+        (0x2000, 0x2080),
+        (0xFAF0, 0xFB10),
+        (0xFE00, 0x10000),
+    ):
+        for sign in map(chr, range(*block)):
+            text = f"a{sign}b"
+            if sign in others or (sign in "\u200c\u200d"):  # joiners are part of many an emoji
+                expected = text
+            elif unicodedata.category(sign) == "Cf" or sign == "\u2065":
+                expected = "ab"  # not seen
+            elif sign == "\ufb05":  # a ligature with a long s, in modern letters
+                expected = "astb"
+            else:
+                expected = ftfy.fix_text(text)
+            assert plain_spelling(text) == expected, hex(ord(sign))
+
+
 def test_signs_that_are_not_seen_are_named_by_number():
     (message,) = warned(warn_habits, ["red\u200bapple"])
     assert "U+200B" in message
