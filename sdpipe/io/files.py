@@ -41,10 +41,7 @@ def write(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
     """
     try:
         with temporary_path(path.parent) as temporary:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_synced(temporary, data)
             if overwrite:
                 os.replace(temporary, path)
             else:
@@ -63,17 +60,22 @@ def write_once(path: Path, data: bytes) -> bool:
     """
     try:
         with temporary_path(path.parent) as temporary:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            put_in_place(temporary, path)
+            _write_synced(temporary, data)
+            try:
+                put_in_place(temporary, path)
+            except FileExistsError:
+                return False
         _sync_folder(path.parent)
-    except FileExistsError:
-        return False
     except OSError as error:
         raise write_error(path, error) from error
     return True
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _put_under_a_free_name(temporary: Path, path: Path) -> Path:

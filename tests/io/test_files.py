@@ -6,9 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support.errors import raises
 
+from sdpipe.errors import SdpipeError
 from sdpipe.io import files
-from sdpipe.io.files import put_in_place, temporary_path
+from sdpipe.io.files import atomic_write, put_in_place, temporary_path, write, write_once
 
 
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir])
@@ -99,3 +101,44 @@ def test_what_a_killed_process_left_is_removed_and_what_others_write_is_not(tmp_
         with temporary_path(tmp_path):
             assert set(tmp_path.iterdir()) == {written, theirs}
         living.communicate("")
+
+
+def test_a_file_is_written_beside_the_one_that_is_there_over_it_or_once(tmp_path):
+    path = tmp_path / "a" / "x"
+    assert write(path, b"1") == path
+    assert write(path, b"2") == tmp_path / "a" / "x-1"
+    assert (write_once(path, b"3"), path.read_bytes()) == (False, b"1")
+    assert write(path, b"4", overwrite=True) == path
+    assert (write_once(path.with_name("y"), b"5"), path.read_bytes()) == (True, b"4")
+    assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == {
+        "x": b"4",
+        "x-1": b"2",
+        "y": b"5",
+    }
+    for way in (write, write_once):
+        with raises(SdpipeError, value=str(path / "z"), rule="cannot be written"):
+            way(path / "z", b"6")
+
+
+def test_what_is_not_written_whole_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "x"
+    for data in (b"1", b"2"):
+        with atomic_write(path) as file:
+            file.write(data)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    wrapped = RuntimeError("torch's own, which says little")
+    wrapped.__cause__ = full
+    for error, reason in (
+        (full, "cannot be written (No space left on device)"),
+        (wrapped, "cannot be written (No space left on device)"),
+        (OSError("half."), "cannot be written (half)"),
+    ):
+        with raises(SdpipeError, str(path), reason, "free some"), atomic_write(path, "free some"):
+            raise error
+    for error in (ValueError("x"), KeyboardInterrupt(), SdpipeError("x", "is its own")):
+        with pytest.raises(type(error)) as raised, atomic_write(path) as file:  # noqa: PT012
+            file.write(b"half")
+            raise error
+        assert raised.value is error
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert path.read_bytes() == b"2"

@@ -94,6 +94,39 @@ def test_what_is_not_the_default_is_shown(tmp_path):
     assert not {"karras", "save_int", "guidance_rescale", "safety", "n", "init_image"} & set(lines)
 
 
+def test_what_was_added_and_replaced_is_shown_with_the_beginnings_of_hashes(tmp_path):
+    path = our_image(
+        tmp_path / "x.png",
+        change("model", "parts", {"vae": "owner/vae@" + "c" * 40, "unet": f"u@sha256:{'d' * 64}"}),
+        change("model", "loras", [{"name": "ink", "sha256": "1" * 64, "weight": 0.5}]),
+        change("model", "embeddings", [{"name": "c", "sha256": "2" * 64, "word": "<cat>"}]),
+        change("settings", "init_image", {"name": "a.png", "sha256": "3" * 64}),
+        change("settings", "outpaint", [1.0, 22, 3, "x" * 295]),
+        change("settings", "eta", "x" * 300),
+        change("settings", "negative_prompt", "blurry\ndark"),
+        change("speed", "fast"),
+        change("safety", {"flagged": True}),
+    )
+    lines = str(info(path)).splitlines()
+    width = len("negative prompt")
+    for name, value in (
+        ("vae", f"owner/vae, {'c' * 19}, in place of the model's own"),
+        ("unet", f"u, sha256 {'d' * 12}, in place of the model's own"),
+        ("lora", f"0.5 of ink, sha256 {'1' * 12}"),
+        ("embedding", f"<cat>, of c, sha256 {'2' * 12}"),
+        ("init_image", f"a.png, SHA-256 {'3' * 12}"),
+        ("outpaint", f"1,22,3,{'x' * 290}..."),
+        ("eta", "x" * 300),
+        ("negative prompt", "blurry"),
+        ("", "dark"),
+        ("drawn", "on cpu in float32, fast"),
+        ("safety", "flagged by the model's safety checker; nothing was changed"),
+        ("batch", "image 3 of a batch of 4"),
+        ("pixels", "as they were drawn"),
+    ):
+        assert f"  {name:<{width}}  {value}" in lines, name
+
+
 def test_an_edited_image_is_recognised(tmp_path):
     metadata, edited = our_metadata(), sample_image()
     edited.putpixel((3, 3), (255, 0, 0))

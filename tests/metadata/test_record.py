@@ -72,9 +72,9 @@ INVALID = {
     ),
     "safety": change("safety", {"flagged": 1}),
     "weight of loras is True": change("model", "loras", [{**FILE, "weight": True}]),
-    "loras has an entry ": change("model", "loras", [{**FILE, "weight": 1, "word": "x"}]),
+    "loras has an": change("model", "loras", [{**FILE, "weight": 1, "word": "x"}]),
     "word of embeddings is 3": change("model", "embeddings", [{**FILE, "word": 3}]),
-    "embeddings has an entry ": change("model", "embeddings", [{**FILE, "sha256": "ab" * 31}]),
+    "embeddings has an": change("model", "embeddings", [{**FILE, "sha256": "ab" * 31}]),
     "seed=18446744073709551617": change("settings", "seed", 2**64 + 1),
     "seed=-18446744073709551617": change("settings", "seed", -(2**64) - 1),
 }
