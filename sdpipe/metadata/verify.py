@@ -116,7 +116,7 @@ def _outcome(
 ) -> str:
     if off is not None and off.psnr is None:
         return "identical"
-    if file_matches is False or (off is None and redraw_matches):
+    if file_matches is False:
         return "edited"
     psnr = -1.0 if off is None or off.psnr is None else off.psnr
     if is_lossy and redraw_matches:

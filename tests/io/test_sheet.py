@@ -111,6 +111,8 @@ def test_tables_with_headings_fill_a_page_line_by_line_and_others_stand_in_a_col
             ]
         assert all(map(is_square, (red, lime, blue, fuchsia)))
         assert sheet.height == fuchsia[3] + MARGIN
+        two = boxes(draw_sheet(tables[:2], (128, 128), plain), "red", "lime")
+        assert (two[0][1] == two[1][1]) == bool(heading)
 
 
 def test_images_of_one_sheet_are_scaled_alike_and_stand_in_the_middle_of_their_slots():
