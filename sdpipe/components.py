@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,6 +269,7 @@ def _find_sources(
     sources = Sources.find(
         model, parts, full_precision=full_precision, prediction_type=prediction_type
     )
+    sources = replace(sources, loras=loras)
     sources.scheduler()  # reads and checks it
     check_parts(sources)
     sources.defaults()

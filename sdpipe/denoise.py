@@ -130,7 +130,7 @@ def embeds_per_step(
     return [tensors[i * len(tensors) // total] for i in range(total)]
 
 
-def predict_x0(x_in: Tensor, output: Tensor, sigma: float, prediction_type: str) -> Tensor:
+def predict_x0(x_in: Tensor, output: Tensor, sigma: float | Tensor, prediction_type: str) -> Tensor:
     """The clean latents that an output of the U-Net stands for, (B, C, h, w).
 
     From x_in = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps (Ho et al. 2020, equation 4), or, for

@@ -44,13 +44,25 @@ Start = Annotated[
         PANEL, "The model to fine-tune: emoji, a folder or a hub id.", "--from", metavar="NAME"
     ),
 ]
+Distill = Annotated[
+    str | None,
+    options.option(
+        PANEL,
+        "The model to distil: makes a LoRA with which it draws in --steps steps at g 1.",
+        metavar="NAME",
+    ),
+]
 Dim = Annotated[
     int | None,
     options.whole(PANEL, "Width and height; left out: those of the recipe, or of --from."),
 ]
 Steps = Annotated[
     int | None,
-    options.whole(PANEL, "Steps of the U-Net; those of other stages change in proportion."),
+    options.whole(
+        PANEL,
+        "Steps of the U-Net; those of other stages change in proportion. With --distill: steps to "
+        "draw in, 4 if left out.",
+    ),
 ]
 Seed = Annotated[int | None, options.whole(PANEL, "Seed of the weights and the batches.")]
 Recipe = Annotated[
@@ -64,6 +76,7 @@ def train(
     data: Data = None,
     out: Out = None,
     start: Start = None,
+    distill: Distill = None,
     dim: Dim = None,
     steps: Steps = None,
     seed: Seed = None,
@@ -84,6 +97,7 @@ def train(
             data=data,
             out=out,
             start=start,
+            distill=distill,
             dim=dim,
             steps=steps,
             seed=seed,
@@ -97,12 +111,14 @@ def train(
     with console.status("loading the libraries ..."):
         from sdpipe.training.train import train as run
     with TrainingProgress() as show:
-        folder = run(job, progress=show, log=console.print_status)
-    if folder is not None:  # else this is not the first process
-        console.print_result(str(folder))
+        made = run(job, progress=show, log=console.print_status)
+    if made is not None:  # else this is not the first process
+        console.print_result(str(made))
         caption = "red apple" if job.entries is None else job.entries[0].text
-        prompt, model = shlex.quote(caption), shlex.quote(str(folder))
-        console.print_status(f"draw with it: sdpipe generate {prompt} --model {model}")
+        words = ["sdpipe", "generate", caption, "--model", str(made)]
+        if distill is not None:
+            words[-1:] = [distill, "--lora", str(made)]
+        console.print_status(f"draw with it: {shlex.join(words)}")
 
 
 class TrainingProgress:

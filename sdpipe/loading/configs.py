@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +176,20 @@ def read_model_settings(path: Path, label: str) -> dict[str, Any]:
     Raises:
         ModelError: an unknown key, or a value that breaks its rule.
     """
-    who = f"{label}: {path}"
-    values = read_json(path, label)
-    if unknown := sorted(set(values) - set(MODEL_DEFAULTS)):
+    return check_model_settings(read_json(path, label), f"{label}: {path}")
+
+
+def check_model_settings(
+    values: Mapping[str, Any], who: str, known: Sequence[str] = MODEL_DEFAULTS
+) -> dict[str, Any]:
+    """Checks the settings that a file brings as defaults; None counts as left out.
+
+    Raises:
+        ModelError: an unknown key, or a value that breaks its rule.
+    """
+    if unknown := sorted(set(values) - set(known)):
         raise ModelError(
-            who, f"has the unknown key {unknown[0]!r}", f"the known are {', '.join(MODEL_DEFAULTS)}"
+            who, f"has the unknown key {unknown[0]!r}", f"the known are {', '.join(known)}"
         )
     try:
         return {

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sdpipe.errors import ModelError, UsageError
-from sdpipe.loading.lora_notes import alpha_of, check_patterns, read_notes
+from sdpipe.loading.lora_notes import alpha_of, check_patterns, read_notes, read_settings
 from sdpipe.loading.weights import (
     find_file,
     open_weights,
@@ -112,6 +112,7 @@ class Lora:
     layers: by "unet" and "text_encoder", the layers that it changes. Their keys are the names in
         the network with _ in place of every dot, as in kohya's files.
     base_model: the model that it was trained on, as the file says; "" if it does not.
+    settings: those that a distilled model is drawn with, if the file says so.
     """
 
     path: Path
@@ -119,6 +120,7 @@ class Lora:
     layers: Mapping[str, Mapping[str, Layer]]
     base_model: str
     label: str
+    settings: Mapping[str, Any]
 
     @classmethod
     def read(cls, spec: LoraSpec) -> Self:
@@ -135,7 +137,8 @@ class Lora:
         notes, tensors = read_header(path, label)
         base_model = notes.get("ss_base_model_version") or notes.get("modelspec.architecture") or ""
         layers = _layers(tensors, read_notes(path, notes, label), label)
-        return cls(path, weight, layers, base_model, label)
+        settings = read_settings(notes, label) if weight else {}
+        return cls(path, weight, layers, base_model, label, settings)
 
     @property
     def parts(self) -> list[str]:

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sdpipe.errors import ModelError
-from sdpipe.loading.configs import read_json
+from sdpipe.loading.configs import check_model_settings, read_json
 
 MAX_ALPHA = 1e6
+SETTINGS_KEY = "sdpipe.json"
+"""The note with the settings that a LoRA is drawn with, as a model's `sdpipe.json` has its own."""
+LORA_DEFAULTS = ("g", "steps", "scheduler")
+"""The settings of which a LoRA may have a default of its own."""
 
 
 def read_notes(path: Path, notes: Mapping[str, str], label: str) -> dict[str, Any]:
@@ -27,6 +31,22 @@ def read_notes(path: Path, notes: Mapping[str, str], label: str) -> dict[str, An
         rule = f"has notes on its layers that are not readable as JSON ({error})"
         raise ModelError(label, rule, "copy or download it again") from error
     return found
+
+
+def read_settings(notes: Mapping[str, str], label: str) -> dict[str, Any]:
+    """Reads the settings that a LoRA is drawn with, for one that was distilled; else none.
+
+    Raises:
+        ModelError: they are not readable, or break a rule.
+    """
+    try:
+        values = json.loads(notes.get(SETTINGS_KEY, "{}"))
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        rule = f"has settings that are not readable as JSON ({error})"
+        raise ModelError(label, rule, "copy or download it again") from error
+    return check_model_settings(values, f"{label}: its {SETTINGS_KEY}", LORA_DEFAULTS)
 
 
 def check_patterns(notes: Mapping[str, Any], part: str, label: str) -> None:

@@ -20,6 +20,7 @@ from sdpipe.loading.configs import (
 )
 from sdpipe.loading.layout import PARTS, WEIGHT_NAMES
 from sdpipe.loading.locate import Location, find_configs, find_model, find_part
+from sdpipe.loading.lora import Lora
 from sdpipe.loading.single_file import CheckpointInfo
 from sdpipe.loading.tokenizer import TokenizerFiles, read_tokenizer_files
 from sdpipe.loading.weights import read_header, read_shapes, rename_legacy_key
@@ -42,6 +43,7 @@ class Sources:
     template: v1-4's configurations, if a single file needs them.
     info: what the header of a single-file model says.
     prediction_type: what the UNet predicts, if the caller set it.
+    loras: what is added to the model.
     """
 
     model: Location | None
@@ -51,6 +53,7 @@ class Sources:
     template: Location | None = None
     info: CheckpointInfo | None = None
     prediction_type: str | None = None
+    loras: Sequence[Lora] = ()
 
     @classmethod
     def find(
@@ -200,7 +203,8 @@ class Sources:
         return f"the {part} of {self.locations[part].label}"
 
     def defaults(self) -> dict[str, Any]:
-        """The model's own settings: in sdpipe.json, its scheduler, the size of its UNet in pixels.
+        """The model's own settings: those of its LoRAs, else in sdpipe.json, its scheduler, and the
+        size of its UNet in pixels.
 
         Raises:
             ModelError: sdpipe.json has an unknown key, or a value that breaks its rule.
@@ -220,6 +224,8 @@ class Sources:
                     f"draws more by itself than is drawn unasked, here at most {most}",
                     f"set its {side} in sdpipe.json to {most} or less, or its sample_size",
                 )
+        for lora in self.loras:
+            values |= lora.settings
         by_config = {} if "scheduler" in values else own_settings(self.scheduler())
         return {**made_for, **by_config, **values}
 

@@ -177,6 +177,25 @@ class FineTuning(DenoisingStage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConsistencyStage(Stage):
+    """The one stage of `--distill`, see `consistency`.
+
+    sampler_steps: those that the model is to draw in.
+    paths: how many the teacher follows, `batch_size` together; solver_steps: its steps in each
+        interval between two of the sampler's.
+    rank: of the LoRA.
+    """
+
+    seed: int
+    sampler_steps: Count
+    paths: Count
+    solver_steps: Count
+    rank: Count
+    warmup_steps: Natural
+    ema_decay: Decay
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillationStage(Stage):
     """A stage that trains the text encoder on paraphrases, see `refinement.distillation`.
 
@@ -239,7 +258,10 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A training run. `sampling` are the model's default settings, for its `sdpipe.json`."""
+    """A training run. `sampling` are the model's default settings, for its `sdpipe.json`.
+
+    consistency: the one stage of a distillation, which has a file of its own.
+    """
 
     seed: int
     size: int
@@ -251,6 +273,7 @@ class Recipe:
     joint: DenoisingStage
     refinement: Refinement = Refinement()
     finetuning: FineTuning = FineTuning()
+    consistency: ConsistencyStage | None = None
     samples: Samples = Samples()
     sampling: dict[str, Any]
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from sdpipe.errors import UsageError
-from sdpipe.training.recipe import Recipe
+from sdpipe.training.recipe import ConsistencyStage, Recipe
 
 EMOJI = Path(__file__).with_name("emoji.toml")
 IMAGEFOLDER = Path(__file__).with_name("imagefolder.toml")
+DISTILLATION = Path(__file__).with_name("distillation.toml")
 
 
 def load_recipe(path: Path = EMOJI) -> Recipe:
@@ -20,6 +21,17 @@ def load_recipe(path: Path = EMOJI) -> Recipe:
         UsageError: the file cannot be read, is not TOML, lacks a key, has an unknown one, or a
             value of another type, or one that breaks its rule.
     """
+    recipe: Recipe = _load(path, Recipe)
+    return recipe
+
+
+def load_distillation(path: Path = DISTILLATION) -> ConsistencyStage:
+    """Reads the recipe of a distillation. Raises UsageError as `load_recipe`."""
+    stage: ConsistencyStage = _load(path, ConsistencyStage)
+    return stage
+
+
+def _load(path: Path, kind: type[Any]) -> Any:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -27,7 +39,7 @@ def load_recipe(path: Path = EMOJI) -> Recipe:
     except ValueError as error:
         raise UsageError(f"the recipe {path}", f"is not valid TOML: {error}") from error
     try:
-        return _build(Recipe, values, "")
+        return _build(kind, values, "")
     except UsageError as error:
         value = f"{error.value} in the recipe {path}"
         raise UsageError(value, error.rule, error.remedy) from None

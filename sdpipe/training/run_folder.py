@@ -3,7 +3,7 @@
 OUT/training/run.json       what defines the run: numbers, data, the model that is fine-tuned
 OUT/training/recipe.toml    the recipe's file, unchanged
 OUT/training/loss.csv, *.checkpoint, latents.safetensors, hard_negatives.safetensors, images.rgb,
-             samples/
+             paths-*.safetensors, samples/
 """
 
 import contextlib
@@ -20,6 +20,11 @@ from sdpipe.io.files import atomic_write, write_error
 FOLDER, RECORD = "training", "run.json"
 RESUME = "make room for it and run the same command again, which continues from the last checkpoint"
 """The remedy for a file that cannot be written during a run."""
+
+
+def lora_path(out: Path) -> Path:
+    """Where the LoRA of a distillation is written."""
+    return out / f"{out.resolve().name}.safetensors"
 
 
 def check_out(out: Path) -> None:

@@ -19,6 +19,8 @@ from accelerate.utils import broadcast_object_list, is_bf16_available, parse_fla
 from sdpipe.errors import SdpipeError, UsageError, warn
 from sdpipe.io.claims import claim
 from sdpipe.runtime.device import pick_device, pick_dtype
+from sdpipe.training.adapter import save_lora
+from sdpipe.training.consistency import distill
 from sdpipe.training.dataset import CaptionedLatents, Dataset, scale_to_unit_variance
 from sdpipe.training.emoji.dataset import EmojiDataset
 from sdpipe.training.imagefolder import ImageFolder
@@ -26,7 +28,7 @@ from sdpipe.training.job import Job
 from sdpipe.training.loop import Progress, no_progress
 from sdpipe.training.model import load_model, new_model, save_model
 from sdpipe.training.refinement.stages import refine
-from sdpipe.training.run_folder import FOLDER, init_run_dir, remove_run_dir
+from sdpipe.training.run_folder import FOLDER, init_run_dir, lora_path, remove_run_dir
 from sdpipe.training.stages import Run, train_denoiser, train_text_encoder, train_vae
 
 Log = Callable[[str], None]
@@ -44,8 +46,9 @@ def train(
     """Trains a model and writes it to `job.out`; returns that in the first process, else None.
 
     A new model passes through the stages of its recipe. A model that is fine-tuned has one stage:
-    its VAE, and so the meaning of the latents, and its tokenizer stay as they are. Checkpoints are
-    in `job.out`/training; the same job, started again, continues from them.
+    its VAE, and so the meaning of the latents, and its tokenizer stay as they are. Of a model that
+    is distilled the LoRA is written and its file returned. Checkpoints are in `job.out`/training;
+    the same job, started again, continues from them.
 
     dataset: the images in place of the job's own.
     save_every: seconds between checkpoints, at least; 0 writes one after every step.
@@ -72,7 +75,9 @@ def train(
             "is out of memory",
             "train with a smaller --dim, or with a smaller batch_size in a --recipe of your own",
         ) from error
-    return job.out if accelerator.is_main_process else None
+    if not accelerator.is_main_process:
+        return None
+    return job.out if job.recipe.consistency is None else lora_path(job.out)
 
 
 def _train(
@@ -100,6 +105,10 @@ def _train(
     run = Run(recipe, model, job.out / FOLDER, accelerator, save_every, progress)
     _in_first_process(accelerator, partial(_begin, job, run, dataset, origin, log))
 
+    if recipe.consistency is not None:
+        lora, settings = distill(run, dataset, recipe.consistency)
+        _in_first_process(accelerator, partial(save_lora, lora, settings, lora_path(job.out)))
+        return
     if origin is None:
         train_vae(run, dataset)
         latents = scale_to_unit_variance(model.vae, run.encode(dataset, "latents"))
@@ -167,7 +176,8 @@ def _begin(job: Job, run: Run, dataset: Dataset, origin: str | None, log: Log) -
         for path in (*latents, *run.folder.glob("*.checkpoint")):
             path.unlink(missing_ok=True)  # they are of another VAE
     try:
-        dataset.prepare(partial(run.progress, "reading the images"))
+        if job.recipe.consistency is None:  # else captions are enough
+            dataset.prepare(partial(run.progress, "reading the images"))
     except BaseException:
         if is_new:  # a repaired image makes other data, and so another run
             remove_run_dir(job.out)
