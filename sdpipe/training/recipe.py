@@ -178,12 +178,10 @@ class FineTuning(DenoisingStage):
 
 @dataclass(frozen=True, kw_only=True)
 class ConsistencyStage(Stage):
-    """The one stage of `--distill`, see `consistency`.
+    """The one stage of a distillation, see `consistency`, and a file of its own.
 
-    sampler_steps: those that the model is to draw in.
-    paths: how many the teacher follows, `batch_size` together; solver_steps: its steps in each
-        interval between two of the sampler's.
-    rank: of the LoRA.
+    sampler_steps: those that the model is to draw in. rank: of the LoRA.
+    paths: that the teacher follows; solver_steps: its own in each interval of the sampler's.
     """
 
     seed: int
@@ -258,10 +256,7 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A training run. `sampling` are the model's default settings, for its `sdpipe.json`.
-
-    consistency: the one stage of a distillation, which has a file of its own.
-    """
+    """A training run. `sampling` are the model's default settings, for its `sdpipe.json`."""
 
     seed: int
     size: int
