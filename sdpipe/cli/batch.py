@@ -222,7 +222,8 @@ def _draw(work: "Batch", shard: Shard, steal: bool, most: int | None) -> int:
     others = done - drawn - before
     parts += [f"{others} drawn by another process"] if others > 0 else []
     parts += [f"{len(work.failed)} without an image (see failed.jsonl)"] if work.failed else []
-    parts += [f"{len(work.plan.bad)} rows left out"] if work.plan.bad else []
+    bad = len(work.plan.bad)
+    parts += [f"{bad} row{'s' * (bad > 1)} left out"] if bad else []
     console.print_status(f"{_count(total)}: {', '.join(parts) or 'none is left'}")
     return console.FAILED if work.failed or work.plan.bad else console.DONE
 

@@ -168,7 +168,7 @@ def test_bad_rows_stop_all_unless_it_keeps_going(batch):
     assert not Path("o").exists()
     paths, err = batch(rows, "--keep-going", status=1)
     assert len(paths) == 1
-    assert "1 without an image (see failed.jsonl), 1 rows left out\n" in err
+    assert "1 without an image (see failed.jsonl), 1 row left out\n" in err
     (failed,) = lines("failed.jsonl")
     assert (failed["row"], failed["text"]) == (3, "cat")
     assert "NaN or infinity" in failed["reason"]
