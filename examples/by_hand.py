@@ -1,6 +1,6 @@
 """The whole way without `Pipeline`: each stage is a function that can be called alone."""
 
-from sdpipe import latents_to_pil, load
+from sdpipe import Pipeline, latents_to_pil, load
 from sdpipe.denoise import denoise
 from sdpipe.latents import draw_noise, make_generators
 from sdpipe.prompt import encode_prompts
@@ -16,5 +16,11 @@ x_t = x_t * scheduler.init_noise_sigma
 
 for step in denoise(parts.unet, scheduler, x_t, embeddings.cond, embeddings.uncond, g=3.0):
     x_t = step.latents
-for name, image in zip(["one", "two"], latents_to_pil(parts.vae, x_t), strict=True):
+images = latents_to_pil(parts.vae, x_t)
+for name, image in zip(["one", "two"], images, strict=True):
     image.save(f"by-hand-{name}.png")
+
+# `Pipeline` does the same, to the bit.
+pipe = Pipeline.from_components(parts, speed=False)
+result = pipe.generate(["pineapple", "sunflower"], seed=1, scheduler="euler", steps=20, g=3.0)
+assert images == result.images

@@ -1,4 +1,4 @@
-"""Draw an image. The same seed draws it again."""
+"""Draw an image, and draw it again from its file."""
 
 from sdpipe import Pipeline
 
@@ -6,3 +6,4 @@ pipe = Pipeline("emoji")  # or nothing, for CompVis/stable-diffusion-v1-4
 result = pipe.generate("red apple", seed=42)
 result.save("red-apple.png")
 print(result.settings[0])
+assert pipe.replay("red-apple.png").images == result.images  # drawn again from its file

@@ -19,3 +19,7 @@ results = {
 }
 for name, result in results.items():
     result.save(f"apple-{name}.png")
+
+kept = (0, 48, 128, 128)  # left, top, right, bottom: where the mask is black
+assert results["in-part"].images[0].crop(kept).tobytes() == apple.crop(kept).tobytes()
+assert results["grown"].images[0].size == (apple.width + 32, apple.height + 16)

@@ -13,3 +13,6 @@ strip = Image.new("RGB", (side * len(images), side))
 for i, image in enumerate(images):
     strip.paste(image, (side * i, 0))
 strip.save("guidance.png")
+
+# With g = 0 the prompt has no say: another one draws the same image.
+assert pipe.generate("rocket", g=0, seed=7).images[0] == images[0]

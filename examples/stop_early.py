@@ -10,4 +10,5 @@ for step in pipe.stream("octopus on a yellow background", seed=5, steps=60):
     before = step.x0
 
 latents_to_pil(pipe.components.vae, step.x0)[0].save("stopped-early.png")
+assert step.index + 1 < step.total
 print(f"stopped after step {step.index + 1} of {step.total}")
