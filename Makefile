@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
   $$p $(IS_NEW_ENOUGH) >/dev/null 2>&1 && echo $$p && break; done)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-hostile golden figures clean
+.PHONY: demo test test-hostile docs golden figures clean
 
 demo: .venv/sdpipe
 	.venv/bin/sdpipe generate "red apple" --model emoji --seed 42
@@ -21,6 +21,11 @@ test: .venv/test
 # Makes hostile files by the thousand, and sees that each is read or refused: minutes.
 test-hostile: .venv/test
 	OMP_NUM_THREADS=1 .venv/bin/python tests/hostile/watch.py
+
+# Builds the site, strictly, after running every command that its pages show as it stands.
+docs: .venv/docs
+	.venv/bin/pytest -m docs tests/test_docs.py
+	.venv/bin/mkdocs build --quiet
 
 # Writes all messages and help pages anew, to be reviewed by eye.
 golden: .venv/test
@@ -43,5 +48,9 @@ figures: .venv/test
 	.venv/bin/pip install --quiet --constraint constraints.txt --editable ".[test,train,show]"
 	@touch $@ .venv/sdpipe
 
+.venv/docs: .venv/test
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	@touch $@ .venv/test .venv/sdpipe
+
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv site build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """`Settings`: every input of one run, checked when it is made, and the field table behind it.
 
 Each field carries a `Rule`: its check, its parser, its help, its names. The command line, sweeps,
-labels, metadata and the table in the README follow from these rules, so that a new setting is
+labels, metadata and the table of the reference follow from these rules, so that a new setting is
 added here, in the stage that uses it, and in one test. That is why this file has more than
 300 lines: the table, the rules between fields and the types made from them belong together.
 
@@ -245,7 +245,7 @@ FILE = {"check": check_image_ref, "format": attrgetter("name"), "metavar": "FILE
 class Settings:
     """Every input of one run, by the rules in the fields' metadata, see `RULES`.
 
-    None means unset: the model's own value, see `resolved`. The README has a table of all settings.
+    None means unset: the model's own value, see `resolved`. docs/reference/settings.md has a table of all.
 
     Raises:
         UsageError: a value breaks its rule, or two of them do not go together.

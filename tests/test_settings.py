@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 from support.errors import raises
-from support.readme import README, settings_table
 
 from sdpipe import Pipeline
 from sdpipe.errors import SdpipeError, UsageError
@@ -179,10 +178,6 @@ def test_a_size_is_answered_with_width_and_height():
 )
 def test_a_label_needs_no_heading(name, value, words):
     assert label(name, value) == words
-
-
-def test_the_readme_has_the_table_of_settings():
-    assert settings_table() in README.read_text(encoding="utf-8"), "run `make golden`"
 
 
 def test_unset_is_none_and_nothing_but_the_prompt_is_needed():

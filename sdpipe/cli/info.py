@@ -13,7 +13,7 @@ Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="PNG, JPEG or
 
 
 def info(image: Images, as_json: options.PrintJson = False, debug: options.Debug = False) -> int:
-    """Shows how images were drawn, by sdpipe or another program: see docs/metadata.md."""
+    """Shows how images were drawn, by sdpipe or another program: see docs/reference/metadata.md."""
     found: list[dict[str, Any]] = []
     status = 0
     for path in image:

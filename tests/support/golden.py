@@ -1,8 +1,8 @@
-"""All that sdpipe says, as text to review by eye: `make golden` writes it to tests/golden/.
+"""All that sdpipe says, as text to review by eye: `make golden` writes it.
 
-messages.txt has every error, warning and status line of the source, read with ast, one a line:
-its kind, then value | rule | remedy, with what is filled in between braces. help.txt has the
---help of every command.
+tests/golden/messages.txt has every error, warning and status line of the source, read with ast,
+one a line: its kind, then value | rule | remedy, with what is filled in between braces.
+docs/reference/ has the --help of every command, and the table of settings.
 """
 
 import ast
@@ -15,17 +15,18 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from support import readme
+from support.reference import FOLDER as REFERENCE
+from support.reference import cli_page, settings_page
 
 import sdpipe
 
 ROOT = Path(sdpipe.__file__).parent
-FOLDER = Path(__file__).parents[1] / "golden"
+MESSAGES = Path(__file__).parents[1] / "golden" / "messages.txt"
 STATUS = {"say", "print_status", "log", "status", "bar"}
 TEXT = (ast.Constant, ast.JoinedStr, ast.BinOp, ast.IfExp)
 USAGE = {"BadParameter", "fail"}  # typer's
 
-PAGES = """
+SHOW_HELP = """
 import contextlib, io, json, typer.main
 from sdpipe.cli import main
 from sdpipe.cli.app import app
@@ -131,27 +132,31 @@ def messages() -> str:
     return "\n".join(chain.from_iterable(blocks))
 
 
-def help_pages() -> str:
+def help_page() -> str:
     """The --help of every command, 100 columns wide, without colour."""
     system = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     plain = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PYTHONUTF8": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", PAGES],
+        [sys.executable, "-c", SHOW_HELP],
         capture_output=True,
         check=True,
         text=True,
         encoding="utf-8",
         env={**system, **plain, "PYTHONPATH": str(ROOT.parent)},
     )
-    pages = [f"$ {line}\n{text}" for line, text in json.loads(done.stdout)]
-    return "\n".join(line.rstrip() for line in "\n".join(pages).splitlines()) + "\n"
+    return cli_page(json.loads(done.stdout))
+
+
+PAGES = {
+    MESSAGES: messages,
+    REFERENCE / "cli.md": help_page,
+    REFERENCE / "settings.md": settings_page,
+}
 
 
 def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
-    (FOLDER / "messages.txt").write_text(messages(), encoding="utf-8")
-    (FOLDER / "help.txt").write_text(help_pages(), encoding="utf-8")
-    readme.write()
+    for path, make in PAGES.items():
+        path.write_text(make(), encoding="utf-8")
 
 
 if __name__ == "__main__":
