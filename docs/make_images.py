@@ -1,39 +1,33 @@
-"""Draws the images of the README and the model card: `python docs/make_images.py`.
+"""Draws the images of the README, the pages and the model card: `python docs/make_images.py`.
 
-All come from the built-in model; matplotlib is needed. Every `sdpipe show NAME ...` in the README
-is run as it is printed there, and its drawing becomes NAME.png. The same goes for every
-`sdpipe sweep` with an image below it, for the command that draws without a seam (seamless.png), and
-for the one that draws each line of sheet.txt (sheet.png). With names, as in
-`make_images.py steps sheet`, only those are drawn.
+All come from the built-in model; matplotlib is needed. A command with an image below it is run as
+it is printed there, after those before it on its page; its drawing becomes docs/images/NAME.png.
+The same goes for the tiles (seamless.png); six.png and sheet.png show the prompts of six.txt and
+sheet.txt. With names, as in `make_images.py steps sheet`, only those are drawn.
 """
 
+import contextlib
 import csv
-import re
-import shlex
+import io
 import sys
 import tempfile
 from collections import defaultdict
-from contextlib import redirect_stdout
+from collections.abc import Sequence
 from pathlib import Path
-from unittest.mock import patch
 
+import pages
 from PIL import Image
 
 import sdpipe
+from sdpipe import Pipeline
 from sdpipe.cli.app import main as run
+from sdpipe.io.sheet import Table, draw_sheet
 from sdpipe.show.animation import quantize_colors
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
-COMMAND = re.compile(r"^sdpipe (show (\w+) .+?)(?: +#.*)?$", re.MULTILINE)
-SHEET = re.compile(r"^sdpipe (generate - .+) < docs/sheet\.txt", re.MULTILINE)
-SEAMLESS = re.compile(r"^sdpipe (generate .+ --seamless \w+)$", re.MULTILINE)
-SWEEP = re.compile(
-    r"^(?:\$ )?sdpipe (sweep .+)\n(?:.+/grid\.png\n)?```\n\n!\[[^]]*\]\(docs/(\w+)\.png\)",
-    re.MULTILINE,
-)
+IMAGES = HERE / "images"
 LOSSES = Path(sdpipe.__file__).parent / "models" / "emoji" / "loss.csv"
-ACROSS, GAP = 10, 4
+GAP = 4
 NAMES = {
     "vae": "VAE",
     "decoder": "decoder",
@@ -51,75 +45,72 @@ WIDEST = 1440  # pixels: a page is about 830 wide, on fine screens twice that
 
 
 def main() -> None:
-    """Writes sheet.png, the drawings of the README's commands, and loss.png beside this file."""
-    wanted, readme = set(sys.argv[1:]), README.read_text(encoding="utf-8")
-    for command, name in [*COMMAND.findall(readme), *SWEEP.findall(readme)]:
+    """Draws all images, or those that the arguments name."""
+    wanted = set(sys.argv[1:])
+    for page in pages.pages():
+        draw_page(page, wanted)
+    for name, seed, across, scale in (("six", 7, 6, 2), ("sheet", 0, 10, 1)):
         if not wanted or name in wanted:
-            draw(shlex.split(command), HERE / f"{name}.png")
-    if not wanted or "seamless" in wanted:
-        [command] = SEAMLESS.findall(readme)
-        draw_tiles(shlex.split(command), HERE / "seamless.png")
-    if not wanted or "sheet" in wanted:
-        [command] = SHEET.findall(readme)
-        draw_sheet(shlex.split(command), HERE / "sheet.png")
+            prompts = (HERE / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+            save(draw_prompts(prompts, seed, across, scale), name)
     if not wanted or "loss" in wanted:
-        plot_losses(HERE / "loss.png")
+        plot_losses(IMAGES / "loss.png")
 
 
-def draw(command: list[str], path: Path) -> None:
-    """Runs an sdpipe command, and saves its drawing, reduced to a width for a page."""
-    image = run_and_read(command)
+def draw_page(page: Path, wanted: set[str]) -> None:
+    """Runs the commands of a page in an empty folder, and saves what those with an image draw."""
+    commands = [c for c in pages.commands(page) if c.runs or c.image]
+    names = [c.image for c in commands if c.image and (not wanted or c.image in wanted)]
+    if not names:
+        return
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for command in commands:
+            if command.image in names:
+                draw = draw_tiles if "--seamless" in command.words else run_and_read
+                save(draw(command.words), command.image)
+            elif command.runs:
+                run(command.words)
+
+
+def save(image: Image.Image, name: str) -> None:
+    """Saves a drawing, reduced to a width for a page."""
     if image.width > WIDEST:
         size = (WIDEST, round(WIDEST * image.height / image.width))
         image = image.resize(size, Image.Resampling.LANCZOS)
-    quantize_colors(image).save(path, optimize=True)
+    quantize_colors(image).save(IMAGES / f"{name}.png", optimize=True)
 
 
-def run_and_read(command: list[str]) -> Image.Image:
-    """Runs an sdpipe command, and returns its drawing."""
-    with tempfile.TemporaryDirectory() as folder:
-        sweep = command[0] == "sweep"
-        path = Path(folder) / ("grid.png" if sweep else "drawn.png")
-        draw_into(folder if sweep else str(path), command)
-        with Image.open(path) as image:
-            return image.convert("RGB")
-
-
-def draw_into(out: str, command: list[str]) -> None:
-    """Runs an sdpipe command with this --out."""
-    with redirect_stdout(None):
-        status = run([*command, "--out", out])
+def run_and_read(words: Sequence[str]) -> Image.Image:
+    """Runs an sdpipe command, and returns its last drawing."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        status = run(words)
     if status != 0:
-        raise SystemExit(f"sdpipe {shlex.join(command)} failed")
+        raise SystemExit(f"sdpipe {' '.join(words)} failed")
+    with Image.open(out.getvalue().splitlines()[-1]) as image:
+        return image.convert("RGB")
 
 
-def draw_tiles(command: list[str], path: Path) -> None:
+def draw_tiles(words: Sequence[str]) -> Image.Image:
     """Draws two tiles side by side from a command, and two that it draws with a seam."""
-    at = command.index("--seamless")
-    tiles = [run_and_read(command), run_and_read([*command[:at], *command[at + 2 :]])]
+    at = words.index("--seamless")
+    tiles = [run_and_read(words), run_and_read([*words[:at], *words[at + 2 :]])]
     width, height = tiles[0].size
     sheet = Image.new("RGB", (4 * width + 8 * GAP, height), "white")
     for i, tile in enumerate(tiles):
         for k in range(2):
             sheet.paste(tile, ((2 * i + k) * width + 8 * GAP * i, 0))
-    sheet = sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.LANCZOS)
-    quantize_colors(sheet).save(path, optimize=True)
+    return sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.LANCZOS)
 
 
-def draw_sheet(command: list[str], path: Path) -> None:
-    """Draws the images of a command for the lines of sheet.txt on one sheet."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        (HERE / "sheet.txt").open(encoding="utf-8") as lines,
-        patch.object(sys, "stdin", lines),
-    ):
-        draw_into(folder, command)
-        images = [Image.open(file).convert("RGB") for file in sorted(Path(folder).glob("*.png"))]
-    side = images[0].width + GAP
-    sheet = Image.new("RGB", (side * ACROSS - GAP, side * (len(images) // ACROSS) - GAP), "white")
-    for i, image in enumerate(images):
-        sheet.paste(image, (i % ACROSS * side, i // ACROSS * side))
-    sheet.save(path, optimize=True)
+def draw_prompts(prompts: Sequence[str], seed: int, across: int, scale: int) -> Image.Image:
+    """Draws an image of each prompt, the next with the next seed, on a sheet with their names."""
+    images = Pipeline("emoji").generate(prompts, seed=seed, batch_invariant=True).images
+    side = images[0].width * scale
+    large = [image.resize((side, side), Image.Resampling.LANCZOS) for image in images]
+    names = [prompt.partition(" on a")[0] for prompt in prompts]
+    rows = range(0, len(names), across)
+    tables = [Table(names[i : i + across], [], [range(i, i + across)]) for i in rows]
+    return draw_sheet(tables, (side, side), lambda k: large[k])
 
 
 def plot_losses(path: Path) -> None:

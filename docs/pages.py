@@ -2,7 +2,8 @@
 
 A `console` block has commands behind `$ `, each with what it prints: the tests run them as they
 stand, page by page, in an empty folder. An `sh` block has commands alone, which are only parsed:
-some need a model or a file of yours. An image below a block is what its first command draws.
+some need a model or a file of yours. An image below a block is what its first command draws; but
+the gallery, which shows each with its command once more, has them the other way round.
 """
 
 import re
@@ -41,8 +42,9 @@ def pages() -> list[Path]:
 
 def commands(page: Path) -> Iterator[Command]:
     """The sdpipe commands of a page, in their order."""
-    for kind, text, image in BLOCK.findall(page.read_text(encoding="utf-8")):
+    for kind, text, name in BLOCK.findall(page.read_text(encoding="utf-8")):
         lines = text.splitlines()
+        image = None if page.stem == "gallery" else name or None
         typed = [i for i, line in enumerate(lines) if re.match(r"(\$ )?sdpipe ", line)]
         for i, end in zip(typed, [*typed[1:], len(lines)], strict=False):
             _, *words = shlex.split(lines[i].removeprefix("$ "), comments=True)

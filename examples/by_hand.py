@@ -16,7 +16,7 @@ x_t = x_t * scheduler.init_noise_sigma
 
 for step in denoise(parts.unet, scheduler, x_t, embeddings.cond, embeddings.uncond, g=3.0):
     x_t = step.latents
-images = latents_to_pil(parts.vae, x_t)
+images = [latents_to_pil(parts.vae, z)[0] for z in x_t.split(1)]
 for name, image in zip(["one", "two"], images, strict=True):
     image.save(f"by-hand-{name}.png")
 
