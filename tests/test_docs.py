@@ -44,6 +44,15 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
             assert anchor in slugs, anchor
 
 
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_the_lines_that_a_page_shows_of_a_file_are_in_it(page):
+    text = page.read_text(encoding="utf-8")
+    quotes = r"\]\((\.\./[^)]+\.py)\)[^\n]*:\n\n```python\n(.*?)^```"
+    for target, lines in re.findall(quotes, text, re.DOTALL | re.MULTILINE):
+        source = (page.parent / target).read_text(encoding="utf-8")
+        assert all(line.strip() in source for line in lines.splitlines()), lines
+
+
 @pytest.mark.docs
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_every_command_that_runs_prints_what_the_page_shows(page, tmp_path, monkeypatch):
@@ -54,3 +63,12 @@ def test_every_command_that_runs_prints_what_the_page_shows(page, tmp_path, monk
             with contextlib.redirect_stdout(out):
                 assert main(command.words) == 0, command.words
             assert command.printed == out.getvalue().splitlines()[: len(command.printed)]
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "learn"], ids=ids)
+def test_every_exercise_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text(encoding="utf-8").partition("## Try it")[2]
+    for code in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
