@@ -245,7 +245,7 @@ FILE = {"check": check_image_ref, "format": attrgetter("name"), "metavar": "FILE
 class Settings:
     """Every input of one run, by the rules in the fields' metadata, see `RULES`.
 
-    None means unset: the model's own value, see `resolved`. docs/reference/settings.md has a table of all.
+    None means unset: the model's own value, see `resolved`. docs/reference/settings.md has a table.
 
     Raises:
         UsageError: a value breaks its rule, or two of them do not go together.

@@ -1,4 +1,4 @@
-"""The pages: every command is one, every link leads somewhere, and what runs prints what they say."""
+"""The pages: commands exist, links lead somewhere, and what runs prints what the page shows."""
 
 import contextlib
 import io

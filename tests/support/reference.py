@@ -8,7 +8,8 @@ FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 
 SETTINGS = """# Settings
 
-What `Pipeline.generate` takes by name, and `sdpipe generate` as options: `guidance_rescale` is `--guidance-rescale`.
+What `Pipeline.generate` takes by name, and `sdpipe generate` as options: `guidance_rescale` is
+`--guidance-rescale`.
 Every value is checked before a model is loaded.
 
 | setting | means | default |
@@ -16,8 +17,8 @@ Every value is checked before a model is loaded.
 """
 CLI = """# Command line
 
-`sdpipe --help`, and the help of every command. [Exit statuses and environment variables](exit-status-and-environment.md)
-have a page of their own.
+`sdpipe --help`, and the help of every command.
+[Exit statuses and environment variables](exit-status-and-environment.md) have a page of their own.
 """
 
 
