@@ -24,8 +24,8 @@ from speed_setup import (
 from torch import Tensor
 
 from sdpipe import Pipeline, Step
-from sdpipe.lms import lms_coefficients
 from sdpipe.runtime.device import dtype_name, pick_dtype
+from sdpipe.schedule import lms_coefficients
 
 # ------------------------------------------------------------------ one guided step of v1-4
 

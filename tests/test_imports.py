@@ -28,8 +28,7 @@ MAY_IMPORT = {
     "settings": ("values", "prompt.syntax"),
     "prompt": ("values",),
     "latents": ("runtime",),
-    "lms": (),
-    "schedule": (CONSTANTS, "lms", "runtime"),
+    "schedule": (CONSTANTS, "runtime"),
     "guidance": ("values",),
     "denoise": ("guidance", "schedule"),
     "sampling": (*STAGES[:7], "canvas", "components", "runtime"),
@@ -108,7 +107,7 @@ def test_the_readme_of_the_package_names_every_file_and_room_of_the_root():
     rooms = {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")} | {"models/"}
     named = set(re.findall(r"`(\w+(?:\.py|/))`", text))
     assert named == files | rooms
-    assert len(files) <= 17
+    assert len(files) <= 16
     assert len(text.splitlines()) <= 30
 
 

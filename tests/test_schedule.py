@@ -8,8 +8,7 @@ from numpy.polynomial import Polynomial
 from support.errors import raises
 
 from sdpipe.errors import UsageError
-from sdpipe.lms import lms_coefficients
-from sdpipe.schedule import CLASSES, make_scheduler, schedule_for
+from sdpipe.schedule import CLASSES, lms_coefficients, make_scheduler, schedule_for
 from sdpipe.settings import (
     DISTILLED_SCHEDULERS,
     KARRAS_SCHEDULERS,
