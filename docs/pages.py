@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
-    r"^```(console|sh|)\n(.*?)^```$(?:\n\n!\[[^]]*\]\([./\w]*?images/(\w+)\.png\))?",
+    r"^```(\w*)\n(.*?)^```$(?:\n\n!\[[^]]*\]\([./\w]*?images/(\w+)\.png\))?",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -44,6 +44,8 @@ def commands(page: Path) -> Iterator[Command]:
     """The sdpipe commands of a page, in their order."""
     for kind, text, name in BLOCK.findall(page.read_text(encoding="utf-8")):
         lines = text.splitlines()
+        if kind not in ("console", "sh", ""):
+            continue
         image = None if page.stem == "gallery" else name or None
         typed = [i for i, line in enumerate(lines) if re.match(r"(\$ )?sdpipe ", line)]
         for i, end in zip(typed, [*typed[1:], len(lines)], strict=False):
