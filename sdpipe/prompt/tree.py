@@ -83,7 +83,7 @@ class Moment:
 
     step: what edits of the first pass go by, from 0, of `steps`.
     turn: what alternations go by.
-    hires_step: what edits of the second pass go by, of `hires_steps`; -1 in the first pass.
+    hires_step: what edits of the second pass go by, of `hires_steps`; below 0 in the first pass.
     """
 
     step: int
@@ -115,7 +115,7 @@ def moments(timing: Timing) -> Iterator[Moment]:
         second = k >= steps
         if delay is None:
             step = k - more * second
-            yield Moment(step, steps, step, k - steps if second else -1, more)
+            yield Moment(step, steps, step, k - steps, more)
         else:
             turn = max(k - steps * second - delay, 0)
             yield Moment(turn + steps * second, steps, turn, turn if second else -1, more)

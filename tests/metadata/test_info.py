@@ -125,6 +125,8 @@ def test_what_was_added_and_replaced_is_shown_with_the_beginnings_of_hashes(tmp_
         ("pixels", "as they were drawn"),
     ):
         assert f"  {name:<{width}}  {value}" in lines, name
+    plain = our_image(tmp_path / "y.png", change("speed", None))
+    assert "  drawn       on cpu in float32" in str(info(plain)).splitlines()
 
 
 def test_an_edited_image_is_recognised(tmp_path):

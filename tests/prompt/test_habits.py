@@ -108,6 +108,14 @@ def test_signs_that_are_not_seen_are_named_by_number():
     assert "'redapple'" in message
 
 
+def test_a_warning_shows_so_much_of_a_prompt():
+    for length, shown in ((60, "'<lora:{}>' is"), (61, "'<lora:{}...' is")):
+        (message,) = warned(warn_habits, [f"<lora:{'x' * (length - 7)}>"])
+        assert message.startswith(shown.format("x" * (53 if length == 60 else 54)))
+    (message,) = warned(warn_habits, ["\u2018a\u2019 \u201ab\u201b \u201cc\u201d \u201ed\u201f"])
+    assert "reads \u2018, \u2019, \u201a, \u201b, \u201c, \u201d as such" in message
+
+
 @pytest.mark.parametrize(
     ("prompts", "unused"),
     [

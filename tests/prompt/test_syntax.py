@@ -146,6 +146,7 @@ def test_other_characters_after_a_backslash_and_colons_in_brackets_are_text():
         ("(a [b)]", "bracket [ in column 4", "meets ) in column 6"),
         ("one\ntwo (three", "bracket ( in line 2, column 5", "never closed"),
         ("(cat:high)", "'high' after the colon in column 5", "not a weight from 0 to 10"),
+        (f"(cat:{'x' * 41})", f"'{'x' * 40}' after the colon in column 5", "not a weight"),
         ("(cat:)", "nothing after the colon in column 5", "not a weight"),
         ("(cat:nan)", "'nan' after", "not a weight"),
         ("(cat:1e3)", "'1e3' after", "not a weight"),
@@ -190,6 +191,7 @@ def test_weights_up_to_the_bounds_are_accepted():
         ("d", 10.0),
     ]
     assert said("[" * MAX_DEPTH + "x" + "]" * MAX_DEPTH)[0][0] == "x"
+    assert said("(x)" * (MAX_DEPTH + 1)) == [("x" * (MAX_DEPTH + 1), 1.1)]  # beside one another
 
 
 def nested(inside):

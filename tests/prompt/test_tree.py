@@ -47,8 +47,9 @@ def test_changes_come_when_they_come_in_a1111(prompt):
 
 @pytest.mark.parametrize("prompt", HIRES)
 def test_and_in_its_second_pass(prompt):
-    drawn = texts(prompt, Timing(10, 10, 1))[10:]
-    assert drawn == [at_call(HIRES[prompt], call) for call in range(10)]
+    drawn = texts(prompt, Timing(10, 10, 1))
+    assert drawn[10:] == [at_call(HIRES[prompt], call) for call in range(10)]
+    assert (drawn[:10] == ["a  c"] * 10) == ("1.5" in prompt)
 
 
 def test_numbers_of_steps_go_on_in_its_second_pass():
