@@ -205,7 +205,7 @@ def _size(text: str | None) -> dict[str, Value]:
 
 def _unquote(text: str) -> str:
     """The text that a JSON string holds; any other text as it is."""
-    if not (len(text) > 1 and text[0] == text[-1] == '"'):
+    if not text.startswith('"'):
         return text
     try:
         value = json.loads(text)

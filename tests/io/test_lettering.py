@@ -1,14 +1,20 @@
+import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from sdpipe.io.lettering import (
+    LEADING,
     SMALL,
     TEXT,
     distinguish,
+    height_of,
     label_lines,
+    label_width,
     shorten,
     text_width,
     transliterate,
     wrap,
+    write,
 )
 
 
@@ -59,3 +65,24 @@ def test_wrapped_lines_hold_all_words_or_end_with_dots():
 def test_a_note_is_smaller_and_below():
     lines = label_lines("step 3\nsigma 2.5", TEXT, 200, 1)
     assert [(line.text, line.size) for line in lines] == [("step 3", TEXT), ("sigma 2.5", SMALL)]
+
+
+def test_lines_are_written_below_one_another_in_the_height_that_is_told():
+    lines = label_lines("step 3\nsigma 2.5", TEXT, 200, 1)
+    assert height_of(lines) == TEXT + SMALL + 2 * LEADING
+    for centred, left in ((False, 30), (True, 30 - label_width("step 3\nsigma 2.5", TEXT) // 2)):
+        paper = Image.new("RGB", (120, 80), "white")
+        write(ImageDraw.Draw(paper), (30, 10), lines, centred=centred)
+        y, x = np.nonzero(np.asarray(paper.convert("L")) < 200)
+        assert abs(x.min() - left) <= 3
+        second = 10 + TEXT + LEADING
+        assert (y < second - 2).any()
+        assert (y >= second).any()
+        assert y.min() >= 10
+        assert y.max() < 10 + height_of(lines)
+
+
+def test_a_label_is_as_wide_as_the_wider_of_text_and_note():
+    wide, narrow = "a long text", "i"
+    assert label_width(f"{wide}\n{narrow}", TEXT) == text_width(wide, TEXT)
+    assert label_width(f"{narrow}\n{wide}", TEXT) == text_width(wide, SMALL)

@@ -23,6 +23,9 @@ from sdpipe.io.names import Destination, free_names, slug
         ("...", "image"),
         ("a photograph of an astronaut riding a horse on the moon", None),
         ("x" * 5000, "x" * 40),
+        (f"{'a' * 20} {'b' * 19}", f"{'a' * 20}-{'b' * 19}"),
+        (f"{'a' * 20} {'b' * 19} c", f"{'a' * 20}-{'b' * 19}"),
+        (f"{'a' * 20} {'b' * 20}", "a" * 20),
     ],
 )
 def test_a_slug_is_short_plain_and_never_a_path(prompt, name):
@@ -36,6 +39,7 @@ def test_a_folder_numbers_on_from_the_highest(tmp_path):
     assert Destination(folder, 3).path(0, "red apple") == folder / "0001-red-apple.png"
     assert not folder.exists()  # only looked at
     folder.mkdir(parents=True)
+    assert Destination(folder, 1).path(0, "red apple") == folder / "0001-red-apple.png"
     others = [
         "notes-12.txt",
         "12-short.png",
@@ -137,6 +141,7 @@ def test_a_hyphen_names_no_file(tmp_path, monkeypatch):
         ("x.png", ["x.steps", "x-2.steps"], ["x-1.png", "x-3.png"]),
         ("x-1.png", ["x-1.png"], ["x-2.png"]),
         ("x-09.jpg", ["x-09.jpg"], ["x-10.jpg"]),
+        ("x-007.jpg", ["x-007.jpg"], ["x-008.jpg"]),
         ("0001-red.png", ["0001-red.png"], ["0001-red-1.png"]),
         ("-5.png", ["-5.png"], ["-5-1.png"]),
     ],

@@ -59,6 +59,9 @@ def test_sixteen_bits_keep_their_scale(tmp_path):
         (np.float32, [0.2, 0.5, 0.8], [51, 127.5, 204]),  # from 0 to 1, whatever is in the image
         (np.float64, [0.5, 0.5, 0.5], [127.5] * 3),
         (np.float32, [np.nan, 0.0, 1.0], [0, 0, 255]),
+        (np.float32, [np.inf, 0.5, 1.0], [0, 127.5, 255]),
+        (np.int32, [0, 255, 255], [0, 255, 255]),
+        (np.int32, [0, 256, 257], [0, 1, 1]),
         (np.int32, [7, 7, 7], [7] * 3),  # 8 bits in 32
         (np.int32, [1000, 32768, 65535], [1000 / 257, 127.5, 255]),  # 16 bits in 32
         (np.int32, [2**30] * 3, [127.5] * 3),
@@ -89,6 +92,10 @@ def test_floats_outside_of_0_to_1_are_cut_off_and_said(tmp_path):
     with pytest.warns(SdpipeWarning, match="x.tif has values from -1 to 2: floating-point values"):
         shown = read_image(tmp_path / "x.tif")
     assert [shown.getpixel((i, 0))[0] for i in range(3)] == [0, 128, 255]
+    for values in ([-1, 0.5, 1], [0, 0.5, 2]):
+        Image.fromarray(np.array([values], np.float32)).save(tmp_path / "x.tif")
+        with pytest.warns(SdpipeWarning, match="those beyond are cut off"):
+            read_image(tmp_path / "x.tif")
 
 
 def with_profile(image, profile, **options):
@@ -130,8 +137,8 @@ def test_inks_have_the_colour_of_their_profile():
 
 
 def test_a_profile_that_is_srgb_changes_no_bit():
-    noise = Image.effect_noise((64, 64), 80).convert("RGB")
-    for profile in (profiles.srgb(), profiles.srgb(round_to=2**-10)):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    for profile in (profiles.srgb(), profiles.srgb(round_to=2**-12)):
         assert to_upright_rgb(with_profile(noise, profile), "x").tobytes() == noise.tobytes()
 
 
@@ -302,6 +309,8 @@ def test_a_side_that_is_too_long_is_refused(tmp_path):
     Image.new("1", (1, 65537)).save(tmp_path / "x.png")
     with raises(UsageError, rule="1 x 65537 pixels, and a side has at most 65536"):
         read_image(tmp_path / "x.png")
+    Image.new("1", (1, 65536)).save(tmp_path / "y.png")
+    assert read_image(tmp_path / "y.png").size == (1, 65536)
 
 
 def test_of_an_animation_the_first_frame_is_read(tmp_path):

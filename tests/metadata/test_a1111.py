@@ -82,6 +82,20 @@ def test_our_own_text_is_read_back_where_our_json_was_lost(scheduler):
 @pytest.mark.parametrize("text", ["", "just a prompt", "a cat\nSteps: 20, Seed: 3"])
 def test_a_text_with_fewer_than_three_values_is_a_prompt(text):
     assert a1111.read(text).values["prompt"] == text
+    three = a1111.read("a cat\nSteps: 20, Seed: 3, Size: 64x32").values
+    assert (three["prompt"], three["steps"], three["height"]) == ("a cat", 20, 32)
+
+
+def test_a_second_pass_over_all_steps_is_held_against_theirs():
+    text = f"a cat\n{SETTINGS}, Hires upscale: 2, Denoising strength: 1"
+    assert not any("second pass" in note for note in a1111.read(text).notes)
+    notes = a1111.read(f"{text}, Hires steps: 12").notes
+    assert "its second pass took 12 steps there, and takes 20 here." in notes
+
+
+@pytest.mark.parametrize("text", ['"', '"a" b', '"a', '"\\x"', "[1", "null", "5"])
+def test_a_value_that_is_no_json_text_is_taken_as_it_is(text):
+    assert a1111.read(f"a cat\n{SETTINGS}, Extension: {text}").extra["Extension"] == text
 
 
 def test_clip_skip_is_counted_as_here():
@@ -97,7 +111,7 @@ def test_clip_skip_is_counted_as_here():
 def test_a_line_without_end_is_refused_and_a_long_prompt_is_not():
     with raises(RecordError, value="a line of 1000000 characters"):
         a1111.read("x" * 1_000_000)
-    assert a1111.read("ab " * (MAX_PROMPT // 3)).values["prompt"].startswith("ab ab")
+    assert a1111.read("x" * MAX_PROMPT).values["prompt"] == "x" * MAX_PROMPT
 
 
 def test_civitais_hashes_are_kept_apart():
@@ -160,3 +174,6 @@ def test_everything_that_is_not_carried_over_is_said():
     record = a1111.read(f"a cat\n{SETTINGS}, ENSD: 31337, {more}, Batch size: 4, Tiling: False")
     assert record.notes[-1].startswith("left out: ENSD, Extension 0, ")
     assert record.notes[-1].endswith("Extension 10 and 9 more.")
+    for count, end in ((11, "Extension 10."), (12, "Extension 10 and 1 more.")):
+        more = ", ".join(f"Extension {k}: on" for k in range(count))
+        assert a1111.read(f"a cat\n{SETTINGS}, ENSD: 31337, {more}").notes[-1].endswith(end)

@@ -149,6 +149,17 @@ def test_a_command_without_quotes():
     }
 
 
+def test_blended_prompts_and_other_images_are_noted():
+    def notes(**changes):
+        image = {**SD_METADATA["image"], **changes}
+        return " ".join(invokeai.read_version_2({**SD_METADATA, "image": image}).notes)
+
+    assert "blended" in notes(prompt=[{"prompt": "a"}, {"prompt": "b"}])
+    assert "blended" not in notes()
+    assert "from another image" in notes(type="img2img")
+    assert "from another image" not in notes(type=None)
+
+
 def test_metadata_without_its_image_and_a_command_without_end_are_refused():
     with raises(RecordError, value="sd-metadata"):
         invokeai.read_version_2({"image": 3})

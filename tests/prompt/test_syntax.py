@@ -144,6 +144,7 @@ def test_other_characters_after_a_backslash_and_colons_in_brackets_are_text():
         (":)", "bracket ) in column 2", "closes nothing"),
         ("a] [b]", "bracket ] in column 2", "closes nothing"),
         ("(a [b)]", "bracket [ in column 4", "meets ) in column 6"),
+        ("\n(three", "bracket ( in line 2, column 1", "never closed"),
         ("one\ntwo (three", "bracket ( in line 2, column 5", "never closed"),
         ("(cat:high)", "'high' after the colon in column 5", "not a weight from 0 to 10"),
         (f"(cat:{'x' * 41})", f"'{'x' * 40}' after the colon in column 5", "not a weight"),

@@ -165,6 +165,15 @@ def test_where_no_word_is_similar_there_is_no_suggestion(prompt):
     assert "did you mean" not in warning(prompt)
 
 
+def test_the_warning_lists_six_words_and_counts_the_others():
+    assert '"4", "5", "6", "7", "8" or "9" and' in warning("4 5 6 7 8 9")
+    assert '"4", "5", "6", "7", "8", "9" or 2 other words and' in warning("4 5 6 7 8 9 1 2")
+
+
+def test_single_letters_are_like_no_word():
+    assert Vocabulary.from_captions(["cat", "ox"], []).unknown("ca o") == {"ca": "cat", "o": None}
+
+
 GLYPHS = {
     "\U0001f319": "moon",
     "\U0001f3f0": "castle",
