@@ -207,7 +207,8 @@ def load(
     sources = _find_sources(model, given, full_precision, prediction_type, *added)
     defaults, scheduler_config = sources.defaults(), sources.scheduler()
     base, replaced = sources.model, {*sources.modules, *sources.replaced}
-    is_own_language = not loras and not replaced & {"tokenizer", "text_encoder"}
+    brings_words = not all(lora.settings for lora in added[0])  # one that was distilled does not
+    is_own_language = not brings_words and not replaced & {"tokenizer", "text_encoder"}
     vocabulary = read_vocabulary(base.path, base.label) if base and is_own_language else None
 
     device = pick_device(device)

@@ -21,6 +21,7 @@ from sdpipe.loading.locate import check_model, check_part
 from sdpipe.loading.lora import Lora
 from sdpipe.loading.single_file import check_prediction_type
 from sdpipe.loading.textual_inversion import Embedding
+from sdpipe.loading.weights import BUILT_IN_LORAS
 from sdpipe.runtime.device import check_device, check_dtype, pick_speed
 from sdpipe.settings import DEFAULT_OF, RULES, Settings
 
@@ -212,6 +213,9 @@ def _with_weight(text: str) -> tuple[str, float]:
 
 
 def _file_and_more(text: str) -> tuple[str, str | None]:
-    """FILE:MORE in two; what comes before the colon has a suffix, as no drive letter has."""
-    match = re.fullmatch(r"(.+\.\w+):(.*)", text, re.DOTALL)
+    """FILE:MORE in two; what comes before the colon has a suffix or is built in, as no drive letter
+    is.
+    """
+    names = "|".join(BUILT_IN_LORAS)
+    match = re.fullmatch(rf"(.+\.\w+|{names}):(.*)", text, re.DOTALL)
     return (text, None) if match is None else (match[1], match[2])

@@ -105,7 +105,8 @@ LoraFiles = Annotated[
     list[str] | None,
     option(
         MODEL,
-        "A LoRA, and how much of it, 1 if left out; can be given many times.",
+        "A LoRA, a file or emoji-lcm (built in), and how much of it, 1 if left out; can be given "
+        "many times.",
         "--lora",
         metavar="FILE[:WEIGHT]",
     ),

@@ -37,8 +37,11 @@ _LEGACY_NAMES = {
 }
 
 
+BUILT_IN_LORAS = {"emoji-lcm": Path(__file__).parents[1] / "models" / "emoji-lcm.safetensors"}
+
+
 def find_file(value: str | os.PathLike[str], label: str) -> Path:
-    """Finds a .safetensors file by its path.
+    """Finds a .safetensors file by its path, or a built-in LoRA by its name.
 
     label: how messages name it, such as "lora='a.safetensors'".
 
@@ -46,6 +49,8 @@ def find_file(value: str | os.PathLike[str], label: str) -> Path:
         ModelNameError: there is no such file, or its name is not one of weights.
         ModelError: it is pickled.
     """
+    if (built_in := BUILT_IN_LORAS.get(os.fspath(value))) is not None:
+        return built_in
     path = Path(value).expanduser()
     if not os.fspath(value) or not os.path.exists(path):  # Path.exists may raise
         raise ModelNameError(label, "does not exist", "give the path of a .safetensors file")

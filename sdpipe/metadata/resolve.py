@@ -17,7 +17,7 @@ from sdpipe.errors import ModelError, UsageError
 from sdpipe.loading.hub import is_hub_id
 from sdpipe.loading.locate import BUILT_IN, is_cached
 from sdpipe.loading.single_file import check_prediction_type
-from sdpipe.loading.weights import find_file, sha256
+from sdpipe.loading.weights import BUILT_IN_LORAS, find_file, sha256
 from sdpipe.metadata.record import Record, RecordError, truncate
 from sdpipe.runtime.device import DTYPES, SPEEDS, check_device, pick_device
 from sdpipe.settings import TWO_CALL_SCHEDULERS, Settings
@@ -90,6 +90,9 @@ def resolve_files(
     by_hash = {sha256(find_file(file, f"{kind}={file!r}")): file for file in given}
     found = []
     for entry in recorded:
+        for name, built_in in BUILT_IN_LORAS.items():
+            if (entry["name"], entry["sha256"]) == (built_in.name, sha256(built_in)):
+                by_hash.setdefault(entry["sha256"], name)
         if entry["sha256"] not in by_hash:
             unfit = ", ".join(truncate(file) for file in by_hash.values())
             raise UsageError(

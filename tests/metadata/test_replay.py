@@ -326,3 +326,14 @@ def test_our_own_text_without_our_json_is_drawn_again(draw, run):
         assert status == 0, err
         with Image.open("z.png") as again:
             assert compare_pixels(image, again).psnr is None
+
+
+def test_a_built_in_lora_brings_its_settings_and_needs_no_naming(run):
+    arguments = ["--model", "emoji", "--lora", "emoji-lcm:1", "--seed", "3", "--out", "x.png"]
+    status, _, err = run("generate", "🍎", *arguments)
+    assert status == 0, err
+    with Image.open("x.png") as image:
+        settings = json.loads(image.text["sdpipe"])["settings"]
+    assert settings["prompt"] == "red apple"  # the model's vocabulary is what it was
+    assert (settings["steps"], settings["g"], settings["scheduler"]) == (4, 1.0, "lcm")
+    assert run("replay", "x.png", "--verify")[:2] == (0, "identical\n")
