@@ -106,6 +106,30 @@ def add_noise(x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
 
 
+def posterior(
+    x_0: Tensor, x_t: Tensor, alpha_bar: float, alpha_bar_prev: float
+) -> tuple[Tensor, float]:
+    """Mean and variance of q(x_{t-1} | x_t, x_0), the way back for who knows the image.
+
+    A Gaussian, Ho et al. (2020), equations 6 and 7:
+
+        mean = sqrt(alpha_bar_prev) beta_t / (1 - alpha_bar_t) x_0
+             + sqrt(alpha_t) (1 - alpha_bar_prev) / (1 - alpha_bar_t) x_t
+        variance = (1 - alpha_bar_prev) / (1 - alpha_bar_t) beta_t
+
+    With a predicted x_0 the mean is that of the model's p_theta(x_{t-1} | x_t).
+
+    x_0, x_t: (B, C, h, w). alpha_bar, alpha_bar_prev: of t and t - 1, with
+        1 >= alpha_bar_prev > alpha_bar; alpha_t = alpha_bar / alpha_bar_prev = 1 - beta_t. Where
+        alpha_bar_prev is 1, x_{t-1} is x_0: the variance is 0.
+    """
+    alpha = alpha_bar / alpha_bar_prev
+    of_image = alpha_bar_prev**0.5 * (1 - alpha) / (1 - alpha_bar)
+    of_noisy = alpha**0.5 * (1 - alpha_bar_prev) / (1 - alpha_bar)
+    variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha)
+    return of_image * x_0 + of_noisy * x_t, variance
+
+
 @torch.no_grad()
 def pil_to_latents(vae: AutoencoderKL, images: Image.Image | Sequence[Image.Image]) -> Tensor:
     """Encodes images of one size to latents: the mode of the VAE's posterior, scaled.

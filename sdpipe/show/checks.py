@@ -7,7 +7,7 @@ from sdpipe.errors import UsageError
 from sdpipe.guidance import Guidance
 from sdpipe.prompt.syntax import parse
 from sdpipe.settings import RANDOM_SCHEDULERS, TWO_CALL_SCHEDULERS, Settings
-from sdpipe.values import Scale, format_scale
+from sdpipe.values import Scale, check_int, format_scale
 
 LAST_TIMESTEP = 999  # of every model of the family
 MOST_FRAMES = 999
@@ -38,6 +38,11 @@ def check_times(times: Sequence[int]) -> None:
                 "is out of range",
                 f"timesteps go from 0, almost the image, to {LAST_TIMESTEP}, almost noise",
             )
+
+
+def check_points(points: int) -> None:
+    """Checks a number of timesteps above 0. Raises UsageError."""
+    check_int("points", points, 1, LAST_TIMESTEP)
 
 
 def count_calls(steps: int, scheduler: str | None) -> int:

@@ -3,6 +3,7 @@
 import typer
 
 from sdpipe.cli.show.attention import attention
+from sdpipe.cli.show.bound import bound
 from sdpipe.cli.show.denoise import denoise
 from sdpipe.cli.show.guidance import guidance
 from sdpipe.cli.show.interpolate import interpolate
@@ -33,6 +34,7 @@ show_app.command(
     short_help="Noise becoming an image: a filmstrip or a film.",
     epilog="Example:  sdpipe show steps 'red apple' --model emoji --gif apple.gif",
 )(steps)
+show_app.command(short_help="What an image costs in nats: the variational bound.")(bound)
 show_app.command(short_help="The predictions without the prompt, with it, and guided.")(guidance)
 show_app.command(short_help="Where each word acts on the image.")(attention)
 show_app.command(
