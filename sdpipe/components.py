@@ -9,12 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.loading.compatibility import check_embeddings, check_loras, check_parts
-from sdpipe.loading.locate import (
-    find_model,
-    is_model_local,
-    is_part_local,
-    public_name,
-)
+from sdpipe.loading.locate import find_model, is_model_local, is_part_local, public_name
 from sdpipe.loading.lora import Lora, LoraSpec
 from sdpipe.loading.networks import blame_weights, build
 from sdpipe.loading.single_file import check_prediction_type
