@@ -1,5 +1,6 @@
 """The kinds of scenes that prompt_accuracy.py has a model draw, and in what each is to be right."""
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -36,6 +37,14 @@ class Bench:
         assert scenes is not None
         self.scale: Range = scenes.scale  # of a glyph whose size is not said
         self._drawn: dict[tuple[Kind, float, str], Tally] = {}
+
+    def with_lora(self, lora: str) -> "Bench":
+        """The same with a LoRA added to the model, and with the settings that it brings."""
+        other = copy.copy(self)
+        other.pipe = Pipeline(self.model, loras=[lora])
+        other.own = {**DEFAULTS, **other.pipe.components.defaults}
+        other._drawn = {}
+        return other
 
     def draw(self, prompts: Sequence[str], **settings: Any) -> Iterator[Image.Image]:
         settings = {"g": self.own["g"], "steps": STEPS, **settings}

@@ -56,6 +56,7 @@ QUICK_NAMES = 64
 HIGH_G = 7.5
 CURVE = (1.0, 2.0, 3.0, 5.0, HIGH_G, 12.0)
 SEEDS, SEEDED_NAMES = 16, 20
+LORA, FEW = "emoji-lcm", 4  # the LoRA for few steps, and the steps that it is for
 SOLVERS = {"lms": "LMS", "euler": "Euler", "dpm++": "DPM++ 2M"}
 
 Figures = dict[str, Any]
@@ -153,6 +154,36 @@ def seeds(bench: Bench) -> Figures:
     }
 
 
+def few_steps(bench: Bench) -> Figures:
+    """The names alone in four steps, with the LoRA and without it, and what an image takes in
+    evaluations of the U-Net; with the LoRA the other kinds too.
+    """
+    distilled = bench.with_lora(LORA)
+    ways: dict[str, tuple[Bench, dict[str, Any]]] = {
+        LORA: (distilled, {}),
+        "the model, lcm, g 1": (bench, {"g": 1.0, "scheduler": "lcm"}),
+        "the model": (bench, {}),
+    }
+    found: Figures = {"steps": FEW, f"evaluations in {STEPS}": evaluations(bench)}
+    for way, (drawn_by, settings) in ways.items():
+        count = evaluations(drawn_by, steps=FEW, **settings)
+        figures = tally_alone(drawn_by, steps=FEW, **settings).figures()
+        found[way] = {"evaluations": count, **figures}
+    for kind, draw in list(KINDS.items())[1:]:  # the first is the names alone
+        found[kind] = draw(distilled, steps=FEW).figures()
+    return found
+
+
+def evaluations(bench: Bench, **settings: Any) -> int:
+    """How many U-Net evaluations an image takes; a guided step is two."""
+    counts: list[int] = []
+    unet = bench.pipe.components.unet
+    hook = unet.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+    list(bench.draw(["red apple"], **settings))
+    hook.remove()
+    return sum(counts)
+
+
 def vae(bench: Bench) -> Figures:
     """What is left of images that the VAE never saw, and of the model's own: PSNR in dB."""
     model = load(bench.model, dtype="float32").vae
@@ -238,7 +269,7 @@ def weights(folder: Path) -> dict[str, str]:
 
 
 # The curve comes early: where it peaks is the g that most of the others are measured at.
-PARTS = (glyph, guidance, solvers, colour, place, pair, words, seeds, vae, cost)
+PARTS = (glyph, guidance, solvers, colour, place, pair, words, few_steps, seeds, vae, cost)
 QUICK = (glyph, colour, place, pair)
 
 
@@ -282,6 +313,9 @@ def table(report: Figures) -> str:
             rows.append((f"{kind}, g {', '.join(gs)}: all right", "", said))
         said = f"{', '.join(percent(p[g], 'all') for g in gs)}; best at g {', '.join(p['best at'])}"
         rows.append((f"all these, g {', '.join(gs)}", "peaks at the model's g", said))
+    if p := parts.get("few_steps"):
+        title = f"the name alone, {p['steps']} steps with {LORA}: glyph"
+        rows.append((title, "95 %", percent(p[LORA], "glyph")))
     if p := parts.get("seeds"):
         said = f"{p['mean distance']:.1f} (the nearest two {p['nearest two'][0]:.1f})"
         rows.append((f"{SEEDS} seeds: distance of two pictures, of 255", "", said))

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -263,9 +263,8 @@ def _find_sources(
     """Finds all parts and checks that they fit each other."""
     parts = {part: value for part, value in given.items() if value is not None}
     sources = Sources.find(
-        model, parts, full_precision=full_precision, prediction_type=prediction_type
+        model, parts, full_precision=full_precision, prediction_type=prediction_type, loras=loras
     )
-    sources = replace(sources, loras=loras)
     sources.scheduler()  # reads and checks it
     check_parts(sources)
     sources.defaults()

@@ -32,7 +32,8 @@ Out = Annotated[
     Path | None,
     options.option(
         PANEL,
-        "The folder for the model; of a stopped run, to continue it. Of emoji: runs/emoji.",
+        "The folder for the model; of a stopped run, to continue it. Of emoji: runs/emoji; of "
+        "--distill: runs/NAME-lcm.",
         "--out",
         "-o",
         metavar="FOLDER",

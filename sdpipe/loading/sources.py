@@ -63,6 +63,7 @@ class Sources:
         *,
         full_precision: bool,
         prediction_type: str | None = None,
+        loras: Sequence[Lora] = (),
     ) -> Self:
         """Finds all parts, downloads what is on the hub and not cached, and checks every header.
 
@@ -97,7 +98,7 @@ class Sources:
             template = find_configs(label=base.label)
         elif vae and vae.is_file and not (base and (base.path / "vae/config.json").is_file()):
             template = find_configs(label=vae.label)
-        sources = cls(base, modules, locations, replaced, template, info, prediction_type)
+        sources = cls(base, modules, locations, replaced, template, info, prediction_type, loras)
         sources._check_headers()
         if vae and vae.is_file and "vae" in given:
             _, tensors = read_header(vae.path, vae.label)

@@ -144,8 +144,10 @@ def draw_paths(
             tokens, _ = draw_captions(dataset, chosen, model.tokenizer, stage, rng, generator)
             x_t = torch.randn((count, channels, size, size), generator=generator)
             text = encode_tokens(model, tokens)
-            x_t = x_t.to(text.device)
-            points, ends = teacher.follow(x_t, text, uncond.expand(count, -1, -1))
+            with run.accelerator.autocast():
+                points, ends = teacher.follow(
+                    x_t.to(text.device), text, uncond.expand(count, -1, -1)
+                )
             tensors = {"points": points, "ends": ends, "text": text}
             with atomic_write(path, RESUME) as file:
                 file.write(save({k: v.float().cpu().contiguous() for k, v in tensors.items()}))

@@ -443,3 +443,18 @@ def test_notes_without_end_are_refused(tiny, tmp_path):
     save_file({"x": torch.zeros(1)}, path, {"notes": "x" * 2**24})
     with raises(ModelError, "notes.safetensors", "at most 16777216 are read", "without"):
         load(tiny, loras=[path])
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("{", "not readable as JSON"),
+        ("[4]", "not readable as JSON"),
+        ('{"width": 4096}', "the unknown key 'width'"),
+        ('{"steps": 0}', "breaks a rule: steps=0"),
+    ],
+)
+def test_settings_that_a_lora_may_not_bring_are_refused(tiny, tmp_path, text, rule):
+    path = write(tmp_path / "x.safetensors", PAIR, **{"sdpipe.json": text})
+    with raises(ModelError, "x.safetensors", rule):
+        inspect_model(tiny, loras=[path])
