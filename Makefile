@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
   $$p $(IS_NEW_ENOUGH) >/dev/null 2>&1 && echo $$p && break; done)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-hostile docs golden figures clean
+.PHONY: demo test test-hostile docs test-cluster golden figures clean
 
 demo: .venv/sdpipe
 	.venv/bin/sdpipe generate "red apple" --model emoji --seed 42
@@ -26,6 +26,11 @@ test-hostile: .venv/test
 docs: .venv/docs
 	.venv/bin/pytest -m docs tests/test_docs.py
 	.venv/bin/mkdocs build --quiet
+
+# Kills actors, a node and drivers of a Ray cluster of two nodes; MARKS='cluster and not slow' is short.
+MARKS = cluster
+test-cluster: .venv/test
+	OMP_NUM_THREADS=1 .venv/bin/pytest tests/batch/test_cluster.py -m "$(MARKS)"
 
 # Writes all messages and help pages anew, to be reviewed by eye.
 golden: .venv/test

@@ -20,17 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdpipe.batch.engine import STALE, draw_jobs
-from sdpipe.batch.folder import BatchFolder
-from sdpipe.batch.plan import Model, Plan, check_rows
+from sdpipe.batch.jobs import FolderJobs
+from sdpipe.batch.plan import Job, Model, Plan, check_rows
+from sdpipe.batch.remote import is_remote, open_folder
 from sdpipe.batch.rows import Rows, Source
 from sdpipe.batch.shard import Shard
-from sdpipe.canvas import Canvas, prepare
 from sdpipe.errors import SdpipeError, UsageError
-from sdpipe.io import png
-from sdpipe.io.files import write_once
-from sdpipe.io.mark import term_for
-from sdpipe.io.names import FOLDER_FORMATS, FORMATS
-from sdpipe.metadata.save import metadata_for
+from sdpipe.io.names import FOLDER_FORMATS
 from sdpipe.settings import ResolvedSettings
 from sdpipe.values import check_choice
 
@@ -88,6 +84,8 @@ def run_batch(
             of other jobs.
         SdpipeError: an image cannot be written.
     """
+    if is_remote(out):
+        raise UsageError(str(out), "is no folder of this machine", "use ClusterBatch for URLs")
     with Rows(jobs) as rows:
         batch = Batch(
             pipeline,
@@ -104,13 +102,11 @@ def run_batch(
         yield from batch.draw(shard or Shard(), steal=steal, most=most, on_step=on_step)
 
 
-class Batch:
+class Batch(FolderJobs):
     """The jobs of some rows, which the engine draws; the arguments are those of `run_batch`.
 
+    pipeline: what draws them; a `Model` where it is elsewhere, see `cluster`.
     on_saved, on_failed: called when an image is in place, and for a job that has none.
-
-    done: which jobs are there, a byte each.
-    failed: why a job has no image, by its number.
 
     Raises:
         UsageError: there is no job, or the folder has images of others.
@@ -118,7 +114,7 @@ class Batch:
 
     def __init__(
         self,
-        pipeline: "Pipeline",
+        pipeline: "Pipeline | Model",
         rows: Rows,
         out: str | os.PathLike[str],
         *,
@@ -134,16 +130,12 @@ class Batch:
         if per_folder < 1:
             raise UsageError(f"per_folder={per_folder}", "is out of range", "use 1 or more")
         self._pipe, self._format, self._per_folder = pipeline, format, per_folder
-        self._mark = mark
         self._on_saved, self._on_failed = on_saved, on_failed
-        self.folder = BatchFolder(out)
-        parts = pipeline.components
-        model = Model(
-            parts.constraints, parts.model.identity(), len(parts.unet.config.block_out_channels)
-        )
-        self.plan = Plan(rows, model, defaults or {}, self.folder.base_seed(seed))
-        self.done = self.folder.find(self.plan)
-        self.failed: dict[int, str] = {}
+        folder = open_folder(out)
+        model = pipeline if isinstance(pipeline, Model) else Model.of(pipeline.components)
+        self.plan = Plan(rows, model, defaults or {}, folder.base_seed(seed))
+        super().__init__(folder, len(self.plan), mark)
+        self.done = folder.find(self.plan)
         self._job = lru_cache(4096)(self.plan.job)
 
     def draw(
@@ -159,6 +151,7 @@ class Batch:
         """Draws a shard's jobs, then with `steal` what is left of the others; see `draw_jobs`."""
         if most is not None and most < 1:
             raise UsageError(f"batch={most}", "is out of range", "draw 1 image or more at once")
+        assert not isinstance(self._pipe, Model)
         numbers = self.numbers(shard)
         parts = [numbers]
         if steal:
@@ -176,7 +169,7 @@ class Batch:
                     on_wait=on_wait,
                     stale=stale,
                 ):
-                    yield self._drawn(i)
+                    yield self.drawn(i)
         except BaseException:
             with contextlib.suppress(SdpipeError):  # the first error is the one to tell
                 self.folder.merge(self.plan, self.done)
@@ -191,55 +184,43 @@ class Batch:
         """Those of some jobs that are not there."""
         return numbers[np.frombuffer(self.done, np.uint8)[numbers] == 0]
 
-    # What the engine asks, see `engine.Jobs`.
+    def job(self, i: int) -> Job:
+        """Job i, from its row. Raises SdpipeError, see `Plan.job`."""
+        return self._job(i)
 
-    def settings_of(self, i: int) -> ResolvedSettings:
-        """What job i is drawn with."""
-        return self._job(i).settings
+    def row(self, i: int) -> int:
+        """The number of the row of job i."""
+        return self.plan.row(i)
 
-    def name_of(self, i: int) -> str:
-        """The id of job i, else its hash."""
-        return self._job(i).name
+    def file_name(self, i: int) -> str:
+        """The file of job i, in the folder."""
+        name = f"{self.name_of(i)}.{self._format}"
+        return f"{i // self._per_folder:05}/{name}" if len(self) > self._per_folder else name
 
-    def canvas_of(self, i: int) -> Canvas | None:
-        """The image that job i begins with."""
-        template = self._job(i).template
-        return prepare(template.settings, template.init, template.mask)
-
-    def find(self, i: int) -> bool:
-        """Whether the image of job i is there by now."""
-        if not self.done[i] and os.path.lexists(path := self._path(i)):
-            self.folder.check_is_job(path, self._job(i).digest)
-            self.done[i] = 1
-        return bool(self.done[i])
+    def __len__(self) -> int:
+        return len(self.plan)
 
     def save(self, i: int, result: "Result", k: int) -> None:
         """Puts image k of a result in place as that of job i, and adds its line."""
-        self.folder.check_is_there()
-        path = self._path(i)
-        term = term_for(result.settings[k].init_image) if self._mark else None
-        data = png.encode(result.images[k], FORMATS[path.suffix], metadata_for(result, k), term)
-        if write_once(path, data):
-            values = result.settings[k].to_dict()
-            self.folder.describe(path, self._job(i).digest, data, values=values)
-        self.done[i] = 1
-        if self._on_saved is not None:
-            self._on_saved(self._drawn(i))
+        super().save(i, result, k)
+        self.tell_saved(i)
 
     def fail(self, i: int, error: Exception) -> None:
         """Notes that job i has no image."""
-        job, why = self._job(i), str(error)
-        self.failed[i] = why
-        row, prompt = self.plan.row(i), job.own["prompt"]
-        self.folder.describe_failure(job.name, job.digest, row, prompt, why)
+        super().fail(i, error)
+        self.tell_failed(i, error)
+
+    def tell_saved(self, i: int) -> None:
+        """Tells that the image of job i is in place."""
+        if self._on_saved is not None:
+            self._on_saved(self.drawn(i))
+
+    def tell_failed(self, i: int, error: Exception) -> None:
+        """Tells that job i has no image."""
         if self._on_failed is not None:
-            self._on_failed(f"{self.plan.rows.unit} {row}, {prompt!r}", error)
+            prompt = self.job(i).own["prompt"]
+            self._on_failed(f"{self.plan.rows.unit} {self.row(i)}, {prompt!r}", error)
 
-    def _drawn(self, i: int) -> Drawn:
-        return Drawn(self.name_of(i), self.plan.row(i), self._path(i), self.settings_of(i))
-
-    def _path(self, i: int) -> Path:
-        folder = self.folder.path
-        if len(self.plan) > self._per_folder:
-            folder /= f"{i // self._per_folder:05}"
-        return folder / f"{self.name_of(i)}.{self._format}"
+    def drawn(self, i: int) -> Drawn:
+        """What job i is once its image is in place."""
+        return Drawn(self.name_of(i), self.row(i), self.path(i), self.settings_of(i))

@@ -17,7 +17,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -61,8 +62,8 @@ class BatchFolder:
             UsageError: `seed` is another than the folder's.
         """
         path = self.state / "seed"
-        write_once(path, str(secrets.randbelow(2**32) if seed is None else seed).encode())
-        kept = int(path.read_text(encoding="ascii"))
+        self.put(path, str(secrets.randbelow(2**32) if seed is None else seed).encode())
+        kept = int(self.read(path))
         if seed not in (None, kept):
             raise UsageError(
                 f"seed={seed}",
@@ -103,8 +104,8 @@ class BatchFolder:
         Raises:
             UsageError: its metadata says something else, or nothing.
         """
-        with contextlib.suppress(SdpipeError):
-            record = read_record(path)
+        with contextlib.suppress(SdpipeError), self.local(path) as file:
+            record = read_record(file)
             model = {
                 **record.model,
                 "parts": dict(record.parts),
@@ -122,8 +123,9 @@ class BatchFolder:
     def describe(self, path: Path, digest: bytes, data: bytes | None = None, **more: Any) -> None:
         """Adds the line of an image that is in place. `data` are the bytes of its file."""
         if data is None:
-            data = path.read_bytes()
-            more["values"] = dict(read_record(path).values)
+            data = self.read(path)
+            with self.local(path) as file:
+                more["values"] = dict(read_record(file).values)
         values = more["values"]
         self._add(
             {
@@ -157,39 +159,71 @@ class BatchFolder:
             SdpipeError: they cannot be written.
         """
         self.check_is_there()
-        self._close()
-        with FileLock(self.state / "merge.lock"):
+        self.close()
+        with self._lock():
             *added, metadata = sources = self._sources()
             if not added:
                 return
             failed = self.path / "failed.jsonl"
             written, failures = bytearray(len(plan)), dict[int, dict[str, Any]]()
-            with atomic_write(metadata, "the same command goes on") as file:
-                for name, job, raw in _lines(sources):
+            with self._write(metadata) as file:
+                for name, job, raw in self._read_lines(sources):
                     i = int(plan.find(_key(name))[0])
                     if i < 0 or written[i]:
                         continue
                     if job is None:
                         failures[i] = json.loads(raw)["failed"]
-                    elif done[i] or (self.path / name).is_file():
+                    elif done[i] or self.exists(self.path / name):
                         done[i] = written[i] = 1
                         file.write(raw)
             left = [failure for i, failure in sorted(failures.items()) if not written[i]]
             if left:
-                with atomic_write(failed, "the same command goes on") as file:
+                with self._write(failed) as file:
                     for failure in left:
-                        file.write(_to_line(failure))
+                        file.write(to_line(failure))
             else:
-                failed.unlink(missing_ok=True)
+                self._remove([failed])
             if all(written):
-                for path in (*added, *self.state.glob(".*.claim")):  # of killed processes, too
-                    path.unlink(missing_ok=True)
+                self._remove([*added, *self._claims()])
+
+    def put(self, path: Path, data: bytes) -> bool:
+        """Puts a file in place, whole, unless there is one; returns whether it did."""
+        return write_once(path, data)
+
+    def read(self, path: Path) -> bytes:
+        """The bytes of a file."""
+        return path.read_bytes()
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is a file, or anything else of its name."""
+        return os.path.lexists(path)
+
+    def local(self, path: Path) -> AbstractContextManager[Path]:
+        """A file as one of this machine."""
+        return nullcontext(path)
+
+    def _lock(self) -> AbstractContextManager[object]:
+        return FileLock(self.state / "merge.lock")
+
+    def _write(self, path: Path) -> AbstractContextManager[IO[bytes]]:
+        return atomic_write(path, "the same command goes on")
+
+    def _remove(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+    def _claims(self) -> Iterable[Path]:
+        """Claims, also those of killed processes."""
+        return self.state.glob(".*.claim")
+
+    def _open(self, path: Path) -> IO[bytes]:
+        return path.open("rb")
 
     def _described(self, plan: Plan) -> tuple[bytearray, set[bytes]]:
         """Which jobs have a line that is theirs, and the names of other jobs."""
         described, others = bytearray(len(plan)), set[bytes]()
         marks = np.frombuffer(described, np.uint8)
-        lines = _lines(self._sources())
+        lines = self._read_lines(self._sources())
         images = ((_key(name), job) for name, job, _ in lines if job is not None)
         while block := list(islice(images, BLOCK)):
             keys, jobs = zip(*block, strict=True)
@@ -226,40 +260,41 @@ class BatchFolder:
         try:
             if self._lines is None:
                 self._lines = path.open("ab", buffering=0)
-            self._lines.write(_to_line(line))
+            self._lines.write(to_line(line))
         except OSError as error:
             raise write_error(path, error, "the same command goes on") from error
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Ends the file of lines that this process has added."""
         if self._lines is not None:
             self._lines.close()
             self._lines = None
 
+    def _read_lines(self, paths: list[Path]) -> Iterator[tuple[str, str | None, bytes]]:
+        """The lines of files: the file's name, its job or None of one that failed, and the line.
 
-def _to_line(value: dict[str, Any]) -> bytes:
+        The last line of a killed process may be half of one, and is none.
+        """
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError), self._open(path) as file:
+                for raw in file:
+                    if not raw.endswith(b"}\n"):
+                        continue
+                    if (match := _LINE.match(raw)) is not None:  # in a tenth of the time of JSON
+                        yield match[1].decode(), match[2].decode(), raw
+                        continue
+                    with contextlib.suppress(ValueError, KeyError, TypeError):
+                        line = json.loads(raw)
+                        name = line.get("file_name") or f"{line['failed']['id']}.png"
+                        yield name, line.get("job"), raw
+
+
+def to_line(value: dict[str, Any]) -> bytes:
+    """A line of JSON."""
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
 _LINE = re.compile(rb'{"file_name": "([^"\\\\]+)", "job": "([0-9a-f]{64})", ')
-
-
-def _lines(paths: list[Path]) -> Iterator[tuple[str, str | None, bytes]]:
-    """The lines of files: the file's name, its job or None of one that failed, and the line.
-
-    The last line of a killed process may be half of one, and is none.
-    """
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-            for raw in file:
-                if not raw.endswith(b"}\n"):
-                    continue
-                if (match := _LINE.match(raw)) is not None:  # in a tenth of the time of JSON
-                    yield match[1].decode(), match[2].decode(), raw
-                    continue
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    line = json.loads(raw)
-                    name = line.get("file_name") or f"{line['failed']['id']}.png"
-                    yield name, line.get("job"), raw
 
 
 def _key(name: str) -> bytes:

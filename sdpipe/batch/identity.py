@@ -88,3 +88,8 @@ def check_id(value: object) -> str:
             "use letters, digits, - and _",
         )
     return text
+
+
+def seed_of(base: int, row: int) -> int:
+    """The seed of a row without one: 32 bits of the SHA-256 of "BASE ROW"."""
+    return int.from_bytes(hashlib.sha256(f"{base} {row}".encode()).digest()[:4])

@@ -8,18 +8,21 @@ from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdpipe.batch.identity import check_id, common_text, job_digest, name_key
+from sdpipe.batch.identity import check_id, common_text, job_digest, name_key, seed_of
 from sdpipe.batch.rows import RowError, Rows
 from sdpipe.canvas import LoadedImage, load_images
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.plan import check_seamless, plan
 from sdpipe.settings import MAX_SEED, RULES, ResolvedSettings
 from sdpipe.values import check_int
+
+if TYPE_CHECKING:
+    from sdpipe.components import Components
 
 SIZES = {"dim", "width", "height"}
 MAX_TOLD = 20  # bad rows that an error names
@@ -38,6 +41,12 @@ class Model:
     constraints: Mapping[str, Any]
     identity: Mapping[str, Any]
     levels: int = 1
+
+    @classmethod
+    def of(cls, parts: "Components") -> Self:
+        """That of a loaded model."""
+        levels = len(parts.unet.config.block_out_channels)
+        return cls(parts.constraints, parts.model.identity(), levels)
 
 
 @dataclass(frozen=True)
@@ -287,8 +296,3 @@ def check_rows(plan: Plan) -> None:
         f"has rows that cannot be drawn ({' '.join(told)})",
         "correct what is wrong, or draw the others with keep_going=True",
     )
-
-
-def seed_of(base: int, row: int) -> int:
-    """The seed of a row without one: 32 bits of the SHA-256 of "BASE ROW"."""
-    return int.from_bytes(sha256(f"{base} {row}".encode()).digest()[:4])

@@ -1,5 +1,6 @@
 """The command line: `app` has the commands, `main` runs one and returns its exit status."""
 
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -96,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with interruptible() as interruption, warnings.catch_warnings():
         console.install_warning_printer(debug=False)
         try:
-            status = app(arguments, prog_name="sdpipe", standalone_mode=False) or console.DONE
+            typed = _fill_in(sys.argv[1:] if arguments is None else arguments)
+            status = app(typed, prog_name="sdpipe", standalone_mode=False) or console.DONE
         except KeyboardInterrupt:
             status = INTERRUPTED
         except _TyperUsageError as error:
@@ -108,6 +110,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print_status("interrupted")
             interruption.end()
     return int(status or (console.FAILED if console.is_output_lost() else console.DONE))
+
+
+def _fill_in(typed: Sequence[str]) -> list[str]:
+    """What was typed, with the value of `--ray` where it has none: typer asks for one."""
+    pairs = zip(typed, [*typed[1:], "-"], strict=True)
+    return [
+        f"{word}=auto" if word == "--ray" and after.startswith("-") else word
+        for word, after in pairs
+    ]
 
 
 # typer brings a click of its own; what it exports of it are the leaves of this class.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdpipe.batch.remote import is_remote
 from sdpipe.batch.shard import Shard
 from sdpipe.cli import console, options
 from sdpipe.cli.fallback import fall_back
@@ -18,6 +19,7 @@ from sdpipe.settings import DEFAULT_OF, IMAGE, OUTPUT, RULES
 
 if TYPE_CHECKING:
     from sdpipe.batch.batch import Batch, Drawn
+    from sdpipe.batch.cluster import Cluster
     from sdpipe.batch.plan import Plan
     from sdpipe.batch.rows import Rows
 
@@ -25,6 +27,7 @@ MAX_TOLD = 100  # bad rows that are told
 EARLY = 1000  # rows that are checked before anything is loaded
 
 SHARING = "Several processes"
+CLUSTER = "On a cluster"
 
 
 class JobOptions(SettingsOptions):
@@ -86,6 +89,26 @@ Steal = Annotated[
     bool, options.flag(SHARING, "Then draw what nobody has drawn of the others.", "--steal")
 ]
 
+RayAddress = Annotated[
+    str | None,
+    options.option(
+        CLUSTER,
+        "Draw on a Ray cluster, a pipeline for each GPU. Without an address: $RAY_ADDRESS, else "
+        "the cluster of this machine, else a new one. --out is a folder that all nodes share, or "
+        "a URL such as s3://bucket/folder.",
+        "--ray",
+        metavar="[ADDRESS]",
+    ),
+]
+Cores = Annotated[
+    int | None,
+    options.whole(
+        CLUSTER,
+        "Cores of each pipeline, in place of a GPU. Default: all of the smallest node.",
+        "--cores",
+    ),
+]
+
 
 @grouped
 def batch(
@@ -99,6 +122,8 @@ def batch(
     most: Most = None,
     shard: ShardText = None,
     steal: Steal = False,
+    ray: RayAddress = None,
+    cores: Cores = None,
     out: Out = "outputs/batch",
     per_folder: PerFolder = 1000,
     format: Format = "png",
@@ -118,6 +143,7 @@ def batch(
     part = Shard.from_environment(os.environ) if shard is None else Shard.parse(shard)
     loaded, machine = model.to_kwargs(), {**device.to_kwargs(), **speed.to_kwargs()}
     given = {k: v for k, v in settings.values.items() if v != DEFAULT_OF[k]}
+    _check_cluster(ray, cores, out, is_part=shard is not None or steal)
     if seed is not None:
         RULES["seed"].check("seed", seed)
     if fall_back(loaded, device.dtype, given):
@@ -128,18 +154,39 @@ def batch(
             first = Plan(rows, Model(rules, {}), given, 0, EARLY)
             if first.bad and not keep_going:
                 _tell_bad(Plan(rows, Model(rules, {}), given, 0), keep_going)
-        work = _load(
-            rows,
-            out,
-            {**loaded, **machine},
-            defaults=given,
-            seed=seed,
-            per_folder=per_folder,
-            format=format,
-            mark=not no_mark,
-        )
-        _tell_bad(work.plan, keep_going)
-        return _draw(work, part, steal, most)
+        with contextlib.ExitStack() as stack:
+            work = _load(
+                rows,
+                out,
+                {**loaded, **machine},
+                stack.enter_context(_cluster(ray, cores)) if ray is not None else None,
+                defaults=given,
+                seed=seed,
+                per_folder=per_folder,
+                format=format,
+                mark=not no_mark,
+            )
+            _tell_bad(work.plan, keep_going)
+            return _draw(work, part if ray is None else Shard(), steal, most)
+
+
+def _check_cluster(ray: str | None, cores: int | None, out: str, *, is_part: bool) -> None:
+    """Refuses options that don't go together. Raises UsageError."""
+    if ray is None and cores is not None:
+        raise UsageError("--cores", "is for a cluster", "add --ray, or leave it out")
+    if ray is None and is_remote(out):
+        raise UsageError(f"--out {out}", "is no folder of this machine", "add --ray")
+    if ray is not None and is_part:
+        raise UsageError("--ray", "shares the jobs by itself", "leave out --shard and --steal")
+
+
+def _cluster(ray: str, cores: int | None) -> "Cluster":
+    from sdpipe.batch.cluster import Cluster
+
+    def tell(what: str) -> None:
+        console.print_status(f"waiting for a node that has {what} free ...")
+
+    return Cluster(ray, cores=cores, on_wait=tell)
 
 
 def _rules(loaded: dict[str, Any], dtype: str) -> dict[str, Any] | None:
@@ -156,22 +203,29 @@ def _rules(loaded: dict[str, Any], dtype: str) -> dict[str, Any] | None:
     }
 
 
-def _load(rows: "Rows", out: str, loaded: dict[str, Any], **options: Any) -> "Batch":
-    with console.status("loading the model ..."):
-        from sdpipe import Pipeline
-        from sdpipe.batch.batch import Batch
-
-        loaded["device"] = _own_device(loaded["device"])
-        pipe = Pipeline(**loaded)
-
+def _load(
+    rows: "Rows", out: str, loaded: dict[str, Any], cluster: "Cluster | None", **options: Any
+) -> "Batch":
     def fail(job: str, error: Exception) -> None:
         console.print_status(f"error: {job}: {console.describe(error)}")
 
     def show(drawn: "Drawn") -> None:
         console.print_result(str(drawn.path))
 
+    options |= {"on_saved": show, "on_failed": fail}
+    if cluster is not None:
+        from sdpipe.batch.cluster import ClusterBatch
+
+        with console.status("loading the model on the cluster, and reading the jobs ..."):
+            return ClusterBatch(cluster, loaded, rows, out, **options)
+    with console.status("loading the model ..."):
+        from sdpipe import Pipeline
+        from sdpipe.batch.batch import Batch
+
+        loaded["device"] = _own_device(loaded["device"])
+        pipe = Pipeline(**loaded)
     with console.status("reading the jobs ..."):
-        return Batch(pipe, rows, out, on_saved=show, on_failed=fail, **options)
+        return Batch(pipe, rows, out, **options)
 
 
 def _tell_bad(plan: "Plan", keep_going: bool) -> None:
@@ -212,6 +266,7 @@ def _draw(work: "Batch", shard: Shard, steal: bool, most: int | None) -> int:
             with contextlib.closing(work.draw(shard, steal=steal, most=most, on_step=step)) as all_:
                 for _ in all_:
                     drawn += 1
+                    step(None)
     except KeyboardInterrupt:
         done = total - len(work.missing(numbers))
         console.print_status(f"{done} of {_count(total)} are done; the same command goes on.")
