@@ -113,7 +113,7 @@ class Artist:
 
 
 def _load(loaded: Mapping[str, Any]) -> Any:
-    from sdpipe import Pipeline
+    from sdpipe.pipeline import Pipeline
 
     return Pipeline(**loaded)
 

@@ -184,7 +184,9 @@ class BatchFolder:
             else:
                 self._remove([failed])
             if all(written):
-                self._remove([*added, *self._claims()])
+                self._remove(
+                    [*added, *(self.state.glob(".*.claim") if isinstance(self.state, Path) else ())]
+                )
 
     def put(self, path: Path, data: bytes) -> bool:
         """Puts a file in place, whole, unless there is one; returns whether it did."""
@@ -211,10 +213,6 @@ class BatchFolder:
     def _remove(self, paths: Iterable[Path]) -> None:
         for path in paths:
             path.unlink(missing_ok=True)
-
-    def _claims(self) -> Iterable[Path]:
-        """Claims, also those of killed processes."""
-        return self.state.glob(".*.claim")
 
     def _open(self, path: Path) -> IO[bytes]:
         return path.open("rb")

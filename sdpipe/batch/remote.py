@@ -137,9 +137,6 @@ class RemoteFolder(BatchFolder):
             with suppress(FileNotFoundError):
                 self._files.rm_file(str(path))
 
-    def _claims(self) -> Iterable[Path]:
-        return ()
-
     def _open(self, path: Path) -> IO[bytes]:
         return cast(IO[bytes], self._files.open(str(path), "rb"))
 
