@@ -259,7 +259,12 @@ def check_outpaint(name: str, value: object) -> tuple[int, int, int, int]:
 
 
 def _are_numbers(values: Sequence[object]) -> bool:
-    return all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in values)
+    return all(
+        isinstance(v, numbers.Real)
+        and not isinstance(v, bool)
+        and not (isinstance(v, int) and abs(v) >= 10**308)  # no float is so large
+        for v in values
+    )
 
 
 def _range(low: float, high: float, remedy: str, *, above: bool = False) -> str:

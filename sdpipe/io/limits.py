@@ -10,7 +10,11 @@ from sdpipe.errors import SdpipeError
 
 MAX_FILE = 2**28  # bytes of a file that is opened
 MAX_CHUNKS = 2**16  # of a PNG
-COPIED, MAX_COPIED = ("WEBP", "JPEG2000"), 36_000_000  # pixels, as their decoders make copies
+MAX_NOTES = 2**24  # bytes of a PNG that are no pixels, of a TIFF's tag, of an ICO
+NOTES_RULE = f"more than {MAX_NOTES} bytes of notes"
+NOTES_REMEDY = "save it again without them"
+# Formats whose decoders make copies of the pixels and of the file.
+COPIED, MAX_COPIED, MAX_COPIED_FILE = ("WEBP", "JPEG2000", "AVIF"), 32_000_000, 2**27
 MAX_SCANS = 32  # of a progressive JPEG, each of which takes as long as the image
 MAX_BLOCKS = 2**19  # of a GIF before its second image, up to 255 bytes each
 MAX_SEGMENTS = 256  # of a JPEG before its pixels, of a GIF; tags of a TIFF
@@ -29,14 +33,16 @@ def check_file(path: str | os.PathLike[str]) -> None:
 
 
 def check_segments(path: str | os.PathLike[str]) -> None:
-    """Refuses a PNG or JPEG of so many segments that Pillow takes minutes to read them."""
-    chunks = segments = scans = 0
+    """Refuses a file of so many or so long segments that Pillow takes minutes, or gigabytes."""
+    chunks = segments = scans = notes = 0
     with open(path, "rb") as file:
         start = file.read(8)
         if start == b"\x89PNG\r\n\x1a\n":
             while len(head := file.read(8)) == 8 and chunks <= MAX_CHUNKS:
                 chunks += 1
-                file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+                length = int.from_bytes(head[:4], "big")
+                notes += 0 if head[4:] in (b"IDAT", b"fdAT") else length
+                file.seek(length + 4, os.SEEK_CUR)
         elif start[:2] == b"\xff\xd8":
             file.seek(2)
             while len(head := file.read(4)) == 4 and segments <= MAX_SEGMENTS:
@@ -48,16 +54,44 @@ def check_segments(path: str | os.PathLike[str]) -> None:
                 file.seek(int.from_bytes(head[2:], "big") - 2 if is_marker else -3, os.SEEK_CUR)
         elif start[:4] == b"GIF8":
             segments = _count_extensions(file)
-        elif start[:4] in (b"II*\0", b"MM\0*"):
-            order: Literal["little", "big"] = "little" if start[:1] == b"I" else "big"
-            file.seek(int.from_bytes(start[4:8], order))
-            segments = int.from_bytes(file.read(2), order)  # its tags
+        elif start[:4] in _TIFF:
+            segments, notes = _measure_tags(file, *_TIFF[start[:4]])
+        elif start[:4] == b"\0\0\1\0":  # ICO, which may hold a PNG
+            notes = os.fstat(file.fileno()).st_size
     if scans > MAX_SCANS:
         rule = f"cannot be read: it has more than {MAX_SCANS} scans"
         raise SdpipeError(f"{path}", rule, "save it again")
     if chunks > MAX_CHUNKS or segments > MAX_SEGMENTS:
         most = f"{MAX_CHUNKS} chunks" if chunks else f"{MAX_SEGMENTS} segments before its pixels"
         raise SdpipeError(f"{path}", f"cannot be read: it has more than {most}", "save it again")
+    if notes > MAX_NOTES:
+        raise SdpipeError(f"{path}", f"cannot be read: it has {NOTES_RULE}", NOTES_REMEDY)
+
+
+Order = Literal["little", "big"]
+_TIFF: dict[bytes, tuple[Order, bool]] = {
+    b"II*\0": ("little", False), b"MM\0*": ("big", False),
+    b"II+\0": ("little", True), b"MM\0+": ("big", True),
+}  # fmt: skip
+_DIRECTORIES = (34665, 34853, 40965)  # the tags that hold the place of more tags, as of EXIF
+
+
+def _measure_tags(file: IO[bytes], order: Order, is_big: bool) -> tuple[int, int]:
+    """The tags of a TIFF's first image, and the bytes of the longest value of a tag."""
+    size = 8 if is_big else 4  # of a count and of an offset
+    file.seek(size)
+    places, number, longest = [int.from_bytes(file.read(size), order)], 0, 0
+    while places and number <= MAX_SEGMENTS:
+        file.seek(min(places.pop(), MAX_FILE))
+        here = int.from_bytes(file.read(8 if is_big else 2), order)
+        number += here
+        for _ in range(min(here, MAX_SEGMENTS)):
+            tag, kind, count, value = (
+                int.from_bytes(file.read(n), order) for n in (2, 2, size, size)
+            )
+            longest = max(longest, count * {1: 1, 2: 1, 6: 1, 7: 1, 3: 2, 8: 2}.get(kind, 8))
+            places += [value] if tag in _DIRECTORIES else []
+    return number, longest
 
 
 def _count_scans(file: IO[bytes], at: int) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from sdpipe.errors import SdpipeError, UsageError, warn
-from sdpipe.io.limits import COPIED, MAX_COPIED, check_file, check_segments
+from sdpipe.io import limits
 from sdpipe.io.names import FORMATS
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def open_image(
         SdpipeError: it is of another format, damaged, or too large.
     """
     try:
-        check_file(path)
+        limits.check_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            check_segments(path)
+            limits.check_segments(path)
             with Image.open(path, formats=formats) as image:
                 yield image
     except SdpipeError:
@@ -285,16 +285,16 @@ def _is_identity(transform: "ImageCms.ImageCmsTransform", mode: str) -> bool:
 
 
 def _check_size(path: str | os.PathLike[str], image: Image.Image, max_pixels: int) -> None:
-    (width, height), is_copied = image.size, image.format in COPIED
-    if width * height > (max_pixels := min(max_pixels, MAX_COPIED) if is_copied else max_pixels):
-        raise SdpipeError(
-            f"{path}",
-            f"has {width} x {height} pixels, more than {max_pixels / 1e6:g} million",
-            "scale it down",
-        )
-    if max(width, height) > MAX_LENGTH:
-        raise SdpipeError(
-            f"{path}",
-            f"has {width} x {height} pixels, and a side has at most {MAX_LENGTH}",
-            "scale it down",
-        )
+    (width, height), is_copied = image.size, image.format in limits.COPIED
+    max_pixels = min(max_pixels, limits.MAX_COPIED) if is_copied else max_pixels
+    rule, remedy = "", "scale it down"
+    if width * height > max_pixels:
+        rule = f"more than {max_pixels / 1e6:g} million"
+    elif max(width, height) > MAX_LENGTH:
+        rule = f"and a side has at most {MAX_LENGTH}"
+    elif is_copied and (size := os.path.getsize(path)) > limits.MAX_COPIED_FILE:
+        rule, remedy = f"and {size} bytes, more than {limits.MAX_COPIED_FILE}", "save it as PNG"
+    elif sum(len(v) for v in image.info.values() if isinstance(v, bytes | str)) > limits.MAX_NOTES:
+        rule, remedy = f"and {limits.NOTES_RULE}", limits.NOTES_REMEDY
+    if rule:
+        raise SdpipeError(f"{path}", f"has {width} x {height} pixels, {rule}", remedy)

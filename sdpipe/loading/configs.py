@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpipe.errors import ModelError, UsageError
+from sdpipe.loading.rules import shorten
 from sdpipe.loading.schema import check_config
 from sdpipe.loading.weights import check_file, damage_error, repair
 from sdpipe.settings import MODEL_DEFAULTS, RULES
@@ -138,6 +139,26 @@ def check_index(folder: Path, label: str) -> None:
             f"is a {name}{parts}, of another family than Stable Diffusion 1 and 2",
             "take a model of the family of v1-4",
         )
+
+
+def check_shards(path: Path, found: Mapping[str, str], label: str) -> None:
+    """Holds the index of sharded weights against the files: other programs go by it.
+
+    found: by tensor, the name of the file that has it.
+
+    Raises:
+        ModelError: it is not readable, or puts a tensor into a file that does not have it.
+    """
+    files = read_json(path, label).get("weight_map")
+    if not isinstance(files, dict):
+        raise ModelError(f"{label}: {path}", "has no weight_map", repair(path))
+    for name, file in files.items():
+        if found.get(name) != file:
+            raise ModelError(
+                f"{label}: {path}",
+                f"says that {shorten(name)} is in {shorten(file)}, which is not so",
+                "download all files of these weights again, from one place",
+            )
 
 
 def read_config(folder: Path, part: str, label: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sdpipe.errors import ModelError
 from sdpipe.loading.configs import check_model_settings, read_json
+from sdpipe.loading.rules import shorten
 
 MAX_ALPHA = 1e6
 SETTINGS_KEY = "sdpipe.json"
@@ -90,5 +91,5 @@ def alpha_of(
 
 
 def _notes_error(value: object, label: str) -> ModelError:
-    rule = f"has notes on its layers that peft does not write: {repr(value)[:60]}"
+    rule = f"has notes on its layers that peft does not write: {shorten(value)}"
     return ModelError(label, rule, "save it anew with peft")

@@ -14,6 +14,7 @@ from sdpipe.loading import single_file
 from sdpipe.loading.configs import (
     CLASS_DEFAULTS,
     V1_4_SCHEDULER,
+    check_shards,
     own_settings,
     read_config,
     read_model_settings,
@@ -108,17 +109,20 @@ class Sources:
     def _check_headers(self) -> None:
         """Opens every weight file: its header says how long the file has to be."""
         for part, location in self.locations.items():
-            found: set[str] = set()
+            found: dict[str, str] = {}
             for path in self.weights(part):
                 who = f"{location.label}: the {part} in {path}"
                 _, tensors = read_header(path, who)
-                if twice := found & tensors.keys():
+                if twice := found.keys() & tensors.keys():
                     raise ModelError(
                         who,
                         f"has the tensor {min(twice)}, which another file of the {part} has too",
                         "download all of its files again, from one place",
                     )
-                found |= tensors.keys()
+                found |= dict.fromkeys(tensors, path.name)
+            for name in () if location.is_file or not found else location.files.files:
+                if name.startswith(location.files.roots[part]) and ".safetensors.index." in name:
+                    check_shards(location.path / name, found, location.label)
 
     def weights(self, part: str) -> tuple[Path, ...]:
         """The files of a part's weights; none if it was passed as a module."""

@@ -29,8 +29,8 @@ MEMORY = 2**30  # bytes beyond those that the process has at the start
 MOST_FAILURES = 50
 SILENCE = 120  # seconds without a sign of life after which it hangs
 ROUNDS = {
-    "hub": 200, "texts": 400, "metadata": 200, "weights": 1500, "images": 2500,
-    "configurations": 800,
+    "hub": 200, "texts": 300, "metadata": 200, "weights": 1500, "images": 2000,
+    "configurations": 600,
 }  # fmt: skip
 """The seeds of each kind in the long run."""
 

@@ -294,6 +294,7 @@ def test_a_progressive_image_of_too_many_scans_is_refused(tmp_path):
         ("gif", lambda data: data[:-1] + b"!\xfe\x01x\0" * 300 + b";"),
         ("gif", lambda data: data[:-1] + b"!\xfe" + b"\x01x" * 2**19 + b"\0;"),
         ("tif", lambda data: data[:8] + b"\x01\x01" + data[10:]),  # 257 tags
+        ("tif", lambda _: b"MM\0+" + struct.pack(">HHQQ", 8, 0, 16, 257)),  # a BigTIFF
     ],
 )
 def test_other_images_of_too_many_parts_are_refused(tmp_path, suffix, change):
@@ -302,6 +303,46 @@ def test_other_images_of_too_many_parts_are_refused(tmp_path, suffix, change):
     assert read_image(path).size == (8, 8)
     path.write_bytes(change(path.read_bytes()))
     with raises(UsageError, value=path.name, rule="more than 256 segments"):
+        read_image(path)
+
+
+TOO_LONG = b"a" * (2**24 + 1)
+
+
+def exif_of_a_long_value():
+    """An EXIF whose second directory says that a value has 32 MiB."""
+    first = struct.pack("<HHHIII", 1, 34665, 4, 1, 26, 0)
+    return b"II*\0\x08\0\0\0" + first + struct.pack("<HHHIII", 1, 37510, 7, 2**25, 44, 0)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "change"),
+    [
+        ("png", lambda data: data[:33] + a_chunk(b"eXIf", TOO_LONG) + data[33:]),
+        ("tif", lambda _: exif_of_a_long_value()),
+        ("ico", lambda data: data + TOO_LONG),
+        ("webp", {"exif": b"Exif\0\0" + TOO_LONG}),
+        ("webp", {"icc_profile": TOO_LONG}),
+    ],
+)
+def test_images_with_notes_of_megabytes_are_refused(tmp_path, suffix, change):
+    path = tmp_path / f"x.{suffix}"
+    options = change if isinstance(change, dict) else {}
+    Image.new("RGB", (16, 16)).save(path, **options)
+    if not options:
+        assert read_image(path).size == (16, 16)
+        path.write_bytes(change(path.read_bytes()))
+    with raises(UsageError, rule="16777216 bytes of notes", remedy="save it again without them"):
+        read_image(path)
+
+
+def test_a_file_whose_decoder_copies_it_is_shorter(tmp_path):
+    path = tmp_path / "x.webp"
+    Image.new("RGB", (16, 16)).save(path)
+    os.truncate(path, 2**27)
+    assert read_image(path).size == (16, 16)
+    os.truncate(path, 2**27 + 1)
+    with raises(UsageError, rule="134217729 bytes, more than 134217728", remedy="as PNG"):
         read_image(path)
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from support.errors import raises
 
 from sdpipe import ModelError, Pipeline
@@ -150,7 +151,12 @@ def test_a_configuration_names_no_code(model, monkeypatch):
 
 @pytest.mark.parametrize(
     ("values", "rule"),
-    [({"width": 520}, "at most 512"), ({"height": 8192}, "at most 512"), ({"g": "x"}, "g=")],
+    [
+        ({"width": 520}, "at most 512"),
+        ({"height": 8192}, "at most 512"),
+        ({"g": "x"}, "g="),
+        ({"g": 10**400}, "g="),
+    ],
 )
 def test_a_model_does_not_ask_for_a_huge_image_by_itself(model, values, rule):
     folder = model("unet")
@@ -168,6 +174,29 @@ def test_two_files_with_the_same_tensor_are_refused(model):
     weights.unlink()
     (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
     with raises(ModelError, value="00002-of-00002", rule="which another file of the unet has too"):
+        inspect_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (lambda files: {**files, "conv_in.bias": "x.safetensors"}, "is in 'x.safetensors'"),
+        (lambda files: {**files, "gone": files["conv_in.bias"]}, "'gone' is in"),
+        (lambda files: [], "has no weight_map"),
+    ],
+)
+def test_an_index_that_contradicts_its_files_is_refused(model, change, rule):
+    folder = model("unet")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    shard = weights.with_stem(f"{weights.stem}-00001-of-00001")
+    with safe_open(weights, "np") as file:
+        files = dict.fromkeys(file.keys(), shard.name)
+    weights.rename(shard)
+    index = weights.with_name(f"{weights.name}.index.json")
+    index.write_text(json.dumps({"weight_map": files}))
+    assert inspect_model(folder)
+    index.write_text(json.dumps({"weight_map": change(files)}))
+    with raises(ModelError, value=index.name, rule=rule):
         inspect_model(folder)
 
 
