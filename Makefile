@@ -29,7 +29,7 @@ docs: .venv/docs
 
 # Kills actors, a node and drivers of a Ray cluster of two nodes; MARKS='cluster and not slow' is short.
 MARKS = cluster
-test-cluster: .venv/test
+test-cluster: .venv/ray
 	OMP_NUM_THREADS=1 .venv/bin/pytest tests/batch/test_cluster.py -m "$(MARKS)"
 
 # Writes all messages and help pages anew, to be reviewed by eye.
@@ -52,6 +52,10 @@ figures: .venv/test
 .venv/test: .venv/bin/python pyproject.toml constraints.txt
 	.venv/bin/pip install --quiet --constraint constraints.txt --editable ".[test,train,show]"
 	@touch $@ .venv/sdpipe
+
+.venv/ray: .venv/test
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable ".[ray]"
+	@touch $@ .venv/test .venv/sdpipe
 
 .venv/docs: .venv/test
 	.venv/bin/pip install --quiet --constraint constraints.txt --editable ".[docs]"
