@@ -12,8 +12,9 @@ from sdpipe.batch.engine import draw_jobs
 from sdpipe.batch.folder import BatchFolder
 from sdpipe.batch.jobs import FolderJobs
 from sdpipe.batch.plan import Job, Model
-from sdpipe.batch.remote import is_remote, open_folder
+from sdpipe.batch.remote import open_folder
 from sdpipe.errors import SdpipeError
+from sdpipe.io.names import is_remote
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from sdpipe.batch.engine import STALE, draw_jobs
 from sdpipe.batch.jobs import FolderJobs
 from sdpipe.batch.plan import Job, Model, Plan, check_rows
-from sdpipe.batch.remote import is_remote, open_folder
+from sdpipe.batch.remote import open_folder
 from sdpipe.batch.rows import Rows, Source
 from sdpipe.batch.shard import Shard
 from sdpipe.errors import SdpipeError, UsageError
-from sdpipe.io.names import FOLDER_FORMATS
+from sdpipe.io.names import FOLDER_FORMATS, is_remote
 from sdpipe.settings import ResolvedSettings
 from sdpipe.values import check_choice
 

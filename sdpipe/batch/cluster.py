@@ -26,10 +26,10 @@ from sdpipe.batch.artist import Answer, Artist, Part, inspect, not_shared
 from sdpipe.batch.batch import Batch, Drawn
 from sdpipe.batch.engine import STALE
 from sdpipe.batch.plan import Model
-from sdpipe.batch.remote import is_remote
 from sdpipe.batch.rows import Rows
 from sdpipe.batch.shard import Shard
 from sdpipe.errors import SdpipeError, UsageError
+from sdpipe.io.names import is_remote
 
 if TYPE_CHECKING:
     from sdpipe.denoise import Step

@@ -17,12 +17,7 @@ from typing import IO, Any, cast
 from sdpipe.batch.folder import BLOCK, STATE, BatchFolder, to_line
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.io.files import write_error
-from sdpipe.io.names import FORMATS
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a URL."""
-    return "://" in os.fspath(path)
+from sdpipe.io.names import FORMATS, is_remote
 
 
 def open_folder(path: str | os.PathLike[str]) -> BatchFolder:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdpipe.batch.remote import is_remote
 from sdpipe.batch.shard import Shard
 from sdpipe.cli import console, options
 from sdpipe.cli.fallback import fall_back
 from sdpipe.cli.groups import DeviceOptions, ModelOptions, SettingsOptions, SpeedOptions, grouped
 from sdpipe.errors import SdpipeWarning, UsageError
+from sdpipe.io.names import is_remote
 from sdpipe.settings import DEFAULT_OF, IMAGE, OUTPUT, RULES
 
 if TYPE_CHECKING:

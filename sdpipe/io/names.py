@@ -23,6 +23,11 @@ SLUG_LENGTH = 40
 _NUMBERED = re.compile(r"(\d{4}|[1-9]\d{4,5})-[a-z0-9-]+\.(png|jpe?g|webp|steps)")
 
 
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a URL."""
+    return "://" in os.fspath(path)
+
+
 class Destination:
     """The file names of one run's images, from `--out`.
 
