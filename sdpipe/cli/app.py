@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fill_in(typed: Sequence[str]) -> list[str]:
     """What was typed, with the value of `--ray` where it has none: typer asks for one."""
-    pairs = zip(typed, [*typed[1:], "-"], strict=True)
+    pairs = zip(typed, [*typed[1:], "-"], strict=False)
     return [
         f"{word}=auto" if word == "--ray" and after.startswith("-") else word
         for word, after in pairs

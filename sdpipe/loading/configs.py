@@ -1,6 +1,7 @@
 """The JSON files of a model, read as data: configurations of its parts and its own settings."""
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,6 +107,8 @@ def read_text(path: Path, label: str) -> str:
         ModelError: it is longer, no file, or not UTF-8.
     """
     who = f"{label}: {path}"
+    if not os.path.lexists(path):
+        raise ModelError(who, "is missing", repair(path))
     check_file(path, who)
     try:
         with path.open("rb") as file:

@@ -1,6 +1,7 @@
 """v1-4's own configurations, built without weights: the numbers and names that its files have."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,13 +85,19 @@ def test_the_classes_build_v1_4(build, parameters, tensors, shapes):
 
 
 @pytest.fixture
-def sources():
-    """v1-4's configurations as a model, whose weights nobody looks at."""
+def sources(tmp_path):
+    """v1-4's configurations as a model, whose weights nobody looks at, with so many other words."""
     from sdpipe.loading.layout import list_files, select_model
     from sdpipe.loading.locate import Location
 
-    files = select_model(list_files(CONFIGURATIONS), weights=False)
-    place = Location("v1-4", CONFIGURATIONS, files)
+    folder = tmp_path / "v1-4"
+    shutil.copytree(CONFIGURATIONS, folder)
+    words = [*(f"word{i}" for i in range(49406)), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    files = select_model(list_files(folder), weights=False)
+    place = Location("v1-4", folder, files)
     return Sources(place, {}, dict.fromkeys(files.roots, place))
 
 
