@@ -15,8 +15,9 @@ import sdpipe.denoise
 import sdpipe.pipeline
 from sdpipe import Pipeline, UsageError
 from sdpipe.cli.app import main
-from sdpipe.settings import SCHEDULERS, Settings
+from sdpipe.settings import SCHEDULERS
 from sdpipe.show.compare import TOLERANCES, compare
+from sdpipe.show.inputs import resolve_one
 from sdpipe.show.reference import check_guidance, draw_with_diffusers, plain_text
 
 # A model of random weights draws no image, and its latents know no bounds.
@@ -56,8 +57,8 @@ def test_every_order_of_lms(pipe, order):
 
 
 def test_the_other_side_is_what_diffusers_draws_of_the_same_folder(pipe, folder):
-    run = Settings(
-        prompt=PROMPT, negative_prompt="dog", g=3, steps=5, seed=8, width=32, height=24,
+    run = resolve_one(
+        pipe, PROMPT, negative_prompt="dog", g=3, steps=5, seed=8, width=32, height=24,
         scheduler="lms", lms_order=4,
     )  # fmt: skip
     latents = []

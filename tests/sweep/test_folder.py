@@ -295,7 +295,6 @@ WRONG = {
     "sweep x --g 1,2 --safety on": "safety='on' is not known",
     "sweep x --guidance-rescale 0,2": "guidance_rescale=2 is out of range",
     "sweep x --g 1,nan": "g=nan is not finite",
-    "sweep x --steps 1-5": "below sigma 0.05",
     "sweep x --steps 10,2.5": "steps='2.5' is neither a whole number",
     "sweep x --steps 10-50[0]": "not a whole number from 1",
     "sweep x --steps 10-50(5)": "with its sign",
