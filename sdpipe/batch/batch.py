@@ -156,7 +156,7 @@ class Batch(FolderJobs):
         parts = [numbers]
         if steal:
             parts.append(np.setdiff1d(np.arange(len(self.plan)), numbers))
-        try:
+        with self._merging():
             for part in parts:
                 groups = self.plan.groups(self.missing(part))
                 for i in draw_jobs(
@@ -170,6 +170,12 @@ class Batch(FolderJobs):
                     stale=stale,
                 ):
                     yield self.drawn(i)
+
+    @contextlib.contextmanager
+    def _merging(self) -> Iterator[None]:
+        """Merges the lines of all processes when the block ends, however it ends."""
+        try:
+            yield
         except BaseException:
             with contextlib.suppress(SdpipeError):  # the first error is the one to tell
                 self.folder.merge(self.plan, self.done)

@@ -196,7 +196,7 @@ class ClusterBatch(Batch):
         missing = self.missing(self.numbers(shard))
         given = set(missing.tolist())
         answers = self._cluster.draw(self._parts(missing), self._resources, options)
-        try:
+        with self._merging():
             with contextlib.closing(cast(Generator[Answer], answers)):
                 for answer in answers:
                     yield from self._note(answer)
@@ -206,11 +206,6 @@ class ClusterBatch(Batch):
                 if not self.done[i] and not self.find(i):
                     why = f"its actor died {RETRIES + 1} times; draw it alone to see why"
                     self.fail(i, SdpipeError(why))
-        except BaseException:
-            with contextlib.suppress(SdpipeError):  # the first error is the one to tell
-                self.folder.merge(self.plan, self.done)
-            raise
-        self.folder.merge(self.plan, self.done)
 
     def _note(self, answer: Answer) -> Iterator[Drawn]:
         for i in answer.done:

@@ -179,14 +179,11 @@ class BatchFolder:
             left = [failure for i, failure in sorted(failures.items()) if not written[i]]
             if left:
                 with self._write(failed) as file:
-                    for failure in left:
-                        file.write(to_line(failure))
+                    file.writelines(map(to_line, left))
             else:
                 self._remove([failed])
             if all(written):
-                self._remove(
-                    [*added, *(self.state.glob(".*.claim") if isinstance(self.state, Path) else ())]
-                )
+                self._remove([*added, *self._claims()])
 
     def put(self, path: Path, data: bytes) -> bool:
         """Puts a file in place, whole, unless there is one; returns whether it did."""
@@ -209,6 +206,9 @@ class BatchFolder:
 
     def _write(self, path: Path) -> AbstractContextManager[IO[bytes]]:
         return atomic_write(path, "the same command goes on")
+
+    def _claims(self) -> Iterable[Path]:
+        return self.state.glob(".*.claim")  # of killed processes, too
 
     def _remove(self, paths: Iterable[Path]) -> None:
         for path in paths:

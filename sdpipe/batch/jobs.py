@@ -1,5 +1,6 @@
 """What the engine asks of jobs whose images are files of a folder; see `engine.Jobs`."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from sdpipe.pipeline import Result
 
 
-class FolderJobs:
+class FolderJobs(ABC):
     """Jobs by their numbers, from 0.
 
     mark: write into each image that a model made it, see `io.mark`.
@@ -30,17 +31,17 @@ class FolderJobs:
         self.done = bytearray(count)
         self.failed: dict[int, str] = {}
 
+    @abstractmethod
     def job(self, i: int) -> Job:
         """Job i."""
-        raise NotImplementedError
 
+    @abstractmethod
     def row(self, i: int) -> int:
         """The number of the row of job i."""
-        raise NotImplementedError
 
+    @abstractmethod
     def file_name(self, i: int) -> str:
         """The file of job i, in the folder."""
-        raise NotImplementedError
 
     def settings_of(self, i: int) -> ResolvedSettings:
         """What job i is drawn with."""

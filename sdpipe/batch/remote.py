@@ -120,6 +120,9 @@ class RemoteFolder(BatchFolder):
     def _lock(self) -> AbstractContextManager[object]:
         return nullcontext()
 
+    def _claims(self) -> Iterable[Path]:
+        return ()
+
     @contextmanager
     def _write(self, path: Path) -> Iterator[IO[bytes]]:
         with tempfile.TemporaryFile() as file:
