@@ -16,7 +16,6 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from itertools import islice
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
@@ -91,12 +90,7 @@ class Cluster:
         context.max_errored_blocks = -1  # an actor that dies again and again stops no other
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.ray.shutdown()
 
     def resources(self, device: str) -> dict[str, float]:

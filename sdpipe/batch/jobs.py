@@ -71,7 +71,7 @@ class FolderJobs(ABC):
         """Puts image k of a result in place as that of job i, and adds its line."""
         self.folder.check_is_there()
         path = self.path(i)
-        term = term_for(result.settings[k].init_image) if self._mark else None
+        term = term_for(result.settings[k].init_image, self._mark)
         data = png.encode(result.images[k], FORMATS[path.suffix], metadata_for(result, k), term)
         if self.folder.put(path, data):
             values = result.settings[k].to_dict()

@@ -74,7 +74,7 @@ def save_to_stdout(result: "Result", *, with_metadata: bool, mark: bool) -> None
     from sdpipe.io import png
 
     record = result.records[0] if with_metadata else None
-    term = term_for(result.settings[0].init_image) if mark else None
+    term = term_for(result.settings[0].init_image, mark)
     sys.stdout.buffer.write(png.encode(result.images[0], "PNG", record, term))
     sys.stdout.buffer.flush()
 

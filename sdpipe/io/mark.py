@@ -27,8 +27,13 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 _TERM = re.compile(re.escape(TERMS).replace("http:", "https?:") + r"(\w{1,60})")
 
 
-def term_for(init_image: object) -> str:
-    """The term for an image that was drawn from another one, or from text alone, which is None."""
+def term_for(init_image: object, wanted: bool = True) -> str | None:
+    """The term for an image that was drawn from another one, or from text alone, which is None.
+
+    wanted: None where the file is to say nothing of its source.
+    """
+    if not wanted:
+        return None
     return GENERATED if init_image is None else COMPOSITE
 
 

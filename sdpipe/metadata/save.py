@@ -43,7 +43,7 @@ def save_image(
             f"{os.fspath(path)}", "is no image file", f"use a name in {', '.join(names.FORMATS)}"
         )
     drawn = {} if record is None else record["sdpipe"].get("settings", {})
-    term = term_for(drawn.get("init_image")) if mark else None
+    term = term_for(drawn.get("init_image"), mark)
     return png.save(image, destination.path(0, ""), record, mark=term, overwrite=overwrite)
 
 
@@ -87,7 +87,7 @@ def save_images(
         settings = result.settings[k]
         metadata = metadata_for(result, k) if with_metadata else None
         path = destination.path(place, settings.prompt)
-        term = term_for(settings.init_image) if mark else None
+        term = term_for(settings.init_image, mark)
         path = png.save(
             result.images[k], path, metadata, mark=term, overwrite=destination.overwrite
         )

@@ -116,7 +116,7 @@ def save_steps(
         SdpipeError: the folder exists or cannot be written.
     """
     folder, passes = Path(folder), _passes(result, index)
-    term = term_for(result.settings[index].init_image) if mark else None
+    term = term_for(result.settings[index].init_image, mark)
     vae = _decoder(vae, result)
     decoded, total = count(1), sum(2 * len(steps) + 1 for steps in passes)
 

@@ -72,7 +72,7 @@ class SweepFolder:
         mark: bool = True,
     ) -> None:
         self._folder, self._pipe = Path(folder), pipe
-        self._mark = term_for(sweep.values.get("init_image")) if mark else None
+        self._mark = term_for(sweep.values.get("init_image"), mark)
         self._sources = (sweep.values.get("init_image"), sweep.values.get("mask_image"))
         digest = hashlib.sha256(json.dumps(sweep.to_dict()).encode()).hexdigest()[:16]
         self._seed_file = self._folder / f".sdpipe-{digest}.seed"
