@@ -195,12 +195,7 @@ def _rules(loaded: dict[str, Any], dtype: str) -> dict[str, Any] | None:
 
     if (sources := inspect_model(**loaded, dtype=dtype)) is None:
         return None
-    return {
-        "defaults": sources.defaults(),
-        "factor": sources.factor,
-        "layers": sources.layers,
-        "read_prompt": str,
-    }
+    return {**sources.constraints, "read_prompt": str}
 
 
 def _load(

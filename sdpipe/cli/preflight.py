@@ -27,13 +27,13 @@ def check_early(weights: Mapping[str, Any], dtype: str, runs: Iterable[Run]) -> 
     sources = inspect_model(**weights, dtype=dtype)
     if sources is None:
         return
-    defaults, factor, layers = sources.defaults(), sources.factor, sources.layers
+    rules = sources.constraints
     for prompts, settings in runs:
         if settings["safety"] != "off":
             check_checker(sources)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run itself says them
-            image = plan(prompts, defaults=defaults, factor=factor, layers=layers, **settings)[0]
+            image = plan(prompts, **rules, **settings)[0]
             if image.steps == 1 or image.zero_snr:  # only the scheduler itself knows; needs torch
                 from sdpipe.schedule import schedule_for
 

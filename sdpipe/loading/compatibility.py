@@ -105,7 +105,7 @@ def _check_tokenizer(sources: Sources) -> None:
     if (tokenizer := sources.modules.get("tokenizer")) is not None:
         needed, longest = len(tokenizer), tokenizer.model_max_length
     else:
-        needed, longest = sources.tokenizer_files().rows, 0  # it is built with the right length
+        needed, longest = sources.tokenizer_files.rows, 0  # it is built with the right length
     if needed > rows:
         raise ModelError(
             f"the tokenizer with {needed} tokens",

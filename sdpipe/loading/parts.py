@@ -46,7 +46,7 @@ def read_tokenizer(sources: Sources, length: int) -> "CLIPTokenizer":
     Raises:
         ModelError: it cannot be read.
     """
-    files = sources.tokenizer_files()
+    files = sources.tokenizer_files
     try:
         return files.build(length)
     except Exception as error:  # the library has no class of error for a damaged file

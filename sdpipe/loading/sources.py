@@ -6,6 +6,7 @@ Everything here is read from configurations and from the headers of weight files
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -189,6 +190,7 @@ class Sources:
             config["prediction_type"] = single_file.PREDICTION_TYPES[self.prediction_type]
         return config
 
+    @cached_property
     def tokenizer_files(self) -> TokenizerFiles:
         """The tokenizer as data; that of a Stable Diffusion 2 checkpoint pads with !.
 
@@ -233,6 +235,15 @@ class Sources:
             values |= lora.settings
         by_config = {} if "scheduler" in values else own_settings(self.scheduler())
         return {**made_for, **by_config, **values}
+
+    @property
+    def constraints(self) -> dict[str, Any]:
+        """The keyword arguments of `plan.plan` that depend on the model, read from its files.
+
+        Raises:
+            ModelError: as `defaults`.
+        """
+        return {"defaults": self.defaults(), "factor": self.factor, "layers": self.layers}
 
     @property
     def factor(self) -> int:
