@@ -91,7 +91,7 @@ def resolve_files(
     found = []
     for entry in recorded:
         for name, built_in in BUILT_IN_LORAS.items():
-            if (entry["name"], entry["sha256"]) == (built_in.name, sha256(built_in)):
+            if entry["name"] == built_in.name and entry["sha256"] == sha256(built_in):
                 by_hash.setdefault(entry["sha256"], name)
         if entry["sha256"] not in by_hash:
             unfit = ", ".join(truncate(file) for file in by_hash.values())

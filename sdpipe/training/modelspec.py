@@ -6,12 +6,12 @@ https://github.com/Stability-AI/ModelSpec.
 
 import datetime
 import json
-import os
 import shutil
 from pathlib import Path
 
 import sdpipe
 from sdpipe.components import Components
+from sdpipe.io.files import atomic_write
 from sdpipe.loading.weights import sha256_of_tensors
 
 
@@ -41,12 +41,10 @@ def add_notes(path: Path, notes: dict[str, str]) -> None:
     The tensors stay as they are: behind the header, of which the first 8 bytes are the length.
     """
     notes = {**notes, "modelspec.hash_sha256": f"0x{sha256_of_tensors(path)}"}
-    partial = path.with_name(f"{path.name}.partial")
-    with path.open("rb") as old, partial.open("wb") as new:
+    with path.open("rb") as old, atomic_write(path) as new:
         header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
         header["__metadata__"] = {**header.get("__metadata__", {}), **notes}
         data = json.dumps(header, separators=(",", ":")).encode()
         data += b" " * (-len(data) % 8)  # tensors begin at multiples of 8 bytes
         new.write(len(data).to_bytes(8, "little") + data)
         shutil.copyfileobj(old, new)
-    os.replace(partial, path)
