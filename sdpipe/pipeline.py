@@ -321,9 +321,7 @@ class Pipeline:
         call: dict[str, Any] = check_kwargs(settings)
         init, mask = load_images(call.pop("init_image", None), call.pop("mask_image", None))
         images = plan(prompt, **parts.constraints, init_image=init, mask_image=mask, **call)
-        schedule_for(
-            images[0], parts.scheduler_config, parts.device
-        )  # refuses what cannot be drawn
+        schedule_for(images[0], parts.scheduler_config, parts.device)  # may refuse to draw them
         warn_unused_embeddings(parts, images)
         check_seamless(images[0], vae_factor(parts.vae), len(parts.unet.config.block_out_channels))
         return images, prepare(images[0], init, mask)

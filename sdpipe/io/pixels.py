@@ -206,9 +206,8 @@ def _to_8_bits(image: Image.Image, file: Image.Image, remarks: list[str]) -> Ima
     is_signed = tags.get(SAMPLE_FORMAT, (1,))[0] == 2
     width, height = image.size
 
-    def read_rows() -> (
-        "Iterator[np.ndarray[Any, np.dtype[np.float64]]]"
-    ):  # some at a time, for memory
+    # Some at a time, for memory.
+    def read_rows() -> "Iterator[np.ndarray[Any, np.dtype[np.float64]]]":
         for top in range(0, height, ROWS):
             rows = image.crop((0, top, width, min(top + ROWS, height)))
             levels = np.asarray(rows).astype(np.float64)
