@@ -70,7 +70,6 @@ PerFolder = Annotated[
         OUTPUT, "Where there are more images, they go into folders of N.", "--per-folder"
     ),
 ]
-Format = Annotated[str, options.option(OUTPUT, "png, webp or jpg.", "--format", metavar="NAME")]
 KeepGoing = Annotated[
     bool,
     options.flag(OUTPUT, "Draw the other rows where some cannot be drawn.", "--keep-going"),
@@ -126,7 +125,7 @@ def batch(
     cores: Cores = None,
     out: Out = "outputs/batch",
     per_folder: PerFolder = 1000,
-    format: Format = "png",
+    format: options.Format = None,
     no_mark: options.NoMark = False,
     keep_going: KeepGoing = False,
     debug: options.Debug = False,
@@ -163,7 +162,7 @@ def batch(
                 defaults=given,
                 seed=seed,
                 per_folder=per_folder,
-                format=format,
+                format=format or "png",
                 mark=not no_mark,
             )
             _tell_bad(work.plan, keep_going)
