@@ -1,9 +1,9 @@
 # sdpipe in a container. On a CPU:
 #   docker build -t sdpipe .
-#   docker run --rm -v "$PWD:/work" sdpipe generate "red apple" --model emoji --out /work/apple.png
+#   docker run --rm -v "$PWD:/images" sdpipe generate "red apple" --model emoji --out apple.png
 # On an NVIDIA GPU:
 #   docker build -t sdpipe:cuda --build-arg TORCH=https://download.pytorch.org/whl/cu128 .
-#   docker run --rm --gpus all -v "$PWD:/work" -v models:/models sdpipe:cuda generate "a castle"
+#   docker run --rm --gpus all -v "$PWD:/images" -v models:/models sdpipe:cuda generate "a castle"
 FROM python:3.12-slim
 
 ARG TORCH=https://download.pytorch.org/whl/cpu
@@ -14,10 +14,10 @@ COPY sdpipe /src/sdpipe
 RUN pip install --no-cache-dir "/src[show]"
 
 # Downloaded models outlive the container in the volume.
-RUN useradd --create-home --uid 1000 sdpipe && mkdir /models /work && chown sdpipe /models /work
+RUN useradd --create-home --uid 1000 sdpipe && mkdir /models /images && chown sdpipe /models /images
 ENV HF_HOME=/models
 VOLUME /models
 USER sdpipe
-WORKDIR /work
+WORKDIR /images
 ENTRYPOINT ["sdpipe"]
 CMD ["--help"]
