@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import warnings
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -154,11 +154,15 @@ def batch(
             if first.bad and not keep_going:
                 _tell_bad(Plan(rows, Model(rules, {}), given, 0), keep_going)
         with contextlib.ExitStack() as stack:
+            results = sys.stdout
+            if ray is not None:  # which prints there what its actors die of
+                stack.enter_context(contextlib.redirect_stdout(None))
             work = _load(
                 rows,
                 out,
                 {**loaded, **machine},
                 stack.enter_context(_cluster(ray, cores)) if ray is not None else None,
+                results,
                 defaults=given,
                 seed=seed,
                 per_folder=per_folder,
@@ -198,13 +202,18 @@ def _rules(loaded: dict[str, Any], dtype: str) -> dict[str, Any] | None:
 
 
 def _load(
-    rows: "Rows", out: str, loaded: dict[str, Any], cluster: "Cluster | None", **options: Any
+    rows: "Rows",
+    out: str,
+    loaded: dict[str, Any],
+    cluster: "Cluster | None",
+    results: TextIO,
+    **options: Any,
 ) -> "Batch":
     def fail(job: str, error: Exception) -> None:
         console.print_status(f"error: {job}: {console.describe(error)}")
 
     def show(drawn: "Drawn") -> None:
-        console.print_result(str(drawn.path))
+        console.print_result(str(drawn.path), results)
 
     options |= {"on_saved": show, "on_failed": fail}
     if cluster is not None:

@@ -88,17 +88,17 @@ def install_warning_printer(debug: bool) -> None:
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
-def print_result(text: str) -> None:
-    """Prints a result on standard output at once.
+def print_result(text: str, stream: TextIO | None = None) -> None:
+    """Prints a result on standard output at once, or on the stream that it was before.
 
     A reader that has gone away is no error. Where the output cannot be written, as on a full disk,
     a message says so, the work goes on, and `is_output_lost`.
     """
     global _is_output_lost
     try:
-        print(escape_control(text), flush=True)
+        print(escape_control(text), file=stream, flush=True)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
         if not isinstance(error, BrokenPipeError):
             _is_output_lost = True
             reason = f"standard output cannot be written ({error.strerror})"
