@@ -188,18 +188,29 @@ class ClusterBatch(Batch):
         """Draws the jobs that are missing, and yields those of a part when it is drawn."""
         options = {"loaded": self._loaded, "out": self._out, "mark": self._mark, "most": most}
         missing = self.missing(self.numbers(shard))
-        given = set(missing.tolist())
-        answers = self._cluster.draw(self._parts(missing), self._resources, options)
         with self._merging():
-            with contextlib.closing(cast(Generator[Answer], answers)):
-                for answer in answers:
-                    yield from self._note(answer)
-                    if answer.error is not None:
-                        raise answer.error
-            for i in sorted(given.difference(self.failed)):
-                if not self.done[i] and not self.find(i):
-                    why = f"its actor died {RETRIES + 1} times; draw it alone to see why"
-                    self.fail(i, SdpipeError(why))
+            while len(missing):
+                answers = self._cluster.draw(self._parts(missing), self._resources, options)
+                with contextlib.closing(cast(Generator[Answer], answers)):
+                    for answer in answers:
+                        yield from self._note(answer)
+                        if answer.error is not None:
+                            raise answer.error
+                left = []
+                for i in missing.tolist():
+                    if self.done[i] or i in self.failed:
+                        continue
+                    if self.find(i):  # of an actor that died before its lines and its answer
+                        self.folder.describe(self.path(i), self.job(i).digest)
+                        yield from self._note(Answer((i,), {}, None))
+                    else:
+                        left.append(i)
+                if len(left) == len(missing):  # handing them out again would not help
+                    for i in left:
+                        why = f"its actor died {RETRIES + 1} times; draw it alone to see why"
+                        self.fail(i, SdpipeError(why))
+                    break
+                missing = np.array(left, np.int64)
 
     def _note(self, answer: Answer) -> Iterator[Drawn]:
         for i in answer.done:
