@@ -50,7 +50,7 @@ figures: .venv/test
 	@touch $@
 
 .venv/test: .venv/bin/python pyproject.toml constraints.txt
-	.venv/bin/pip install --quiet --constraint constraints.txt --editable ".[test,train,show]"
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable ".[test,train,show,serve]"
 	@touch $@ .venv/sdpipe
 
 .venv/ray: .venv/test

@@ -254,7 +254,8 @@ class Pipeline:
             pipe.generate("red apple", g=7.5, seed=42, steps=50, dim=512, save_int=True)
 
         Image k of the call shows prompt k // n and has seed + k; under `variation_strength` all
-        have the seed, and image k the variation_seed + k. The settings are those of `Settings`,
+        have the seed, and image k the variation_seed + k; of a list of seeds each prompt has an
+        image of each. The settings are those of `Settings`,
         which gives the meaning, unit and range of each; what is left out is the model's own.
         `init_image` and `mask_image` are files or PIL images; where the mask is black, the result
         has the pixels of `init_image`. `on_step` is called with every `Step`, as for a progress

@@ -7,7 +7,7 @@ from typing import Any
 
 from sdpipe.canvas import LoadedImage
 from sdpipe.errors import UsageError
-from sdpipe.settings import ResolvedSettings, Settings
+from sdpipe.settings import MAX_IMAGES, RULES, ResolvedSettings, Settings
 from sdpipe.values import nearest_multiples
 
 
@@ -19,12 +19,14 @@ def plan(
     layers: int,
     read_prompt: Callable[[str], str] = str,
     n: int = 1,
+    seed: int | Sequence[int] | None = None,
     **settings: Any,
 ) -> list[ResolvedSettings]:
     """The settings of every image of a call, with every default filled in.
 
     Each prompt is drawn n times; image k of the call shows prompt k // n and has seed + k, or of
-    variations variation_seed + k. An unset size follows from `init_image`, if it has its pixels.
+    variations variation_seed + k. Of a list of seeds each prompt has an image of each. An unset
+    size follows from `init_image`, if it has its pixels.
 
     defaults: the model's own values.
     factor: pixels per latent of the model's VAE.
@@ -38,10 +40,15 @@ def plan(
     prompts: list[Any] = [prompt] if is_text else list(prompt)
     if not prompts:
         raise UsageError("prompt=[]", "is empty", "give a string, or a list of at least one")
+    seeds, first = None, seed
+    if isinstance(seed, list | tuple):
+        seeds = _check_seeds(seed, n, settings)
+        first, n = seeds[0], len(seeds)
     for text in prompts:
         Settings(prompt=text, n=n)
     prompts = [read_prompt(text) for text in prompts]
-    call = Settings(prompt=prompts[0], n=n * len(prompts), **settings)
+    count = n * len(prompts) if seeds is None else 1  # of images whose seeds count up
+    call = Settings(prompt=prompts[0], n=count, seed=first, **settings)  # type: ignore[arg-type]
     call = replace(call, dim=None, negative_prompt=read_prompt(call.negative_prompt))
     if isinstance(image := settings.get("init_image"), LoadedImage):
         call = _with_size_of(image, call, defaults, factor)
@@ -67,7 +74,23 @@ def plan(
                 f"{factor}, the pixels per latent of this model's VAE",
                 "use another factor",
             )
+    if seeds is not None:
+        return [replace(run, n=1, prompt=text, seed=s) for text in prompts for s in seeds]
     return [replace(s, prompt=prompts[k // n]) for k, s in enumerate(run.per_image())]
+
+
+def _check_seeds(seeds: Sequence[Any], n: int, settings: Mapping[str, Any]) -> list[int]:
+    """A list of seeds. Raises UsageError where one is none, or something else contradicts it."""
+    if not seeds:
+        raise UsageError("seed=[]", "is empty", "give at least one seed, or leave it out")
+    if len(seeds) > MAX_IMAGES:
+        raise UsageError(f"seed, a list of {len(seeds)}", f"has more than {MAX_IMAGES}")
+    if n not in (1, len(seeds)):
+        raise UsageError(f"n={n!r} with {len(seeds)} seeds", "contradict each other", "leave n out")
+    for name in ("variation_seed", "variation_strength"):
+        if settings.get(name) is not None:
+            raise UsageError(name, "has one seed for all images", "give one, or leave it out")
+    return [RULES["seed"].check("seed", seed) for seed in seeds]
 
 
 def check_seamless(settings: ResolvedSettings, factor: int, levels: int) -> None:

@@ -752,12 +752,13 @@ class ResolvedSettings(Settings):
 class GenerateKwargs(TypedDict, total=False):
     """What `Pipeline.generate` takes beside the prompt: the fields of `Settings`, none required.
 
-    `init_image` and `mask_image` are the images themselves, or their files.
+    `init_image` and `mask_image` are the images themselves, or their files. A list of seeds is an
+    image of each.
     """
 
     negative_prompt: str
     prompt_edits: str
-    seed: int | None
+    seed: int | Sequence[int] | None
     n: int
     dim: int | None
     width: int | None

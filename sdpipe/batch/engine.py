@@ -25,6 +25,7 @@ from sdpipe.settings import ResolvedSettings
 
 if TYPE_CHECKING:
     from sdpipe.canvas import Canvas
+    from sdpipe.components import Components
     from sdpipe.denoise import Step
     from sdpipe.pipeline import Pipeline, Result
 
@@ -121,6 +122,28 @@ def draw_jobs(
             waiting = elsewhere
 
 
+class Room:
+    """How many images are drawn at once: as many as are fast, or as memory was found to hold.
+
+    most: at most.
+    """
+
+    def __init__(self, parts: "Components", most: int | None = None) -> None:
+        self._parts, self._most = parts, most
+        self._found: dict[tuple[int, int], int] = {}
+
+    def limit(self, settings: ResolvedSettings) -> int:
+        """How many images of these settings."""
+        if settings.batch_invariant:
+            return 1
+        room = batch_room(self._parts, settings)
+        return min(self._most or room, self._found.get(settings.output_size, room))
+
+    def learn(self, settings: ResolvedSettings, largest: int) -> None:
+        """Keeps in mind that memory holds no more than `largest` images of this size."""
+        self._found[settings.output_size] = largest
+
+
 @dataclass
 class _Claimed:
     """Jobs that are claimed and not there, and the batches that they are drawn in."""
@@ -146,8 +169,7 @@ class _Run:
         on_step: "Callable[[Step], object] | None",
     ) -> None:
         self._pipe, self._jobs, self._claims, self._encoder = pipe, jobs, claims, encoder
-        self._most, self._on_step = most, on_step
-        self._room: dict[tuple[int, int], int] = {}  # what a size's memory was found to hold
+        self._room, self._most, self._on_step = Room(pipe.components, most), most, on_step
         self.unclaimed: set[int] = set()
 
     def split(self, group: Numbers) -> Iterator[list[int]]:
@@ -155,7 +177,7 @@ class _Run:
         at = 0
         while at < len(group):
             first = self._jobs.settings_of(int(group[at]))
-            width = WINDOW * self._limit(first)
+            width = WINDOW * self._room.limit(first)
             sized: dict[int, list[int]] = {}
             for i in map(int, group[at : at + width]):
                 try:
@@ -166,7 +188,7 @@ class _Run:
                     sized.setdefault(chunks, []).append(i)
             for numbers in sized.values():
                 while numbers:
-                    most = self._limit(first)  # which falls where memory runs out
+                    most = self._room.limit(first)  # which falls where memory runs out
                     yield numbers[:most]
                     numbers = numbers[most:]
             at += width
@@ -227,7 +249,7 @@ class _Run:
             largest = max(largest, result.batch_positions[0][1])
             yield partial(self._save, numbers, result)
         if 0 < largest < asked and not overflowed:
-            self._room[settings.output_size] = largest
+            self._room.learn(settings, largest)
         yield partial(self._release, claimed.names)
 
     def _save(self, numbers: Sequence[int], result: "Result") -> list[int]:
@@ -239,10 +261,3 @@ class _Run:
     def _release(self, names: Sequence[str]) -> list[int]:
         self._claims.release(names)
         return []
-
-    def _limit(self, settings: ResolvedSettings) -> int:
-        """How many images of these settings are drawn at once."""
-        if settings.batch_invariant:
-            return 1
-        room = batch_room(self._pipe.components, settings)
-        return min(self._most or room, self._room.get(settings.output_size, room))

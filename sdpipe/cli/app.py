@@ -16,6 +16,7 @@ from sdpipe.cli import generate as cli_generate
 from sdpipe.cli import info as cli_info
 from sdpipe.cli import names as cli_names
 from sdpipe.cli import replay as cli_replay
+from sdpipe.cli import serve as cli_serve
 from sdpipe.cli import sweep as cli_sweep
 from sdpipe.cli import train as cli_train
 from sdpipe.cli.interrupt import interruptible
@@ -70,6 +71,10 @@ app.command(
     short_help="Draw the jobs of a file, each once.",
     epilog="Example:  sdpipe batch jobs.jsonl --model emoji --out apples",
 )(cli_batch.batch)
+app.command(
+    short_help="Serve images over HTTP, and a page to draw on.",
+    epilog="Example:  sdpipe serve --model emoji",
+)(cli_serve.serve)
 app.command(
     short_help="Train a model on captioned images.",
     epilog="Example:  sdpipe train --data photos --out runs/photos --dim 128",

@@ -138,7 +138,19 @@ class Record:
             pixels_sha256=written.get("pixels_sha256"),
             sweep=_get_settings(written, "sweep") or None,
             safety=_get_safety(written),
+            notes=_notes(written, batch),
         )
+
+
+def _notes(written: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a server says of an image: that somebody stopped it, or that it shared a batch."""
+    notes = []
+    if written.get("stopped_after") is not None:
+        step = truncate(written["stopped_after"])
+        notes.append(f"it was stopped after step {step}, and is drawn to its end here.")
+    if batch.get("joined") is True:
+        notes.append("it was drawn in one batch with other requests; the last bits may differ.")
+    return tuple(notes)
 
 
 def about_image(path: str | os.PathLike[str], rule: str, error: SdpipeError) -> SdpipeError:

@@ -1,0 +1,433 @@
+"""One thread that draws, and the bounded queue before it.
+
+    drawing = Drawing(capacity=64)
+    task = Task(pipe, images)
+    drawing.submit(task)
+    async for event in task.events():
+        ...
+
+A task's events are `Waiting`, `Progress`, what its own `on_step` puts there, and a `Drawn` for each
+image. Whoever reads them is in an event loop; whoever draws is in the thread.
+"""
+
+import asyncio
+import logging
+import math
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from sdpipe.batch.engine import Room
+from sdpipe.batches import common_settings
+from sdpipe.errors import SdpipeError
+from sdpipe.io import png
+from sdpipe.io.mark import term_for
+from sdpipe.latents import latents_to_pil
+from sdpipe.metadata.save import metadata_for
+from sdpipe.pipeline import Result
+
+if TYPE_CHECKING:
+    from sdpipe.canvas import Canvas
+    from sdpipe.denoise import Step
+    from sdpipe.pipeline import Pipeline
+    from sdpipe.settings import ResolvedSettings
+
+log = logging.getLogger(__name__)
+
+
+class QueueFullError(SdpipeError):
+    """As many tasks wait as may. `seconds`: when to ask again."""
+
+    def __init__(self, capacity: int, seconds: int) -> None:
+        rule = f"has its {capacity} places taken"
+        super().__init__("the queue", rule, f"ask again in about {seconds} s")
+        self.seconds = seconds
+
+
+class StoppedError(SdpipeError):
+    """A task has no image, since somebody stopped it or the server ends."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Tasks before this one."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Step `index` of `total` is done, from 0. `seconds_left`: until the images are there."""
+
+    index: int
+    total: int
+    seconds_left: float
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Image `number` of a task, from 0: image k of a result.
+
+    is_joined: it was drawn in one batch with images of other tasks.
+    stopped_after: the steps that were taken where somebody stopped it; the image is the x_0
+        predicted there.
+    """
+
+    number: int
+    result: Result
+    k: int
+    is_joined: bool = False
+    stopped_after: int | None = None
+
+    @property
+    def settings(self) -> "ResolvedSettings":
+        """What it was drawn with."""
+        return self.result.settings[self.k]
+
+    def record(self) -> dict[str, Any]:
+        """Its metadata, as `Result.records`; it also says if it was joined or stopped."""
+        record = metadata_for(self.result, self.k)
+        if self.is_joined:
+            record["sdpipe"]["batch"]["joined"] = True
+        if self.stopped_after is not None:
+            record["sdpipe"]["stopped_after"] = self.stopped_after
+        return record
+
+    def encode(self, format: str = "PNG", *, with_metadata: bool = True) -> bytes:
+        """The image as the bytes of a file; see `png.encode`."""
+        record = self.record() if with_metadata else None
+        mark = term_for(self.settings.init_image)
+        return png.encode(self.result.images[self.k], format, record, mark)
+
+
+@dataclass(eq=False)
+class Task:
+    """What one request asks for.
+
+    images: the settings of each. canvas: the image that they begin with.
+    on_step: called in the drawing thread with each step of the task's images, numbered from 0.
+    work: called in the drawing thread in place of drawing `images`, with what it has to call at
+        every step; what it returns is an event.
+    may_join: it may be drawn in one batch with others.
+    """
+
+    pipe: "Pipeline"
+    images: "Sequence[ResolvedSettings]"
+    canvas: "Canvas | None" = None
+    on_step: "Callable[[Step], object] | None" = None
+    work: "Callable[[Callable[[Step], object]], object] | None" = None
+    may_join: bool = True
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    state: str = "waiting"  # then "drawing", and "finished"
+    progress: Progress | None = None
+    error: Exception | None = None
+    latest: "Step | None" = None
+
+    def __post_init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[object] = asyncio.Queue()
+        self._is_stopped = self._keeps = False
+
+    @property
+    def num_steps(self) -> int:
+        """The steps of the whole task, over all its images."""
+        return sum(s.num_steps_taken(s.strength) for s in self.images)
+
+    def put(self, event: object) -> None:
+        """Adds an event; from any thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    async def events(self) -> AsyncIterator[object]:
+        """The events, until the task is finished. Raises what it failed with."""
+        while (event := await self._events.get()) is not None:
+            yield event
+        if self.error is not None:
+            raise self.error
+
+    async def images_drawn(self) -> list[Drawn]:
+        """All images, when the last is there. Raises as `events`."""
+        return [event async for event in self.events() if isinstance(event, Drawn)]
+
+    def stop(self, *, keep: bool = False) -> None:
+        """Ends the work at the next step; with `keep` the images so far are what was drawn."""
+        self._keeps, self._is_stopped = keep, True
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether somebody stopped it."""
+        return self._is_stopped
+
+    @property
+    def keeps_images(self) -> bool:
+        """Whether the images so far are wanted."""
+        return self._keeps
+
+    def finish(self, error: Exception | None = None) -> None:
+        """Says that no event follows; the first call counts."""
+        if self.state != "finished":
+            self.state, self.error, self.latest = "finished", error, None
+            self.put(None)
+
+
+@dataclass
+class Counts:
+    """What a server has done since it began."""
+
+    images: int = 0
+    steps: int = 0  # of each image
+    refused: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    tasks: int = 0
+    seconds: float = 0.0  # spent drawing
+    waited: float = 0.0  # by tasks that were begun
+
+
+class _Stopped(Exception):  # noqa: N818
+    """Nobody wants the images of this run any more."""
+
+
+class Drawing:
+    """The queue and the thread, which begins with the first task.
+
+    capacity: tasks that may wait.
+    join: draw waiting tasks that go together as one batch.
+    """
+
+    def __init__(self, capacity: int = 64, *, join: bool = False) -> None:
+        self.capacity, self.join = capacity, join
+        self.counts = Counts()
+        self.current: list[Task] = []
+        self._waiting: deque[Task] = deque()
+        self._since: dict[str, float] = {}
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._ends = False
+        self._rooms: dict[int, Room] = {}
+        self._pace = 1.0  # seconds a step of one image takes
+        self._before = 0.0  # when the last step was done
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, task: Task) -> None:
+        """Puts a task at the end of the queue.
+
+        Raises:
+            QueueFullError: it is full.
+            StoppedError: the server ends.
+        """
+        with self._changed:
+            if self._ends:
+                raise StoppedError("the server", "is being stopped", "ask again later")
+            if len(self._waiting) >= self.capacity:
+                self.counts.refused += 1
+                raise QueueFullError(self.capacity, self.seconds_left())
+            self._waiting.append(task)
+            self._since[task.id] = time.monotonic()
+            task.put(Waiting(len(self._waiting) - 1 + len(self.current)))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="draw", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def find(self, id: str) -> Task | None:
+        """The task of that name that waits or is being drawn."""
+        with self._changed:
+            tasks = [*self.current, *self._waiting]
+        return next((task for task in tasks if task.id == id), None)
+
+    def seconds_left(self) -> int:
+        """An estimate of when what waits by now is drawn; at least 1."""
+        steps = sum(task.num_steps for task in self._waiting)
+        for task in self.current:
+            steps += task.num_steps - (0 if task.progress is None else task.progress.index + 1)
+        return max(1, math.ceil(steps * self._pace))
+
+    def cancel(self, task: Task, *, keep: bool = False) -> None:
+        """Ends a task: one that waits at once, one that is being drawn at its next step."""
+        task.stop(keep=keep)
+        with self._changed:
+            if task in self._waiting:
+                self._waiting.remove(task)
+                self._tell_positions()
+                self._end(task)
+
+    def close(self) -> None:
+        """Takes no task any more, and ends those that wait; what is being drawn goes on."""
+        with self._changed:
+            self._ends = True
+            waiting, self._waiting = self._waiting, deque()
+            self._changed.notify()
+        for task in waiting:
+            task.finish(StoppedError("the server", "is being stopped", "ask again later"))
+
+    def abort(self) -> None:
+        """Ends what is being drawn as well."""
+        self.close()
+        for task in list(self.current):
+            task.stop()
+        if self._thread is not None:
+            self._thread.join(10)
+
+    def _run(self) -> None:
+        while tasks := self._take():
+            started = time.monotonic()
+            try:
+                self._draw(tasks)
+            except _Stopped:
+                pass
+            except Exception as error:
+                if not isinstance(error, SdpipeError):
+                    log.exception("drawing failed")
+                self._fail(tasks, error)
+            self.counts.seconds += time.monotonic() - started
+            for task in tasks:
+                self._end(task)
+            self.current = []
+
+    def _take(self) -> list[Task]:
+        """Waits for the next tasks: one, or all that are drawn together; none is the end."""
+        with self._changed:
+            while not self._waiting and not self._ends:
+                self._changed.wait()
+            if not self._waiting:
+                return []
+            tasks = [self._waiting.popleft()]
+            if self.join and _can_join(tasks[0]):
+                tasks += self._find_alike(tasks[0])
+                self._waiting = deque(task for task in self._waiting if task not in tasks)
+            self.current = tasks
+            self._tell_positions()
+        for task in tasks:
+            task.state = "drawing"
+            self.counts.tasks += 1
+            self.counts.waited += time.monotonic() - self._since.pop(task.id)
+        return tasks
+
+    def _find_alike(self, first: Task) -> list[Task]:
+        """The waiting tasks that go together with one, as many as fit into its batch."""
+        alike, kind = [], common_settings(first.images[0])
+        free = self._room(first.pipe).limit(first.images[0]) - len(first.images)
+        for task in self._waiting:
+            fits = len(task.images) <= free and task.pipe is first.pipe and _can_join(task)
+            if fits and common_settings(task.images[0]) == kind:
+                alike.append(task)
+                free -= len(task.images)
+        return alike
+
+    def _room(self, pipe: "Pipeline") -> Room:
+        return self._rooms.setdefault(id(pipe), Room(pipe.components))
+
+    def _tell_positions(self) -> None:
+        for k, task in enumerate(self._waiting):
+            task.put(Waiting(k + len(self.current)))
+
+    def _draw(self, tasks: list[Task]) -> None:
+        first, places, at = tasks[0], [], 0
+        for task in tasks:
+            places.append((task, at))
+            at += len(task.images)
+        if first.work is not None:
+            first.put(first.work(lambda step: self._see(step, places)))
+            return
+        images = [settings for task in tasks for settings in task.images]
+
+        def fail(i: int, error: Exception) -> None:
+            self._fail([_owner(places, i)[0]], error)
+
+        batches = first.pipe.split(images, self._room(first.pipe).limit(images[0]))
+        see = lambda step: self._see(step, places)  # noqa: E731
+        for result in first.pipe.draw_batches(batches, first.canvas, see, fail):
+            owners = {_owner(places, i)[0].id for i in result.numbers}
+            for k, number in enumerate(result.numbers):
+                task, start = _owner(places, number)
+                if task.state == "drawing":
+                    self.counts.images += 1
+                    task.put(Drawn(number - start, result, k, is_joined=len(owners) > 1))
+
+    def _see(self, step: "Step", places: list[tuple[Task, int]]) -> None:
+        """Hands a step on to the tasks whose images it holds, and ends what nobody wants."""
+        now = time.monotonic()
+        self.counts.steps += len(step.images)
+        if step.index:
+            pace = (now - self._before) / len(step.images)
+            self._pace = 0.8 * self._pace + 0.2 * pace
+        self._before = now
+        left = (step.total - step.index - 1) * self._pace * len(step.images)
+        for task, start in places:
+            own = [i for i in step.images if start <= i < start + max(len(task.images), 1)]
+            if not own or task.state != "drawing":
+                continue
+            part = _part(step, own[0], own[-1] + 1, start)
+            task.latest = part
+            if task.is_stopped:
+                if task.keeps_images and not step.is_last:
+                    self._keep(task, part, len(step.images), own[0] - step.images.start)
+                self._end(task)
+                continue
+            task.progress = Progress(step.index, step.total, left)
+            task.put(task.progress)
+            try:
+                if task.on_step is not None:
+                    task.on_step(part)
+            except Exception as error:  # the others of the batch go on
+                log.exception("a step could not be shown")
+                self._fail([task], error)
+        if all(task.state == "finished" for task, _ in places):
+            raise _Stopped
+
+    def _keep(self, task: Task, step: "Step", size: int, first: int) -> None:
+        """Makes images of the x_0 that a task has come to."""
+        parts = task.pipe.components
+        with parts.on_device(parts.vae):
+            images = [latents_to_pil(parts.vae, z)[0] for z in step.x0.split(1)]
+        if task.canvas is not None:
+            images = [task.canvas.composite(image) for image in images]
+        settings = [task.images[i] for i in step.images]
+        positions = [(first + k, size) for k in range(len(images))]
+        result = Result(images, settings, list(step.images), positions, pipeline=task.pipe)
+        for k, number in enumerate(step.images):
+            joined = size > len(images)
+            task.put(Drawn(number, result, k, joined, stopped_after=step.index + 1))
+
+    def _end(self, task: Task) -> None:
+        if task.state == "finished":
+            return
+        self.counts.cancelled += task.is_stopped
+        stopped = task.is_stopped and not task.keeps_images
+        task.finish(StoppedError("the request", "was stopped") if stopped else None)
+
+    def _fail(self, tasks: Sequence[Task], error: Exception) -> None:
+        for task in tasks:
+            self.counts.failed += task.state != "finished"
+            task.finish(error)
+
+
+def _can_join(task: Task) -> bool:
+    """Whether a task may share a batch: no image to begin with, nothing that wants it alone."""
+    first = task.images[0] if task.images else None
+    return (
+        task.may_join
+        and task.work is None
+        and task.canvas is None
+        and first is not None
+        and not first.batch_invariant
+    )
+
+
+def _owner(places: Sequence[tuple[Task, int]], number: int) -> tuple[Task, int]:
+    """The task to which an image of a run belongs, and the number of its first image there."""
+    return next(place for place in reversed(places) if place[1] <= number)
+
+
+def _part(step: "Step", first: int, end: int, start: int) -> "Step":
+    """A step of the images from `first` to before `end`, counted from `start`."""
+    own = slice(first - step.images.start, end - step.images.start)
+    tensors = {name: getattr(step, name)[own] for name in ("input", "latents", "x0")}
+    return replace(step, images=range(first - start, end - start), **tensors)

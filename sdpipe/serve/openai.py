@@ -1,0 +1,367 @@
+"""OpenAI's interface to images, as its clients speak it: generations, edits, models.
+
+Beside OpenAI's fields a request may name every setting, by our names or those of other servers.
+"""
+
+import asyncio
+import base64
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sdpipe.latents import latents_to_pil
+from sdpipe.serve.answers import Event, EventStream, RequestError, failure, images_for, read_object
+from sdpipe.serve.drawing import Drawn, Task
+from sdpipe.serve.inputs import plan, read_transparency, read_upload
+from sdpipe.settings import RULES
+from sdpipe.values import parse_bool, parse_int
+
+if TYPE_CHECKING:
+    from starlette.datastructures import FormData
+    from starlette.requests import Request
+
+    from sdpipe.denoise import Step
+    from sdpipe.serve.server import Server
+
+OTHER_NAMES = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "g",
+    "cfg_scale": "g",
+    "num_images": "n",
+}
+"""What clients call our settings."""
+
+IGNORED = ("user", "quality", "style", "background", "moderation", "input_fidelity",
+           "output_compression")  # fmt: skip
+"""OpenAI's fields that say nothing to this kind of model; clients send them all the time."""
+
+FORMATS = {"png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP"}
+MAX_PARTIAL = 50
+
+
+def routes(server: "Server") -> list[Route]:
+    """The addresses of the interface."""
+
+    async def generations(request: "Request") -> Response:
+        values = await read_object(request)
+        return await _answer(server, request, Wanted.read(values), values, "image_generation")
+
+    async def edits(request: "Request") -> Response:
+        values = await _read_form(request)
+        return await _answer(server, request, Wanted.read(values), values, "image_edit")
+
+    async def models(_: "Request") -> Response:
+        return JSONResponse({"object": "list", "data": [_model(name) for name in server.models]})
+
+    async def model(request: "Request") -> Response:
+        server.find_model(name := request.path_params["name"])
+        return JSONResponse(_model(name))
+
+    async def image(request: "Request") -> Response:
+        found = server.gallery.get(request.path_params["name"])
+        if found is None:
+            rule = "is not here"
+            raise RequestError(404, "the image", rule, "the last 64 are kept", code="not_found")
+        return Response(found[0], media_type=found[1])
+
+    return [
+        Route("/v1/images/generations", generations, methods=["POST"]),
+        Route("/v1/images/edits", edits, methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
+        Route("/v1/images/{name}", image),
+    ]
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "sdpipe"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """In which form a client wants its images.
+
+    partial_images: previews while they are drawn; None where they don't come as a stream.
+    """
+
+    format: str
+    as_url: bool
+    partial_images: int | None
+    with_metadata: bool
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> "Wanted":
+        """Takes it out of the fields of a request.
+
+        Raises:
+            RequestError: a field has a value that it cannot have.
+        """
+        kind = _choice(values, "output_format", tuple(FORMATS), "png")
+        form = _choice(values, "response_format", ("b64_json", "url"), "b64_json")
+        streams = _flag(values, "stream", False)
+        partial = values.pop("partial_images", None)
+        if partial is None:
+            partial = 0
+        if not isinstance(partial, int) or isinstance(partial, bool) or partial < 0:
+            value, rule = f"partial_images={str(partial)[:40]}", "is no number of images"
+            raise RequestError(400, value, rule, f"use 0 to {MAX_PARTIAL}", param="partial_images")
+        if partial and not streams:
+            rule, remedy = "come in a stream", "add stream: true, or leave them out"
+            raise RequestError(400, "partial_images", rule, remedy, param="partial_images")
+        count = min(partial, MAX_PARTIAL) if streams else None
+        return cls(FORMATS[kind], form == "url", count, _flag(values, "metadata", True))
+
+    @property
+    def media_type(self) -> str:
+        """That of the files."""
+        return f"image/{self.format.lower()}"
+
+
+async def _answer(
+    server: "Server",
+    request: "Request",
+    wanted: Wanted,
+    values: dict[str, Any],
+    kind: str,
+) -> Response:
+    """Draws what a request asks for, and answers with all images or a stream of them."""
+    pipe = server.find_model(values.pop("model", None))
+    settings = _settings(values)
+    images, canvas = await asyncio.to_thread(plan, pipe, settings, server.limits(pipe))
+    task = Task(pipe, images, canvas)
+    if wanted.partial_images:
+        task.on_step = _preview(task, wanted)
+    server.drawing.submit(task)
+    made = _Answers(server, request, task, wanted, kind)
+    if wanted.partial_images is not None:
+        return EventStream(made.stream())
+    try:
+        return JSONResponse(await made.all())
+    finally:
+        server.drawing.cancel(task)
+
+
+@dataclass(frozen=True, eq=False)
+class _Partial:
+    """A preview of an image while it is drawn, in the form of the answer."""
+
+    number: int
+    index: int
+    data: bytes
+
+
+def _preview(task: Task, wanted: Wanted) -> "Callable[[Step], None]":
+    """What decodes x_0 at some steps, evenly spread, and makes events of it.
+
+    Runs in the drawing thread.
+    """
+    from io import BytesIO
+
+    count = wanted.partial_images or 0
+
+    def show(step: "Step") -> None:
+        due = [(k + 1) * step.total // (count + 1) for k in range(count)]
+        if step.index not in due or step.is_last:
+            return
+        parts = task.pipe.components
+        with parts.on_device(parts.vae):
+            images = [latents_to_pil(parts.vae, z)[0] for z in step.x0.split(1)]
+        for number, image in zip(step.images, images, strict=True):
+            buffer = BytesIO()
+            image.save(buffer, wanted.format)
+            task.put(_Partial(number, due.index(step.index), buffer.getvalue()))
+
+    return show
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """The images of a task in OpenAI's words."""
+
+    server: "Server"
+    request: "Request"
+    task: Task
+    wanted: Wanted
+    kind: str
+
+    async def all(self) -> dict[str, Any]:
+        """The answer that has all images."""
+        drawn = await images_for(self.request, self.task)
+        data = []
+        for one in sorted(drawn, key=lambda one: one.number):
+            file = await self._encode(one)
+            more = {"seed": one.settings.seed, "revised_prompt": one.settings.prompt}
+            if self.wanted.as_url:
+                name = self.server.gallery.add(file, self.wanted.media_type)
+                data.append({"url": f"{self.request.base_url}v1/images/{name}", **more})
+            else:
+                data.append({"b64_json": base64.b64encode(file).decode(), **more})
+        return {"created": int(time.time()), "data": data, **self._form(), "usage": self._usage()}
+
+    async def stream(self) -> AsyncIterator[Event]:
+        """The events of a stream."""
+        try:
+            async for event in self.task.events():
+                if isinstance(event, _Partial):
+                    data = {"partial_image_index": event.index, "image_index": event.number}
+                    yield self._event("partial_image", event.data, data)
+                elif isinstance(event, Drawn):
+                    file = await self._encode(event)
+                    data = {"image_index": event.number, "seed": event.settings.seed}
+                    yield self._event("completed", file, {**data, "usage": self._usage()})
+        except Exception as error:
+            body = failure(self.request.url.path, error).body
+            yield "error", bytes(body).decode()
+        finally:
+            self.server.drawing.cancel(self.task)
+
+    def _event(self, name: str, file: bytes, more: Mapping[str, Any]) -> Event:
+        data = {
+            "type": f"{self.kind}.{name}",
+            "b64_json": base64.b64encode(file).decode(),
+            "created_at": int(time.time()),
+            **self._form(),
+            **more,
+        }
+        return data["type"], data
+
+    def _form(self) -> dict[str, Any]:
+        width, height = self.task.images[0].output_size
+        form = self.wanted.format.lower()
+        size = {"size": f"{width}x{height}", "quality": "auto", "background": "opaque"}
+        return {**size, "output_format": form}
+
+    def _usage(self) -> dict[str, Any]:
+        """Steps, in place of tokens: there are no others."""
+        steps = self.task.num_steps
+        details = {"text_tokens": 0, "image_tokens": 0}
+        return {
+            "total_tokens": steps,
+            "input_tokens": 0,
+            "output_tokens": steps,
+            "input_tokens_details": details,
+        }
+
+    async def _encode(self, drawn: Drawn) -> bytes:
+        with_metadata = self.wanted.with_metadata
+        return await asyncio.to_thread(
+            drawn.encode, self.wanted.format, with_metadata=with_metadata
+        )
+
+
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among a request's fields, by our names; null is unset.
+
+    Raises:
+        RequestError: a field is there twice under two names, or a size is none.
+    """
+    settings: dict[str, Any] = {}
+    for name, value in values.items():
+        if value is None or name in IGNORED:
+            continue
+        if name == "size":
+            if value != "auto":
+                settings["width"], settings["height"] = _size(value)
+            continue
+        ours = OTHER_NAMES.get(name, name)
+        if ours in settings:
+            rule = f"and {ours} are the same"
+            raise RequestError(400, name, rule, "leave one out", param=ours)
+        settings[ours] = value
+    return settings
+
+
+def _size(text: object) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(text))
+    if match is None:
+        value = f"size={str(text)[:40]!r}"
+        raise RequestError(400, value, "is no size", 'use "WIDTHxHEIGHT", or "auto"', param="size")
+    return int(match[1]), int(match[2])
+
+
+def _choice(values: dict[str, Any], name: str, choices: tuple[str, ...], default: str) -> str:
+    value = values.pop(name, None)
+    if value is None:
+        return default
+    if value not in choices:
+        remedy = f"use {', '.join(choices)}"
+        raise RequestError(400, f"{name}={str(value)[:40]!r}", "is not known", remedy, param=name)
+    return str(value)
+
+
+def _flag(values: dict[str, Any], name: str, default: bool) -> bool:
+    value = values.pop(name, None)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise RequestError(400, f"{name}={str(value)[:40]!r}", "is not true or false", param=name)
+    return value
+
+
+async def _read_form(request: "Request") -> dict[str, Any]:
+    """The fields of a form, typed as in JSON, with the image and the mask.
+
+    Where the mask is transparent the image is redrawn, and without a mask where the image is.
+
+    Raises:
+        RequestError: it is no form, has no image, or one that cannot be read.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        remedy = "send multipart/form-data"
+        raise RequestError(415, f"Content-Type {kind[:80]!r}", "is no form", remedy)
+    async with request.form(max_files=4, max_fields=100) as form:
+        values = _fields(form)
+        files = await _files(form)
+    if "image" not in files:
+        raise RequestError(400, "image", "is missing", "send the image to edit", param="image")
+
+    def read() -> None:
+        values["init_image"] = read_upload("image", files["image"])
+        masked = files.get("mask", files["image"])
+        mask = read_transparency("mask" if "mask" in files else "image", masked)
+        if mask is not None:
+            values["mask_image"] = mask
+        elif "mask" in files:
+            rule, remedy = "is transparent nowhere", "make transparent what is to change"
+            raise RequestError(400, "mask", rule, remedy, param="mask")
+
+    await asyncio.to_thread(read)
+    return values
+
+
+def _fields(form: "FormData") -> dict[str, Any]:
+    """The texts of a form as what they mean."""
+    values: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        if not isinstance(value, str):
+            continue
+        ours = OTHER_NAMES.get(name, name)
+        if name in ("stream", "metadata"):
+            values[name] = parse_bool(value)
+        elif name == "partial_images":
+            values[name] = parse_int(value)
+        else:
+            values[name] = RULES[ours].parse(value) if ours in RULES else value
+    return values
+
+
+async def _files(form: "FormData") -> dict[str, bytes]:
+    """The image and the mask of a form; of several images the first is used."""
+    files: dict[str, bytes] = {}
+    for name, value in form.multi_items():
+        if isinstance(value, str):
+            continue
+        ours = name.removesuffix("[]")
+        if ours not in ("image", "mask"):
+            raise RequestError(400, f"file {name[:40]!r}", "is not known", "send image and mask")
+        if ours in files:
+            rule, remedy = "is there twice", "send one: this model takes no more"
+            raise RequestError(400, ours, rule, remedy, param=ours)
+        files[ours] = await value.read()
+    return files
