@@ -37,6 +37,10 @@ NAMES_OF_FORMAT_1 = {
 }
 """Settings by their names in format 1, which had no number, and by those of today."""
 
+JOINED = "it was drawn in one batch with other requests; the last bits may differ."
+STOPPED = "it was stopped before its last step, and is drawn to its end here."
+"""What images say that `sdpipe serve` drew."""
+
 Value = str | int | float | bool | None
 
 
@@ -138,19 +142,8 @@ class Record:
             pixels_sha256=written.get("pixels_sha256"),
             sweep=_get_settings(written, "sweep") or None,
             safety=_get_safety(written),
-            notes=_notes(written, batch),
+            notes=(JOINED,) * bool(batch.get("joined")) + (STOPPED,) * ("stopped_after" in written),
         )
-
-
-def _notes(written: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a server says of an image: that somebody stopped it, or that it shared a batch."""
-    notes = []
-    if written.get("stopped_after") is not None:
-        step = truncate(written["stopped_after"])
-        notes.append(f"it was stopped after step {step}, and is drawn to its end here.")
-    if batch.get("joined") is True:
-        notes.append("it was drawn in one batch with other requests; the last bits may differ.")
-    return tuple(notes)
 
 
 def about_image(path: str | os.PathLike[str], rule: str, error: SdpipeError) -> SdpipeError:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import JSONResponse, Response
 
 from sdpipe.errors import ModelError, NotFiniteError, SdpipeError, UsageError
-from sdpipe.serve.drawing import QueueFullError, StoppedError
+from sdpipe.serve.task import QueueFullError, StoppedError
 from sdpipe.settings import RULES
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from sdpipe.serve.drawing import Drawn, Task
+    from sdpipe.serve.task import Drawn, Task
 
 BEAT = 15.0
 """Seconds after which a stream that has nothing to say gives a sign of life."""

@@ -7,171 +7,30 @@
         ...
 
 A task's events are `Waiting`, `Progress`, what its own `on_step` puts there, and a `Drawn` for each
-image. Whoever reads them is in an event loop; whoever draws is in the thread.
+image.
 """
 
-import asyncio
 import logging
 import math
-import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from sdpipe.batch.engine import Room
 from sdpipe.batches import common_settings
 from sdpipe.errors import SdpipeError
-from sdpipe.io import png
-from sdpipe.io.mark import term_for
 from sdpipe.latents import latents_to_pil
-from sdpipe.metadata.save import metadata_for
 from sdpipe.pipeline import Result
+from sdpipe.serve.task import Drawn, Progress, QueueFullError, StoppedError, Task, Waiting
 
 if TYPE_CHECKING:
-    from sdpipe.canvas import Canvas
     from sdpipe.denoise import Step
     from sdpipe.pipeline import Pipeline
-    from sdpipe.settings import ResolvedSettings
 
 log = logging.getLogger(__name__)
-
-
-class QueueFullError(SdpipeError):
-    """As many tasks wait as may. `seconds`: when to ask again."""
-
-    def __init__(self, capacity: int, seconds: int) -> None:
-        rule = f"has its {capacity} places taken"
-        super().__init__("the queue", rule, f"ask again in about {seconds} s")
-        self.seconds = seconds
-
-
-class StoppedError(SdpipeError):
-    """A task has no image, since somebody stopped it or the server ends."""
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """Tasks before this one."""
-
-    position: int
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Step `index` of `total` is done, from 0. `seconds_left`: until the images are there."""
-
-    index: int
-    total: int
-    seconds_left: float
-
-
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """Image `number` of a task, from 0: image k of a result.
-
-    is_joined: it was drawn in one batch with images of other tasks.
-    stopped_after: the steps that were taken where somebody stopped it; the image is the x_0
-        predicted there.
-    """
-
-    number: int
-    result: Result
-    k: int
-    is_joined: bool = False
-    stopped_after: int | None = None
-
-    @property
-    def settings(self) -> "ResolvedSettings":
-        """What it was drawn with."""
-        return self.result.settings[self.k]
-
-    def record(self) -> dict[str, Any]:
-        """Its metadata, as `Result.records`; it also says if it was joined or stopped."""
-        record = metadata_for(self.result, self.k)
-        if self.is_joined:
-            record["sdpipe"]["batch"]["joined"] = True
-        if self.stopped_after is not None:
-            record["sdpipe"]["stopped_after"] = self.stopped_after
-        return record
-
-    def encode(self, format: str = "PNG", *, with_metadata: bool = True) -> bytes:
-        """The image as the bytes of a file; see `png.encode`."""
-        record = self.record() if with_metadata else None
-        mark = term_for(self.settings.init_image)
-        return png.encode(self.result.images[self.k], format, record, mark)
-
-
-@dataclass(eq=False)
-class Task:
-    """What one request asks for.
-
-    images: the settings of each. canvas: the image that they begin with.
-    on_step: called in the drawing thread with each step of the task's images, numbered from 0.
-    work: called in the drawing thread in place of drawing `images`, with what it has to call at
-        every step; what it returns is an event.
-    may_join: it may be drawn in one batch with others.
-    """
-
-    pipe: "Pipeline"
-    images: "Sequence[ResolvedSettings]"
-    canvas: "Canvas | None" = None
-    on_step: "Callable[[Step], object] | None" = None
-    work: "Callable[[Callable[[Step], object]], object] | None" = None
-    may_join: bool = True
-    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
-    state: str = "waiting"  # then "drawing", and "finished"
-    progress: Progress | None = None
-    error: Exception | None = None
-    latest: "Step | None" = None
-
-    def __post_init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[object] = asyncio.Queue()
-        self._is_stopped = self._keeps = False
-
-    @property
-    def num_steps(self) -> int:
-        """The steps of the whole task, over all its images."""
-        return sum(s.num_steps_taken(s.strength) for s in self.images)
-
-    def put(self, event: object) -> None:
-        """Adds an event; from any thread."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-    async def events(self) -> AsyncIterator[object]:
-        """The events, until the task is finished. Raises what it failed with."""
-        while (event := await self._events.get()) is not None:
-            yield event
-        if self.error is not None:
-            raise self.error
-
-    async def images_drawn(self) -> list[Drawn]:
-        """All images, when the last is there. Raises as `events`."""
-        return [event async for event in self.events() if isinstance(event, Drawn)]
-
-    def stop(self, *, keep: bool = False) -> None:
-        """Ends the work at the next step; with `keep` the images so far are what was drawn."""
-        self._keeps, self._is_stopped = keep, True
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether somebody stopped it."""
-        return self._is_stopped
-
-    @property
-    def keeps_images(self) -> bool:
-        """Whether the images so far are wanted."""
-        return self._keeps
-
-    def finish(self, error: Exception | None = None) -> None:
-        """Says that no event follows; the first call counts."""
-        if self.state != "finished":
-            self.state, self.error, self.latest = "finished", error, None
-            self.put(None)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from sdpipe.errors import SdpipeError
 from sdpipe.pipeline import Pipeline
 from sdpipe.serve import openai
 from sdpipe.serve.answers import RequestError, failure
