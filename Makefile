@@ -1,4 +1,4 @@
-# Two commands. `make demo` draws an image; `make test` checks everything.
+# Two commands. `make demo` draws an image; `make test` checks all that a change breaks easily.
 # Both make .venv first, from pyproject.toml, with the versions in constraints.txt.
 
 # The first of these that runs and is new enough; `make PYTHON=/path/to/python` says which.
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
   $$p $(IS_NEW_ENOUGH) >/dev/null 2>&1 && echo $$p && break; done)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-hostile docs test-cluster golden figures clean
+.PHONY: demo test test-slow test-hostile docs test-cluster golden figures clean
 
 demo: .venv/sdpipe
 	.venv/bin/sdpipe generate "red apple" --model emoji --seed 42
@@ -17,6 +17,12 @@ test: .venv/test
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2
+
+# What takes some ten seconds each: torch.compile, a training in two processes, the doctor's trial in
+# a whole and in a broken installation, the examples, a row of the benchmark, the memory of loading,
+# and what a new process warns of and imports.
+test-slow: .venv/test
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 -m "slow and not cluster"
 
 # Makes hostile files by the thousand, and sees that each is read or refused: minutes.
 test-hostile: .venv/test

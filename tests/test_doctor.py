@@ -76,6 +76,7 @@ def test_a_whole_installation(tmp_path):
 
 # What really happens when torchvision was built for another torch: importing it raises this, and
 # transformers then says: Could not import module 'PreTrainedModel'.
+@pytest.mark.slow
 def test_an_unrelated_package_that_breaks_the_imports_is_named(tmp_path):
     code = 'raise RuntimeError("operator torchvision::nms does not exist")'
     install(tmp_path / "first", "torchvision", "0.19.0", "torch==2.4.0", code=code)

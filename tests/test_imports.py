@@ -144,6 +144,7 @@ def test_every_public_name_is_there_whatever_was_imported_before(name):
     assert name in dir(sdpipe)
 
 
+@pytest.mark.slow
 def test_the_garbage_collector_waits_while_torch_and_diffusers_are_imported():
     code = (
         "import gc, sys, sdpipe; done = lambda: 'Pipeline' in vars(sdpipe);"

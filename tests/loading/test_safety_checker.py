@@ -325,6 +325,7 @@ def test_the_fp16_variant_is_chosen_as_for_other_parts():
     }
 
 
+@pytest.mark.slow
 def test_nobody_sees_a_warning_of_the_libraries(folders, tmp_path):
     """In a process of its own: what is said once is said at an import."""
     arguments = ["generate", "cat", *DRAW, "--scheduler", "ddim", "--safety", "flag"]

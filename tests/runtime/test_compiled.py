@@ -15,6 +15,8 @@ from sdpipe import Pipeline
 from sdpipe.runtime.attention import TiledAttention
 from sdpipe.runtime.compiled import CompiledUNet
 
+pytestmark = pytest.mark.slow
+
 
 def small_model(folder, down, up):
     """A model whose U-Net has one block of each of these kinds and no others: soon compiled."""

@@ -18,11 +18,8 @@ from support.training_run import (
 from sdpipe import SdpipeError, UsageError
 from sdpipe.training.train import train
 
-pytestmark = [
-    pytest.mark.slow,
-    # After so few steps the U-Net's output is noise, which LMS does not integrate well.
-    pytest.mark.filterwarnings("ignore:the latents grew"),
-]
+# After so few steps the U-Net's output is noise, which LMS does not integrate well.
+pytestmark = pytest.mark.filterwarnings("ignore:the latents grew")
 
 
 def test_a_run_that_stops_in_every_stage_comes_to_the_same_weights(

@@ -34,11 +34,8 @@ from sdpipe.training.emoji.dataset import EmojiDataset
 from sdpipe.training.job import plan_job
 from sdpipe.training.train import train
 
-pytestmark = [
-    pytest.mark.slow,
-    # After so few steps the U-Net's output is noise, which LMS does not integrate well.
-    pytest.mark.filterwarnings("ignore:the latents grew"),
-]
+# After so few steps the U-Net's output is noise, which LMS does not integrate well.
+pytestmark = pytest.mark.filterwarnings("ignore:the latents grew")
 
 
 def test_a_folder_of_images_becomes_a_model(material, trained, tmp_path, capsys, monkeypatch):
@@ -287,6 +284,7 @@ def test_a_model_is_fine_tuned_at_another_size(material, start, tmp_path):
     assert pipe.components.vocabulary.words == {"a", "blue", "cat", "green", "red", "square"}
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(material, trained, tmp_path):
     script = str(Path(__file__).parents[1] / "support" / "two_processes.py")
     recipe = recipe_with(tmp_path / "recipe.toml", samples={"images": 0})
