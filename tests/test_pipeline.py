@@ -15,7 +15,7 @@ def pixels(image):
 
 
 def test_result_holds_pictures_seeds_and_resolved_settings(emoji):
-    result = emoji.generate(["cat", "dog"], n=2, seed=3, steps=3, g=2)
+    result = emoji.generate(["cat", "dog"], n=2, seed=3, steps=2, g=2)
     assert [image.size for image in result.images] == [(128, 128)] * 4
     assert result.seeds == [3, 4, 5, 6]
     assert [s.prompt for s in result.settings] == ["cat", "cat", "dog", "dog"]
@@ -24,7 +24,7 @@ def test_result_holds_pictures_seeds_and_resolved_settings(emoji):
 
 
 def test_settings_of_one_picture_draw_that_picture_again(emoji):
-    result = emoji.generate(["cat", "dog"], seed=3, steps=4, batch_invariant=True)
+    result = emoji.generate(["cat", "dog"], seed=3, steps=3, dim=64, batch_invariant=True)
     settings = result.settings[1].to_dict()
     again = emoji.generate(**settings)
     assert again.seeds == [4]
@@ -55,9 +55,9 @@ def test_stream_refuses_before_its_first_step(emoji):
 
 @pytest.mark.parametrize("scheduler", ["lms", "euler_a"])
 def test_exact_draws_the_same_bits_alone_and_at_any_place_in_a_batch(emoji, scheduler):
-    same = {"steps": 4, "g": 3, "scheduler": scheduler, "batch_invariant": True, "save_int": True}
+    same = {"steps": 3, "g": 3, "scheduler": scheduler, "batch_invariant": True, "save_int": True}
     batch = emoji.generate(["cat", "dog", "cat"], seed=20, **same)
-    assert [step.images for step in batch.steps[::4]] == [range(k, k + 1) for k in range(3)]
+    assert [step.images for step in batch.steps[::3]] == [range(k, k + 1) for k in range(3)]
     for k, prompt in enumerate(["cat", "dog", "cat"]):
         alone = emoji.generate(prompt, seed=20 + k, **same)
         assert alone.images[0].tobytes() == batch.images[k].tobytes()
@@ -67,19 +67,19 @@ def test_exact_draws_the_same_bits_alone_and_at_any_place_in_a_batch(emoji, sche
 
 
 def test_without_exact_a_batch_changes_no_level_by_more_than_two(emoji):
-    batch = emoji.generate("red apple", n=3, seed=40, steps=5)
+    batch = emoji.generate("red apple", n=3, seed=40, steps=3)
     for k in (0, 2):
-        alone = emoji.generate("red apple", seed=40 + k, steps=5)
+        alone = emoji.generate("red apple", seed=40 + k, steps=3)
         assert np.abs(pixels(alone.images[0]) - pixels(batch.images[k])).max() <= 2
 
 
 def test_two_threads_share_one_pipeline(emoji):
     prompts = ["cat", "red apple"]
-    expected = [emoji.generate(p, seed=1, steps=4).images[0].tobytes() for p in prompts]
+    expected = [emoji.generate(p, seed=1, steps=3, dim=64).images[0].tobytes() for p in prompts]
     drawn = [b"", b""]
 
     def draw(k):
-        drawn[k] = emoji.generate(prompts[k], seed=1, steps=4).images[0].tobytes()
+        drawn[k] = emoji.generate(prompts[k], seed=1, steps=3, dim=64).images[0].tobytes()
 
     threads = [threading.Thread(target=draw, args=(k,)) for k in range(2)]
     for thread in threads:
@@ -114,8 +114,10 @@ def test_a_stage_that_is_not_finite_is_named(emoji, part, stage):
 
 
 def test_a_solver_that_diverges_is_noticed_with_its_remedy(emoji):
-    with pytest.warns(SdpipeWarning, match=r"lms_order 1 \(it was 4\)"):
-        emoji.generate("cat", seed=0, g=30, steps=20, lms_order=4)
+    with pytest.warns(SdpipeWarning, match=r"lms_order 1 \(it was 4\)") as caught:
+        emoji.generate("cat", seed=0, g=30, steps=20, dim=64, lms_order=4)
+    ours = [warning for warning in caught if warning.category is SdpipeWarning]
+    assert [warning.filename for warning in ours] == [__file__]  # the line that called
 
 
 def test_a_setting_of_another_name_is_refused_with_the_nearest(emoji):
@@ -220,13 +222,6 @@ def test_with_parts_shares_what_is_not_replaced(emoji):
     assert other.components.model == emoji.components.model
     with pytest.raises(TypeError, match="no part 'scheduler'"):
         emoji.with_parts(scheduler=None)
-
-
-def test_a_warning_names_the_line_that_called(emoji):
-    with pytest.warns(SdpipeWarning) as caught:
-        emoji.generate("cat", seed=0, g=30, steps=20, lms_order=4)
-    ours = [warning for warning in caught if warning.category is SdpipeWarning]
-    assert [warning.filename for warning in ours] == [__file__]
 
 
 def plan_of(pipe, prompt, **settings):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from support.command_lines import FAST
+from support.forked import forked
 
 import sdpipe
 from sdpipe import components
@@ -239,15 +240,11 @@ def test_more_than_an_image_does_not(draw, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_an_output_that_cannot_be_printed_costs_no_image(model, tmp_path):
-    command = [sys.executable, "-m", "sdpipe", "generate", "red apple", "--model", model, *FAST]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*command, "--n", "3", "--out", str(tmp_path)],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    assert done.returncode == 1
+    command = ["generate", "red apple", "--model", model, *FAST, "--n", "3", "--out", str(tmp_path)]
+    pipes = {"stderr": subprocess.PIPE, "text": True}
+    with open("/dev/full", "w") as full, forked(*command, stdout=full, **pipes) as process:
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
     assert len(os.listdir(tmp_path)) == 3
-    assert done.stderr.count("standard output cannot be written (No space left on device)") == 1
-    assert "3 images" in done.stderr
+    assert err.count("standard output cannot be written (No space left on device)") == 1
+    assert "3 images" in err

@@ -45,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the latents grew to", "ignore:lc
     ("strength", "scheduler"),
     [
         *((0.5, s) for s in SCHEDULERS),
-        *((0.17, s) for s in SCHEDULERS),
+        *((0.17, s) for s in ("lms", "pndm", "heun", "dpm++", "dpm2_a", "lcm")),
         (1.0, "lms"),
         (1.0, "ddim"),
     ],
@@ -85,7 +85,7 @@ def test_lms_of_order_1_from_a_picture_is_eulers_method(tiny_of_each_type):
     )
 
 
-@pytest.mark.parametrize("skip", [0, 1, 4, 9])
+@pytest.mark.parametrize("skip", [1, 4, 9])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_unet_that_knows_the_picture_brings_it_back_from_any_step(name, skip):
     """Whatever the order of the method: the noise that it sees is the same at every step."""

@@ -8,15 +8,12 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image
 from support.errors import raises
-from support.images import ID, PROMPTS, LatePipeline, diffusers_run, picture, reference, tiny
+from support.images import ID, PROMPTS, LatePipeline, diffusers_run, picture, reference
 
 from sdpipe import UsageError, pil_to_latents
 from sdpipe.canvas import SEAM, Canvas, load_images, prepare
 from sdpipe.sampling import latent_mask
 from sdpipe.settings import SCHEDULERS, Settings
-
-__all__ = ["tiny"]  # a fixture
-
 
 # The weights of the tiny model are random, and what it predicts is no picture's noise.
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew", "ignore:lcm is for distilled")

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:lcm is for distilled")
 
 
 @pytest.mark.parametrize("g", [1.0, 3.0])
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_scheduler_draws_what_diffusers_draws(emoji, scheduler, g):
+@pytest.mark.parametrize("scheduler", ["lms", "heun", "dpm++", "euler_a"])
+def test_an_image_alone_is_what_diffusers_draws(emoji, scheduler, g):
     same = {"seed": 7, "g": g, "steps": 6, "width": 64, "height": 64}
     order = {"lms_order": 4} if scheduler == "lms" else {}  # diffusers' pipeline always takes 4
     ours = emoji.generate(PROMPT, scheduler=scheduler, save_int=True, **order, **same)
@@ -39,8 +39,9 @@ def test_karras_noise_levels_are_those_of_diffusers(emoji, scheduler):
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_several_pictures_with_a_negative_prompt_on_a_rectangle(emoji, scheduler):
-    same = {"seed": 11, "g": 4.0, "steps": 6, "width": 96, "height": 64}
+def test_every_scheduler_draws_what_diffusers_draws(emoji, scheduler):
+    """Several images, with a negative prompt, on a rectangle."""
+    same = {"seed": 11, "g": 4.0, "steps": 5, "width": 96, "height": 64}
     prompts = ["red apple", "rocket on a pink background"]
     order = {"lms_order": 4} if scheduler == "lms" else {}
     ours = emoji.generate(

@@ -1,6 +1,7 @@
 """LoRAs against diffusers' own loader, which leaves them beside the weights, and the formula."""
 
 import copy
+import functools
 import json
 import os
 import re
@@ -49,6 +50,13 @@ def tiny(tmp_path_factory):
     return tiny_model(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(scope="module")
+def plain(tiny):
+    """Its components without a LoRA."""
+    return load(tiny, dtype="float32")
+
+
+@functools.cache
 def weights(folder, part):
     kind = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}[part]
     found = kind.from_pretrained(folder, subfolder=part).state_dict()
@@ -241,15 +249,14 @@ def test_weight_0_changes_no_bit(tiny, tmp_path):
         ),
     ],
 )
-def test_every_way_of_naming_a_layer(tiny, tmp_path, part, layer, down, up):
+def test_every_way_of_naming_a_layer(tiny, plain, tmp_path, part, layer, down, up):
     width = weights(tiny, part)[layer].shape[0]
     a, b = torch.randn(2, width), torch.randn(width, 2)
     path = tmp_path / "one.safetensors"
     save_file({down: a.bfloat16(), up: b.bfloat16()}, path)
-    network = getattr(load(tiny, dtype="float32", loras=[(path, 0.5)]), part)
-    plain = getattr(load(tiny, dtype="float32"), part)
-    for name, tensor in plain.state_dict().items():
-        change = network.state_dict()[name] - tensor
+    changed = getattr(load(tiny, dtype="float32", loras=[(path, 0.5)]), part).state_dict()
+    for name, tensor in getattr(plain, part).state_dict().items():
+        change = changed[name] - tensor
         expected = 0.5 * b.bfloat16().float() @ a.bfloat16().float()
         if name == f"{layer}.weight":
             assert torch.allclose(change, expected, atol=1e-5)
@@ -258,8 +265,8 @@ def test_every_way_of_naming_a_layer(tiny, tmp_path, part, layer, down, up):
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
-def test_a_file_of_peft_merges_as_peft_merges_it(tiny, tmp_path, part):
-    network = getattr(load(tiny, dtype="float32"), part)
+def test_a_file_of_peft_merges_as_peft_merges_it(tiny, plain, tmp_path, part):
+    network = getattr(plain, part)
     layers = ["to_q", "to_v", "conv1"] if part == "unet" else ["q_proj", "fc1"]
     config = {"r": RANK, "lora_alpha": 6, "alpha_pattern": {layers[0]: 3}, "use_rslora": True}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

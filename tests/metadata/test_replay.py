@@ -31,10 +31,11 @@ pytestmark = pytest.mark.usefixtures("run")
 
 @pytest.fixture
 def draw(run):
-    """Draws with the built-in model, and returns the paths."""
+    """Draws with the built-in model, at its own size where dim is None, and returns the paths."""
 
-    def draw(prompt, *arguments):
-        status, out, err = run("generate", prompt, *EMOJI, "--seed", "7", *arguments)
+    def draw(prompt, *arguments, dim=64):
+        size = [] if dim is None else ["--dim", dim]
+        status, out, err = run("generate", prompt, *EMOJI, "--seed", "7", *size, *arguments)
         assert status == 0, err
         return out.split()
 
@@ -54,7 +55,7 @@ RUNS = {
     "batch_invariant": ("red apple", ["--n", "2", "--batch-invariant", "--out", "x.png"]),
     "steps": ("red apple", ["--n", "2", "--save-int", "--out", "x.png"]),
     "webp": ("red apple", ["--out", "x.webp"]),
-    "random": ("red apple", ["--n", "2", "--scheduler", "euler_a", "--width", "64", "--out", "o"]),
+    "random": ("red apple", ["--n", "2", "--scheduler", "euler_a", "--out", "o"]),
     "karras": ("red apple", ["--karras", "--lms-order", "1", "--g", "1", "--out", "x.png"]),
 }
 
@@ -62,10 +63,9 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_an_image_is_drawn_again_and_is_identical(draw, run, monkeypatch, name, tmp_path):
     prompt, options = RUNS[name]
-    small = [] if name == "alone" or "--width" in options else ["--dim", "64"]
     prompts = io.BytesIO(b"red apple\ncrab on a blue background\n")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(prompts))
-    *_, path = draw(prompt, *options, *small)
+    *_, path = draw(prompt, *options, dim=None if name == "alone" else 64)
     before = sorted(tmp_path.rglob("*"))
     assert run("info", path)[0] == 0
     status, out, err = run("replay", path, "--verify")
@@ -87,7 +87,7 @@ def test_a_jpeg_is_measured(draw, run):
 
 
 def test_what_is_drawn_again_is_the_same_file(draw, run, tmp_path):
-    path = draw("red apple", "--n", "3", "--dim", "64", "--save-int", "--out", "x.png")[1]
+    path = draw("red apple", "--n", "3", "--save-int", "--out", "x.png")[1]
     status, out, err = run("replay", path, "--out", "y.png")
     assert (status, out) == (0, "y.png\n"), err
     assert (tmp_path / "y.png").read_bytes() == (tmp_path / path).read_bytes()
@@ -130,7 +130,7 @@ def test_an_edited_pixel_is_named(draw, run):
     assert out.startswith("edited: the file's pixels are no longer those that were drawn (largest ")
     assert out.endswith("; the redrawn image matches the recorded hash\n")
     with Image.open(path) as image:
-        small = png.save(image.resize((64, 64)), "small.png", png.read(path))
+        small = png.save(image.resize((32, 32)), "small.png", png.read(path))
     status, out, _ = run("replay", small, "--verify")
     assert status == 1
     assert "(their sizes differ); the redrawn image matches the recorded hash" in out
@@ -174,7 +174,7 @@ def test_with_changed_settings_it_is_another_image(draw, run):
         "--set",
         "g=1",
         "--set",
-        "dim=64",
+        "dim=72",
         "--set",
         "scheduler=ddim",
         "--set",
@@ -185,7 +185,7 @@ def test_with_changed_settings_it_is_another_image(draw, run):
     told = png.read("y.png")["sdpipe"]
     assert told["batch"] == {"n": 1, "index": 0}
     drawn = Settings.from_dict(told["settings"])
-    wanted = {"g": 1, "width": 64, "height": 64, "scheduler": "ddim", "steps": 4, "seed": 8}
+    wanted = {"g": 1, "width": 72, "height": 72, "scheduler": "ddim", "steps": 4, "seed": 8}
     assert {name: getattr(drawn, name) for name in wanted} == wanted
     assert (drawn.prompt, drawn.lms_order, drawn.batch_invariant) == ("red apple", None, True)
     status, out, _ = run("replay", path, "--set", "n=2", "--set", "prompt=crab", "--json")

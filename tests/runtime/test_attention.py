@@ -106,7 +106,7 @@ def test_bfloat16_comes_as_near_to_float32_as_without(pipes, emoji):
 
 def test_images_with_and_without_tiles_hardly_differ(pipes):
     one, other = (
-        np.asarray(pipe.generate("cat", seed=3, steps=3, dim=64).images[0]).astype(float)
+        np.asarray(pipe.generate("cat", seed=3, steps=2, g=1, dim=64).images[0]).astype(float)
         for pipe in pipes
     )
     assert 0 < np.abs(one - other).mean() < 4

@@ -47,7 +47,7 @@ def test_the_posterior_is_that_of_bayes_rule_by_simulation():
 def test_the_bound_of_an_exact_model_is_the_entropy_of_a_gaussian(spread, gap):
     """x_0 ~ N(0, spread^2 I); at spread 1 the variances are exact, too, elsewhere it is a bound."""
     random = torch.Generator().manual_seed(2)
-    x_0 = spread * torch.randn(1, 4, 128, 128, dtype=torch.float64, generator=random)
+    x_0 = spread * torch.randn(1, 4, 64, 64, dtype=torch.float64, generator=random)
 
     def exact(x_t, t):  # E[x_0 | x_t]
         a = ALPHA_BAR[t]

@@ -2,7 +2,6 @@
 
 from itertools import combinations
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 
@@ -19,7 +18,7 @@ def drawn_texts(figure):
 
     Text.draw = draw
     try:
-        FigureCanvasAgg(figure).draw()
+        figure.draw_without_rendering()
     finally:
         Text.draw = original
     return found

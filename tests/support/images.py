@@ -1,7 +1,4 @@
-import json
-
 import numpy as np
-import pytest
 import torch
 from diffusers import (
     LMSDiscreteScheduler,
@@ -10,9 +7,7 @@ from diffusers import (
 )
 from PIL import Image
 from support.parity import REFERENCE, diffusers_pipeline
-from support.tiny import tiny_model
 
-from sdpipe import Pipeline
 from sdpipe.settings import ImageRef
 
 PROMPTS = ["a red apple", "a cat"]
@@ -53,9 +48,8 @@ class Img2Img(LatePipeline, StableDiffusionImg2ImgPipeline):
 
 def reference(name, prediction_type):
     """diffusers' scheduler for a pipeline, none of it from sdpipe."""
-    made = REFERENCE[name]()
-    kind = LateLMS if name == "lms" else type(made)
-    return kind.from_config(made.config, prediction_type=prediction_type)
+    made = REFERENCE[name](prediction_type=prediction_type)
+    return LateLMS.from_config(made.config) if name == "lms" else made
 
 
 def diffusers_run(kind, parts, scheduler, *, seed, g, steps, **inputs):
@@ -75,17 +69,3 @@ def diffusers_run(kind, parts, scheduler, *, seed, g, steps, **inputs):
         **inputs,
     )
     return latents, output.images
-
-
-@pytest.fixture(scope="session", params=["epsilon", "v_prediction"])
-def tiny(request, tmp_path_factory):
-    folder = tiny_model(tmp_path_factory.mktemp(request.param), size=64)
-    config = folder / "scheduler" / "scheduler_config.json"
-    values = json.loads(config.read_text()) | {"prediction_type": request.param}
-    config.write_text(json.dumps(values))
-    return Pipeline(folder, device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_model(tmp_path_factory.mktemp("model"))
