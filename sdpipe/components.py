@@ -8,7 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.loading.compatibility import check_embeddings, check_loras, check_parts
+from sdpipe.loading.compatibility import (
+    check_embeddings,
+    check_loras,
+    check_parts,
+    read_added,
+)
 from sdpipe.loading.locate import find_model, is_model_local, is_part_local, public_name
 from sdpipe.loading.lora import Lora, LoraSpec
 from sdpipe.loading.networks import blame_weights, build
@@ -196,7 +201,7 @@ def load(
         device = check_low_memory(device)
     if prediction_type is not None:
         check_prediction_type(prediction_type)
-    added = (tuple(Lora.read(s) for s in loras), tuple(Embedding.read(s) for s in embeddings))
+    added = read_added(loras, embeddings)
     given = {"tokenizer": tokenizer, "text_encoder": text_encoder, "unet": unet, "vae": vae}
     full_precision = dtype_name(dtype) == "float32"
     sources = _find_sources(model, given, full_precision, prediction_type, *added)
@@ -248,7 +253,7 @@ def inspect_model(
             wanted = ("unet", "text_encoder") + ("vae",) * (vae is None)
             read_checkpoint(find_model(model), wanted, prediction_type)
         return None
-    added = (tuple(Lora.read(s) for s in loras), tuple(Embedding.read(s) for s in embeddings))
+    added = read_added(loras, embeddings)
     return _find_sources(model, {"vae": vae}, full_precision, prediction_type, *added)
 
 

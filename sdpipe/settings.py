@@ -159,9 +159,9 @@ def find_scheduler(name: str) -> tuple[str | None, bool]:
     """The scheduler that another program calls `name`, or None, and whether with Karras' levels.
 
     Case, spaces and signs do not count, nor does a leading `k_` (k-diffusion) or `sample_`
-    (ComfyUI), or a trailing `Scheduler` (diffusers); `pp` is ++.
+    (ComfyUI), or a trailing `_gpu` (ComfyUI) or `Scheduler` (diffusers); `pp` is ++.
     """
-    name = re.sub(r"^sample_|^k[_ -]|[ _-]?scheduler$", "", name.strip().lower())
+    name = re.sub(r"^sample_|^k[_ -]|[ _-]?scheduler$|_gpu$", "", name.strip().lower())
     short = re.sub(r"[ _-]karras$", "", name)
     return _SCHEDULER_OF.get(_letters(short)), short != name
 

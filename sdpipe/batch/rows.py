@@ -188,15 +188,16 @@ def _check_header(header: list[str], name: str) -> None:
     """Refuses columns that are no settings, as of a file without a line of names."""
     if not header:
         raise UsageError(name, "is empty", "give a line of names, such as prompt,seed, and rows")
-    named = {"prompt"} & set(header)
     for column in header:
         try:
             if column not in COLUMNS:
                 check_column(column)
         except UsageError as error:
-            hint = "" if named else ". The first line names the columns, such as prompt,seed"
+            remedy = error.remedy
+            if set(header).isdisjoint(COLUMNS):
+                remedy = "the first line names the columns, with commas, such as prompt,seed"
             raise UsageError(
-                f"{name}: the column {column[:80]!r}", "is no setting", f"{error.remedy}{hint}"
+                f"{name}: the column {column[:80]!r}", "is no setting", remedy
             ) from None
         if header.count(column) > 1:
             raise UsageError(f"{name}: the column {column!r}", "is there twice", "leave one out")

@@ -161,7 +161,7 @@ NoMetadata = Annotated[
 ]
 NoMark = Annotated[
     bool,
-    flag(OUTPUT, "Keep the mark of a machine-made image out of the files, too.", "--no-mark"),
+    flag(OUTPUT, "Keep the mark of a machine-made image out of the files.", "--no-mark"),
 ]
 
 Debug = Annotated[

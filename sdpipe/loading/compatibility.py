@@ -1,13 +1,14 @@
 """Checks that the parts of a model, and what is added to them, fit each other."""
 
+import os
 from collections.abc import Sequence
 
-from sdpipe.errors import ModelError
+from sdpipe.errors import ModelError, UsageError
 from sdpipe.loading.configs import CLASS_DEFAULTS, read_config
 from sdpipe.loading.locate import find_checker
-from sdpipe.loading.lora import Lora
+from sdpipe.loading.lora import Lora, LoraSpec
 from sdpipe.loading.sources import Sources
-from sdpipe.loading.textual_inversion import Embedding
+from sdpipe.loading.textual_inversion import Embedding, EmbeddingSpec
 
 _OTHER_INPUTS = {
     9: "an inpainting model, which also takes a mask and the masked image",
@@ -29,6 +30,21 @@ _KNOWN_VALUES: dict[str, dict[str, tuple[object, ...]]] = {
     "vae": {"_class_name": ("AutoencoderKL",), "shift_factor": (0,), "latents_mean": ()},
     "text_encoder": {"model_type": ("clip", "clip_text_model")},
 }
+
+
+def read_added(
+    loras: Sequence[LoraSpec], embeddings: Sequence[EmbeddingSpec]
+) -> tuple[tuple[Lora, ...], tuple[Embedding, ...]]:
+    """Reads LoRAs and textual inversions as a caller lists them.
+
+    Raises:
+        UsageError: they are one name and no list; ModelError: as `Lora.read`.
+    """
+    for name, given in (("loras", loras), ("embeddings", embeddings)):
+        if isinstance(given, str | bytes | os.PathLike):
+            value = os.fsdecode(given)
+            raise UsageError(f"{name}={value!r}", "is no list", f"write {name}=[{value!r}]")
+    return tuple(map(Lora.read, loras)), tuple(map(Embedding.read, embeddings))
 
 
 def check_parts(sources: Sources) -> None:

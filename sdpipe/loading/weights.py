@@ -4,6 +4,7 @@
 tensor, and how long the file has to be.
 """
 
+import difflib
 import hashlib
 import os
 import re
@@ -53,7 +54,7 @@ def find_file(value: str | os.PathLike[str], label: str) -> Path:
         return built_in
     path = Path(value).expanduser()
     if not os.fspath(value) or not os.path.exists(path):  # Path.exists may raise
-        raise ModelNameError(label, "does not exist", "give the path of a .safetensors file")
+        raise ModelNameError(label, "does not exist", _remedy(value, label))
     if path.is_dir():
         raise ModelNameError(label, "is a folder", "give the .safetensors file in it")
     check_file(path, label)
@@ -62,6 +63,16 @@ def find_file(value: str | os.PathLike[str], label: str) -> Path:
     if path.suffix != ".safetensors":
         raise ModelNameError(label, "is not a .safetensors file", "no other format is read")
     return path
+
+
+def _remedy(value: str | os.PathLike[str], label: str) -> str:
+    """What to give in place of a file that is not there: a LoRA may be a built-in one."""
+    remedy = "give the path of a .safetensors file"
+    if not label.startswith("lora="):
+        return remedy
+    if near := difflib.get_close_matches(os.fspath(value), BUILT_IN_LORAS, 1):
+        return f"did you mean {near[0]}? Else {remedy}"
+    return f"{remedy}, or a built-in LoRA: {', '.join(BUILT_IN_LORAS)}"
 
 
 def check_file(path: Path, label: str) -> None:

@@ -9,7 +9,7 @@ from sdpipe.errors import UsageError
 from sdpipe.io.png import HIRES_UPSCALER, ZERO_SNR
 from sdpipe.metadata.foreign import (
     left_out,
-    notes_on_last_step,
+    notes_on_steps,
     rng_settings,
     scheduler_settings,
     without_none,
@@ -90,21 +90,13 @@ def read(text: str) -> Record:
     )
 
 
-_SAMPLER_NOTES = {
-    "dpm++_2m_sde": "the noise of its steps came from a Brownian tree there, and is drawn step by "
-    "step here, so the image is another.",
-    "dpm2": "its last noise level but one was left out there.",
-    "dpm2_a": "its last noise level but one was left out there.",
-    "lcm": "its steps go down to timestep 19 there, and here as in diffusers' LCMScheduler.",
-}
-"""What A1111's samplers do otherwise than those of diffusers."""
-
-
 def _follow_a1111(values: dict[str, Any], notes: list[str]) -> None:
     """Adds what A1111 does otherwise than we do: prompts' changes, and some samplers' steps."""
-    if (note := _SAMPLER_NOTES.get(values.get("scheduler", ""))) is not None:
-        notes.append(note)
-    notes += notes_on_last_step(values)
+    if values.get("scheduler") == "lcm":
+        notes.append(
+            "its steps go down to timestep 19 there, and here as in diffusers' LCMScheduler."
+        )
+    notes += notes_on_steps(values)
     if any(_is_scheduled(values[name]) for name in ("prompt", "negative_prompt")):
         values["prompt_edits"] = "a1111"
         if values.get("scheduler") in TWO_CALL_SCHEDULERS:

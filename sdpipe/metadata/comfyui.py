@@ -17,7 +17,7 @@ from typing import Any
 from sdpipe.metadata.foreign import (
     extra_values,
     left_out,
-    notes_on_last_step,
+    notes_on_steps,
     scheduler_settings,
     without_none,
 )
@@ -73,7 +73,7 @@ def read(graph: Mapping[str, Any]) -> Record:
         values=without_none(values),
         model={"name": model} if isinstance(model, str) else {},
         extra=_values_of({key: node for key, node in nodes.items() if key not in known}),
-        notes=(*notes, *notes_on_last_step(values), *left_out(lost)),
+        notes=(*notes, *notes_on_steps(values), *left_out(lost)),
     )
 
 
@@ -207,7 +207,7 @@ def _sampler_settings(nodes: Nodes, sampler: Inputs) -> tuple[dict[str, Any], li
     batch = _resolve(nodes, size.get("batch_size"), ("batch_size", "value"))
     if batch not in (None, 1):
         notes.append(f"of its batch of {str(batch)[:20]} the first image alone has this noise.")
-    if values.get("scheduler") == "euler_a":
+    if values.get("scheduler") in ("euler_a", "dpm2_a", "ddpm", "lcm"):
         notes.append("the noise of its later steps came from another generator there.")
     return values, notes
 

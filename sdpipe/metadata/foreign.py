@@ -97,14 +97,23 @@ def left_out(extra: Mapping[str, Value]) -> list[str]:
     return [f"left out: {', '.join(names[:12])}{more}."] if names else []
 
 
-def notes_on_last_step(values: Mapping[str, Any]) -> list[str]:
-    """A note on the sampler of k-diffusion whose last step differs from that of diffusers."""
-    if values.get("scheduler") != "dpm++" or values.get("karras"):
+def notes_on_steps(values: Mapping[str, Any]) -> list[str]:
+    """A note on the sampler whose steps A1111 and ComfyUI take otherwise than diffusers."""
+    note = _STEP_NOTES.get(values.get("scheduler", ""))
+    if note is None or (values["scheduler"] == "dpm++" and values.get("karras")):
         return []
-    return [
-        "its steps end at timestep 0 there, and a step before it here: of 12 steps the image "
-        "differs by a fifth, of 30 by a fifteenth."
-    ]
+    return [note]
+
+
+_PENULTIMATE = "its last noise level but one was left out there."
+_STEP_NOTES = {
+    "dpm++": "its steps end at timestep 0 there, and a step before it here: of 12 steps the image "
+    "differs by a fifth, of 30 by a fifteenth.",
+    "dpm++_2m_sde": "the noise of its steps came from a Brownian tree there, and is drawn step by "
+    "step here, so the image is another.",
+    "dpm2": _PENULTIMATE,
+    "dpm2_a": _PENULTIMATE,
+}
 
 
 def extra_values(named: Iterable[tuple[str, Value]]) -> dict[str, Value]:

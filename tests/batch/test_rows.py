@@ -153,6 +153,7 @@ FILES = {
     "broken.csv": ('prompt\n"a\n', "is no CSV"),
     "latin.csv": ("prompt\ncaf\xe9\n", "UTF-8"),
     "jobs.parquet": ("PAR1", "is no Parquet file"),
+    "semicolons.csv": ("prompt;seed\nred apple;1\n", "names the columns, with commas"),
     "jobs.txt": ("red apple\n", "is no file of jobs"),
 }
 

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -367,6 +368,11 @@ def test_files_that_are_not_read(tiny, tmp_path):
     os.mkfifo(tmp_path / "pipe.safetensors")
     with raises(ModelError, "pipe.safetensors", "is a device or a pipe, not a file"):
         load(tiny, loras=[tmp_path / "pipe.safetensors"])
+    with raises(ModelError, "lora='emoji-lcn'", "does not exist", "did you mean emoji-lcm?"):
+        load(tiny, loras=["emoji-lcn"])
+    for name in ("loras", "embeddings"):
+        with raises(UsageError, f"{name}='x.safetensors'", "is no list", "['x.safetensors']"):
+            load(tiny, **{name: Path("x.safetensors")})
     with raises(ModelError, "lora='missing.safetensors'", "does not exist"):
         load(tiny, loras=["missing.safetensors"])
     with raises(ModelError, str(tmp_path), "is a folder"):

@@ -116,6 +116,16 @@ LORA = node(
         ({"_3": {"sampler_name": "uni_pc", "scheduler": "beta"}},
          {"scheduler": "unipc"}, ("'beta'",)),
         ({"_3": {"sampler_name": "euler_ancestral"}}, {"scheduler": "euler_a"}, ("later steps",)),
+        (
+            {"_3": {"sampler_name": "dpmpp_2m_sde_gpu"}},
+            {"scheduler": "dpm++_2m_sde"},
+            ("Brownian tree",),
+        ),
+        (
+            {"_3": {"sampler_name": "dpm_2_ancestral"}},
+            {"scheduler": "dpm2_a"},
+            ("later steps", "last noise level but one"),
+        ),
         ({"_3": {"sampler_name": "dpmpp_2m"}}, {"scheduler": "dpm++"}, ("end at timestep 0",)),
         (
             {"_6": {"clip": link(10)}, "_7": {"clip": link(10)},
