@@ -18,9 +18,9 @@ test: .venv/test
 	.venv/bin/mypy
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2
 
-# What takes some ten seconds each: torch.compile, a training in two processes, the doctor's trial in
-# a whole and in a broken installation, the examples, a row of the benchmark, the memory of loading,
-# and what a new process warns of and imports.
+# What takes some ten seconds each: torch.compile, a training in two processes, one that learns, the
+# doctor's trial in a whole and in a broken installation, the examples, a row of the benchmark, the
+# memory of loading, and what a new process warns of and imports.
 test-slow: .venv/test
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 -m "slow and not cluster"
 

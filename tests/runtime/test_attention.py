@@ -89,8 +89,8 @@ def processors(pipe):
 def test_bfloat16_comes_as_near_to_float32_as_without(pipes, emoji):
     """One call of the U-Net: both round in other places, and neither worse."""
     torch.manual_seed(0)
-    x, t = torch.randn(2, 4, 16, 16), torch.tensor(500.0)
-    prompt_embeds = torch.randn(2, 48, emoji.components.unet.config.cross_attention_dim)
+    x, t = torch.randn(1, 4, 16, 16), torch.tensor(500.0)
+    prompt_embeds = torch.randn(1, 48, emoji.components.unet.config.cross_attention_dim)
 
     @torch.no_grad()
     def call(pipe):

@@ -79,6 +79,7 @@ def test_a_folder_of_images_becomes_a_model(material, trained, tmp_path, capsys,
     assert drawn.size == (32, 32)
 
 
+@pytest.mark.slow
 def test_a_model_draws_what_it_has_learned(tmp_path):
     """Two colours and their names need every part between caption and image."""
     recipe = recipe_with(
