@@ -27,7 +27,7 @@ _IDLE_VALUES: Mapping[str, Value] = {
     "use_cache": True,
 }
 _NOT_PLAIN = re.compile(r"[^\w /().:+-]|^$")
-_SCHEDULES = {"", "automatic", "uniform", "karras", "normal", "sgm uniform", "sgm_uniform"}
+SCHEDULES = {"", "automatic", "uniform", "karras", "normal", "sgm uniform", "sgm_uniform"}
 
 
 def scheduler_settings(sampler: str, schedule: str = "") -> tuple[dict[str, Value], list[str]]:
@@ -37,7 +37,7 @@ def scheduler_settings(sampler: str, schedule: str = "") -> tuple[dict[str, Valu
         Karras for its DPM++ family and uniform for the rest.
     """
     schedule, notes = schedule.lower(), []
-    if schedule not in _SCHEDULES:
+    if schedule not in SCHEDULES:
         notes.append(f"its schedule {schedule[:60]!r} is not known here; the steps are uniform.")
     if not sampler:
         return {}, notes

@@ -77,8 +77,9 @@ def param_of(error: SdpipeError) -> str | None:
 def failure(path: str, error: Exception) -> Response:
     """The answer to a request that failed, in the form of the interface that was asked."""
     answer = to_request_error(error)
-    text = str(answer)
+    text, status = str(answer), answer.status
     if path.startswith("/sdapi/"):
+        status = 422 if status == 400 else status  # as FastAPI has it
         content: dict[str, Any] = {
             "error": answer.code or "refused",
             "detail": text,
@@ -96,7 +97,7 @@ def failure(path: str, error: Exception) -> Response:
         headers["www-authenticate"] = 'Basic realm="sdpipe"'
     if answer.status in (408, 413):
         headers["connection"] = "close"
-    return JSONResponse(content, answer.status, headers)
+    return JSONResponse(content, status, headers)
 
 
 async def read_object(request: "Request") -> dict[str, Any]:

@@ -209,6 +209,11 @@ class Drawing:
                 if task.state == "drawing":
                     self.counts.images += 1
                     task.put(Drawn(number - start, result, k, is_joined=len(owners) > 1))
+            for task in tasks:
+                if task.is_stopped:
+                    self._end(task)
+            if all(task.state == "finished" for task in tasks):
+                return
 
     def _see(self, step: "Step", places: list[tuple[Task, int]]) -> None:
         """Hands a step on to the tasks whose images it holds, and ends what nobody wants."""
@@ -225,8 +230,8 @@ class Drawing:
                 continue
             part = _part(step, own[0], own[-1] + 1, start)
             task.latest = part
-            if task.is_stopped:
-                if task.keeps_images and not step.is_last:
+            if task.is_stopped and not (task.keeps_images and step.is_last):
+                if task.keeps_images:
                     self._keep(task, part, len(step.images), own[0] - step.images.start)
                 self._end(task)
                 continue

@@ -5,9 +5,10 @@ Nothing that a request says is a path or an address: images come with it, models
 
 import base64
 import binascii
+import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ MAX_IMAGES = 64
 NOT_OURS = ("save_int",)
 """Settings that mean nothing here: clients have streams."""
 
+IMAGES = ("init_image", "mask_image")
+"""Settings that are images: a text is never the name of a file."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -46,7 +50,7 @@ def plan(
 ) -> "tuple[list[ResolvedSettings], Canvas | None]":
     """The settings of every image of a request, and the image that they begin with.
 
-    values: settings by their names; init_image and mask_image are PIL images.
+    values: settings by their names; init_image and mask_image are PIL images, or Base64.
 
     Raises:
         UsageError: a value breaks its rule. RequestError: the request asks for too much.
@@ -60,7 +64,10 @@ def plan(
     for name, value in values.items():
         if name in NOT_OURS or name not in RULES:
             raise RequestError(400, f"{name[:80]!r}", "is no setting", _hint(name), param=name[:80])
-        if isinstance(value, list) and name not in ("seed", "init_image", "mask_image"):
+        if name in IMAGES and value is not None and not isinstance(value, Image.Image):
+            background = "black" if name == "mask_image" else "white"
+            values[name] = read_upload(name, decode_base64(name, value), background)
+        elif isinstance(value, list) and name != "seed":
             values[name] = tuple(value)
     steps, seeds, n = values.get("steps"), values.get("seed"), values.get("n", 1)
     count = len(seeds) if isinstance(seeds, list) else n
@@ -120,12 +127,20 @@ def read_upload(name: str, data: bytes, background: str = "white") -> Image.Imag
     Raises:
         RequestError: it is no image, or too large a one.
     """
+    with as_file(data) as path:
+        try:
+            return read_image(path, background)
+        except SdpipeError as error:
+            raise RequestError(422, name, error.rule, error.remedy, param=name) from None
+
+
+@contextlib.contextmanager
+def as_file(data: bytes) -> Iterator[str]:
+    """The path of a file that holds these bytes for as long as the block lasts."""
     with tempfile.NamedTemporaryFile(prefix="sdpipe-", delete=False) as file:
         file.write(data)
     try:
-        return read_image(file.name, background)
-    except SdpipeError as error:
-        raise RequestError(422, name, error.rule, error.remedy, param=name) from None
+        yield file.name
     finally:
         os.unlink(file.name)
 

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from sdpipe.errors import SdpipeError
 from sdpipe.pipeline import Pipeline
-from sdpipe.serve import openai
+from sdpipe.serve import a1111, openai
 from sdpipe.serve.answers import RequestError, failure
 from sdpipe.serve.drawing import Drawing
 from sdpipe.serve.gallery import Gallery
@@ -78,6 +78,7 @@ class Server:
                 Route("/ready", self._ready),
                 Route("/metrics", self._metrics),
                 *openai.routes(self),
+                *a1111.routes(self),
             ],
             exception_handlers={
                 HTTPException: _http_error,
