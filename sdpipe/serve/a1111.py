@@ -244,10 +244,6 @@ class _Watch:
 
     def see(self, step: "Step") -> None:
         """Takes note of a step."""
-        done = step.images.start + len(step.images) * (step.index + 1) / step.total
-        self.fraction = done / len(self.task.images)
-        self.index, self.total = step.index + 1, step.total
-        self._begun = self._begun or (time.monotonic(), self.fraction)
         if self.is_wanted and not step.is_last:
             parts = self.task.pipe.components
             with parts.on_device(parts.vae):
@@ -255,6 +251,10 @@ class _Watch:
             image.save(buffer := BytesIO(), "PNG")
             self.image = base64.b64encode(buffer.getvalue()).decode()
             self.is_wanted = False
+        done = step.images.start + len(step.images) * (step.index + 1) / step.total
+        self.fraction = done / len(self.task.images)
+        self.index, self.total = step.index + 1, step.total
+        self._begun = self._begun or (time.monotonic(), self.fraction)
 
     def seconds_left(self) -> float:
         """An estimate, from the pace so far; 0 where there is none yet."""

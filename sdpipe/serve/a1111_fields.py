@@ -4,7 +4,6 @@ A field that has no effect here is taken at its default, which says nothing, and
 Our own settings go by their own names beside A1111's.
 """
 
-import json
 import re
 import secrets
 from collections.abc import Mapping
@@ -14,58 +13,13 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageChops
 
 from sdpipe.metadata.foreign import SCHEDULES, scheduler_settings
+from sdpipe.serve.a1111_idle import HIRES_IDLE, IDLE, NO_EFFECT, UNUSED, drop_idle, refuse
 from sdpipe.serve.answers import RequestError
 from sdpipe.serve.inputs import decode_base64, read_transparency, read_upload
 from sdpipe.settings import ETA_SCHEDULERS, RANDOM_SCHEDULERS, SAMPLERS, SCHEDULERS, find_scheduler
 
 if TYPE_CHECKING:
     from sdpipe.serve.a1111_options import Options
-
-NO_EFFECT = "has no effect here"
-
-IDLE: Mapping[str, tuple[Any, ...]] = {
-    "styles": ([],),
-    "restore_faces": (False,),
-    "seed_resize_from_h": (-1, 0),
-    "seed_resize_from_w": (-1, 0),
-    **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_min_uncond"), (0,)),
-    "s_noise": (1,),
-    "script_name": ("", "None"),
-    "alwayson_scripts": ({},),
-    "refiner_checkpoint": ("", "None"),
-    "disable_extra_networks": (False,),
-    "token_merging_ratio": (0,),
-    "token_merging_ratio_hr": (0,),
-    "comments": ({},),
-    "infotext": ("",),
-    "firstphase_width": (0,),
-    "firstphase_height": (0,),
-    "image_cfg_scale": (0, 1.5),
-    "initial_noise_multiplier": (1,),
-    **dict.fromkeys(("mask_blur", "mask_blur_x", "mask_blur_y"), (0, 4)),
-    "inpainting_fill": (0, 1),
-    "inpaint_full_res": (False, True),
-    "inpaint_full_res_padding": (0, 32),
-}
-"""Fields without an effect, and the values at which they may stand; null always may."""
-
-UNUSED = ("save_images", "do_not_save_samples", "do_not_save_grid", "script_args",
-          "refiner_switch_at")  # fmt: skip
-"""Fields that say nothing here at any value: nothing is saved on the server, and no script runs."""
-
-HIRES_IDLE: Mapping[str, tuple[Any, ...]] = {
-    "hr_upscaler": ("None", "Lanczos"),
-    "hr_second_pass_steps": (0,),
-    "hr_resize_x": (0,),
-    "hr_resize_y": (0,),
-    "hr_checkpoint_name": ("", "Use same checkpoint"),
-    "hr_sampler_name": ("", "Use same sampler"),
-    "hr_scheduler": ("", "Use same scheduler"),
-    "hr_prompt": ("",),
-    "hr_negative_prompt": ("",),
-    "hr_additional_modules": ([], ["Use same choices"]),
-}
-"""The same for a second pass; without `enable_hr` they say nothing at any value, as in A1111."""
 
 NAMES = {"cfg_scale": "g", "sampler_name": "scheduler", "sampler_index": "scheduler"}
 """A1111's names of our settings, where only the name differs."""
@@ -121,7 +75,7 @@ def read(values: Mapping[str, Any], options: "Options", *, has_image: bool) -> A
     asked.task_id = _task_id(fields)
     for name in UNUSED:
         fields.pop(name, None)
-    _drop_idle(fields, IDLE)
+    drop_idle(fields, IDLE)
     _read_overrides(asked, fields, options)
     _read_prompts(asked, fields)
     _read_sampler(asked, fields)
@@ -135,25 +89,6 @@ def read(values: Mapping[str, Any], options: "Options", *, has_image: bool) -> A
     for name, value in fields.items():
         asked.put(NAMES.get(name, name), value, name)
     return asked
-
-
-def refuse(name: str, value: object, rule: str, remedy: str = "") -> RequestError:
-    """An error about a field of a request, with its value as JSON writes it."""
-    return RequestError(422, f"{name}={shorten(value)}", rule, remedy, param=name)
-
-
-def shorten(value: object) -> str:
-    """A value as JSON writes it, cut where it is long."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _drop_idle(fields: dict[str, Any], idle: Mapping[str, tuple[Any, ...]]) -> None:
-    """Takes out the fields without an effect. Raises RequestError where one is not idle."""
-    for name, values in idle.items():
-        if name in fields and (value := fields.pop(name)) not in values:
-            told = " or ".join(map(shorten, values))
-            raise refuse(name, value, NO_EFFECT, f"leave it out, or send {told}")
 
 
 def _flag(fields: dict[str, Any], name: str, default: bool) -> bool:
@@ -236,8 +171,8 @@ def _read_sampler(asked: Asked, fields: dict[str, Any]) -> None:
     if scheduler in ETA_SCHEDULERS:
         asked.put("eta", eta, "eta")
     elif eta not in ((1,) if scheduler in RANDOM_SCHEDULERS else (0, 1)):
-        remedy = f"leave it out; it is for {' and '.join(ETA_SCHEDULERS)}"
-        raise refuse("eta", eta, f"{NO_EFFECT} with {scheduler or 'this sampler'}", remedy)
+        remedy = "leave it out, or use DDIM or TCD"
+        raise refuse("eta", eta, f"{NO_EFFECT} with this sampler", remedy)
 
 
 def _read_counts(asked: Asked, fields: dict[str, Any]) -> None:
@@ -278,7 +213,7 @@ def _read_hires(asked: Asked, fields: dict[str, Any]) -> None:
         if fields.get("hr_upscaler", "None") not in HIRES_IDLE["hr_upscaler"]:
             remedy = "use Lanczos, by which images are enlarged here"
             raise refuse("hr_upscaler", fields["hr_upscaler"], "is no upscaler here", remedy)
-        _drop_idle(fields, HIRES_IDLE)
+        drop_idle(fields, HIRES_IDLE)
         asked.put("hires_scale", fields.pop("hr_scale", 2), "hr_scale")
     if "denoising_strength" in fields:
         setting = "strength" if "init_image" in asked.settings else "hires_strength"

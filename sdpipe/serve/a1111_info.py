@@ -104,7 +104,11 @@ def _parameters(record: "Record") -> dict[str, str]:
         "Schedule type": "Karras" if values.get("karras") is True else None,
         "Size-1": values.get("width"),
         "Size-2": values.get("height"),
-        **{rule.a1111: values.get(key) for key, rule in RULES.items() if rule.a1111},
+        **{
+            rule.a1111: rule.format(values[key])
+            for key, rule in RULES.items()
+            if rule.a1111 and values.get(key) is not None
+        },
         "Denoising strength": values.get("strength") or values.get("hires_strength"),
         "Model": record.model.get("name"),
         "Model hash": (record.model.get("sha256") or record.model.get("hash") or "")[:10] or None,

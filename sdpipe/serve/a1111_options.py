@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.serve.answers import RequestError
+from sdpipe.serve.a1111_idle import refuse, shorten
 from sdpipe.settings import RULES, SAMPLERS
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ class Options:
             return
         rule, remedy = "is no option here", "leave it out"
         if name in FIXED:
-            rule, remedy = "cannot be set", f"here it is {FIXED[name]}"
-        raise RequestError(422, f"{where[:80]}={str(value)[:60]!r}", rule, remedy, param=where[:80])
+            rule, remedy = "cannot be set", f"here it is {shorten(FIXED[name])}"
+        raise refuse(where[:80], value, rule, remedy)
 
 
 def describe(name: str, pipe: "Pipeline") -> dict[str, Any]:
