@@ -9,6 +9,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -66,6 +67,8 @@ class Rows:
         elif hasattr(source, "read"):
             self.name, self.unit = "standard input", "line"
             self._file = _copy(source)  # type: ignore[arg-type]
+        elif isinstance(source, Mapping) or not isinstance(source, Iterable):
+            raise UsageError("jobs", "are no file and no list of rows", f"give [{EXAMPLE}]")
         else:
             self.name, self.unit = "jobs", "row"
             self._file = _spool(enumerate(source, 1))
@@ -227,6 +230,13 @@ def _parquet_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, Row]]:
         for batch in table.iter_batches(1024):
             for row in batch.to_pylist():
                 number += 1
-                yield number, row
+                yield number, {column: _whole(value) for column, value in row.items()}
     except ArrowException as error:
         raise UsageError(name, f"is no Parquet file: {error}") from error
+
+
+def _whole(value: Any) -> Any:
+    """A whole number as int: pandas makes a column with gaps of 1 one of 1.0 and nan."""
+    if not isinstance(value, float):
+        return value
+    return int(value) if value.is_integer() else None if math.isnan(value) else value

@@ -41,8 +41,9 @@ def read_added(
         UsageError: they are one name and no list; ModelError: as `Lora.read`.
     """
     for name, given in (("loras", loras), ("embeddings", embeddings)):
-        if isinstance(given, str | bytes | os.PathLike):
-            value = os.fsdecode(given)
+        is_pair = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], int | float)
+        if is_pair or isinstance(given, str | os.PathLike):
+            value = os.fspath(given) if isinstance(given, os.PathLike) else given
             raise UsageError(f"{name}={value!r}", "is no list", f"write {name}=[{value!r}]")
     return tuple(map(Lora.read, loras)), tuple(map(Embedding.read, embeddings))
 

@@ -6,6 +6,7 @@ import json
 import pytest
 from support.errors import raises
 
+from sdpipe.batch.identity import seed_of
 from sdpipe.batch.plan import Model, Plan, check_rows
 from sdpipe.batch.rows import Rows
 from sdpipe.errors import UsageError
@@ -166,6 +167,23 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, name):
         make_plan(tmp_path / name)
     with raises(UsageError, value="none.csv", rule="No such file"):
         Rows("none.csv")
+
+
+def test_whole_numbers_of_a_column_with_gaps_are_whole(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {"prompt": ["cat", "dog", "cat"], "seed": [3.0, None, float("nan")], "g": [2.5, 3, 4]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    plan, jobs = make_plan(tmp_path / "a.parquet")
+    assert not plan.bad
+    assert [job.own["seed"] for job in jobs] == [3, seed_of(7, 2), seed_of(7, 3)]
+
+
+@pytest.mark.parametrize("source", [5, None, {"prompt": "cat"}])
+def test_what_is_no_list_of_rows_is_refused(source):
+    with raises(UsageError, value="jobs", rule="no list of rows"):
+        Rows(source)
 
 
 def test_a_row_of_csv_with_too_many_values_is_told(tmp_path):

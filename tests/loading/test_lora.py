@@ -373,6 +373,8 @@ def test_files_that_are_not_read(tiny, tmp_path):
     for name in ("loras", "embeddings"):
         with raises(UsageError, f"{name}='x.safetensors'", "is no list", "['x.safetensors']"):
             load(tiny, **{name: Path("x.safetensors")})
+    with raises(UsageError, "loras=('emoji-lcm', 0.5)", "is no list"):
+        load(tiny, loras=("emoji-lcm", 0.5))
     with raises(ModelError, "lora='missing.safetensors'", "does not exist"):
         load(tiny, loras=["missing.safetensors"])
     with raises(ModelError, str(tmp_path), "is a folder"):
