@@ -184,8 +184,8 @@ class _Interface:
         name = values.get("task_id", request.query_params.get("task_id"))
         if name is None:
             tasks = [watch.task for watch in self._drawn()]
-        elif name in self._watched:
-            tasks = [self._watched[name].task]
+        elif str(name) in self._watched:
+            tasks = [self._watched[str(name)].task]
         else:
             rule = "is not being drawn, and does not wait"
             raise RequestError(404, f"task_id={str(name)[:80]!r}", rule, param="task_id")

@@ -15,14 +15,15 @@ from PIL import Image, ImageChops
 from sdpipe.metadata.foreign import SCHEDULES, scheduler_settings
 from sdpipe.serve.a1111_idle import HIRES_IDLE, IDLE, NO_EFFECT, UNUSED, drop_idle, refuse
 from sdpipe.serve.answers import RequestError
+from sdpipe.serve.forms import OTHER_NAMES
 from sdpipe.serve.inputs import decode_base64, read_transparency, read_upload
 from sdpipe.settings import ETA_SCHEDULERS, RANDOM_SCHEDULERS, SAMPLERS, SCHEDULERS, find_scheduler
 
 if TYPE_CHECKING:
     from sdpipe.serve.a1111_options import Options
 
-NAMES = {"cfg_scale": "g", "sampler_name": "scheduler", "sampler_index": "scheduler"}
-"""A1111's names of our settings, where only the name differs."""
+SCHEDULES_OF_OTHERS = {"discrete": "uniform", "default": ""}
+"""Schedules of stable-diffusion.cpp, whose server speaks this interface too."""
 
 FITS = {0: "stretch", 1: "crop", 2: "pad"}
 """Our `fit` for A1111's resize_mode."""
@@ -87,7 +88,7 @@ def read(values: Mapping[str, Any], options: "Options", *, has_image: bool) -> A
         _read_images(asked, fields)
     _read_hires(asked, fields)
     for name, value in fields.items():
-        asked.put(NAMES.get(name, name), value, name)
+        asked.put(OTHER_NAMES.get(name, name), value, name)
     return asked
 
 
@@ -111,7 +112,7 @@ def _read_overrides(asked: Asked, fields: dict[str, Any], options: "Options") ->
     if not isinstance(overrides, dict):
         raise refuse("override_settings", overrides, "is no object", "send {} or leave it out")
     overrides = {name: value for name, value in overrides.items() if value is not None}
-    asked.checkpoint = overrides.pop("sd_model_checkpoint", None)
+    asked.checkpoint = overrides.pop("sd_model_checkpoint", None) or fields.pop("model", None)
     name = "override_settings.CLIP_stop_at_last_layers"
     if (clip_skip := overrides.pop("CLIP_stop_at_last_layers", None)) is not None:
         asked.put("clip_skip", clip_skip, name)
@@ -146,6 +147,7 @@ def _read_sampler(asked: Asked, fields: dict[str, Any]) -> None:
     """The sampler and its schedule, and eta, whose meaning depends on the sampler."""
     name = "sampler_name" if fields.get("sampler_name") else "sampler_index"
     sampler, schedule = fields.get(name) or "", fields.pop("scheduler", "")
+    schedule = SCHEDULES_OF_OTHERS.get(str(schedule), schedule)
     fields.pop("sampler_name", None), fields.pop("sampler_index", None)
     if not sampler and schedule in SCHEDULERS:
         asked.put("scheduler", schedule, "scheduler")
@@ -238,7 +240,7 @@ def _read_images(asked: Asked, fields: dict[str, Any]) -> None:
         drawn = _read_mask(decode_base64("mask", mask))
         asked.put("mask_image", ImageChops.invert(drawn) if inverts else drawn, "mask")
     mode = fields.pop("resize_mode", 0)
-    if mode not in FITS:
+    if not isinstance(mode, int) or mode not in FITS:
         remedy = "use 0 (stretch), 1 (crop) or 2 (pad)"
         raise refuse("resize_mode", mode, "is not known here", remedy)
     if "fit" not in fields:

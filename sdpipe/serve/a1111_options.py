@@ -67,6 +67,8 @@ class Options:
         if name in (None, ""):
             pipe = self._server.find_model(self._model)
             return self._model or next(iter(self._server.models)), pipe
+        if name in list(self._server.models):
+            return str(name), self._server.find_model(name)
         for ours, pipe in self._server.models.items():
             entry = describe(ours, pipe)
             if name in entry.values() or name == f"{ours}.safetensors":

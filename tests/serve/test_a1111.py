@@ -1,9 +1,11 @@
 """A1111's interface, asked by `webuiapi` as it is, and as SillyTavern and open-webui ask it."""
 
 import base64
+import contextlib
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import requests
@@ -12,12 +14,16 @@ from PIL import Image
 from support.metadata import A1111, foreign_image
 from support.serving import gated, serving, until
 
+from sdpipe.errors import SdpipeError
 from sdpipe.metadata.read import read_record
 from sdpipe.metadata.verify import verify
 from sdpipe.serve import Server
 from sdpipe.serve.a1111_fields import read
+from sdpipe.serve.a1111_idle import HIRES_IDLE, IDLE, UNUSED
 from sdpipe.serve.a1111_options import Options
 from sdpipe.serve.answers import RequestError
+from sdpipe.serve.inputs import Limits, plan
+from sdpipe.settings import RULES
 
 # Two steps are enough here, and the model's weights are random.
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew")
@@ -32,6 +38,15 @@ INFO = {
     *("is_using_inpainting_conditioning", "version"),
 }
 """The keys of `info` that A1111 1.10 writes."""
+
+OTHERS = (
+    *("cfg_scale", "sampler_name", "sampler_index", "eta", "n_iter", "batch_size", "subseed"),
+    *("subseed_strength", "tiling", "enable_hr", "hr_scale", "denoising_strength", "init_images"),
+    *("mask", "inpainting_mask_invert", "resize_mode", "override_settings", "force_task_id"),
+    *("send_images", "include_init_images", "metadata", "model", "alwayson_scripts"),
+    "override_settings_restore_afterwards",
+)
+"""The fields that have an effect."""
 
 SMALL = {"prompt": "red apple", "width": 64, "height": 64, "steps": 2}
 
@@ -120,6 +135,7 @@ def test_txt2img(api, tiny, tmp_path):
     [
         ({"seed": -1, "subseed": 5, "subseed_strength": 0}, {}),
         ({"seed": 3, "cfg_scale": 5.5}, {"seed": 3, "g": 5.5}),
+        ({"num_inference_steps": 3, "guidance_scale": 4}, {"steps": 3, "g": 4}),
         (
             {"subseed": 5, "subseed_strength": 0.3},
             {"variation_seed": 5, "variation_strength": 0.3},
@@ -214,6 +230,22 @@ def test_what_has_no_effect_is_refused_by_its_name(fields, named):
         asked(**fields)
     assert caught.value.status == 422
     assert caught.value.value.startswith(named)
+
+
+@pytest.mark.parametrize("value", [[], {}, "x", -5.5])
+def test_no_value_of_any_field_is_a_failure_of_the_server(value, tiny):
+    image = encode(Image.new("RGB", (64, 64)))
+    for name in (*IDLE, *HIRES_IDLE, *UNUSED, *RULES, *OTHERS):
+        for more in ({"enable_hr": True}, {"init_images": [image]}):
+            fields = {**SMALL, **more, name: value}
+            with contextlib.suppress(SdpipeError):
+                settings = asked(has_image="init_images" in more, **fields)
+                plan(tiny, settings, Limits(64 * 64 * 4, 50))
+
+
+def test_the_guide_names_every_field_without_an_effect():
+    guide = (Path(__file__).parents[2] / "docs/guides/serve.md").read_text(encoding="utf-8")
+    assert [name for name in (*IDLE, *HIRES_IDLE, *UNUSED) if f"`{name}`" not in guide] == []
 
 
 @pytest.mark.parametrize(
@@ -390,7 +422,8 @@ def test_progress_and_interrupt(gate):
 
 def test_an_interrupt_names_its_job(gate):
     url, gate = gate
-    first = gate.ask(force_task_id="first", sampler_name="Euler", steps=2)
+    two = {"n_iter": 2, "batch_invariant": True}  # one after the other
+    first = gate.ask(force_task_id="first", sampler_name="Euler", seed=6, **two)
     until(lambda: gate.calls)
     waits = gate.ask(force_task_id="waits")
     until(lambda: progress(url)["state"]["job_count"] == 2)
@@ -404,8 +437,11 @@ def test_an_interrupt_names_its_job(gate):
     until(lambda: len(gate.calls) == 2)
     assert post(url, "interrupt", task_id="first").json() == {}  # at its last step: it is finished
     gate.let_through(1)
-    image = decode(first.result().json()["images"][0])
+    answer = first.result().json()
+    [image] = map(decode, answer["images"])
     assert "stopped_after" not in json.loads(image.text["sdpipe"])
+    assert json.loads(answer["info"])["all_seeds"] == [6]
+    assert len(gate.calls) == 2
 
 
 def test_an_interrupt_without_a_name_leaves_other_interfaces_alone(gate):
@@ -471,6 +507,22 @@ def test_as_sillytavern_asks(tiny):
         answer = session.post(f"{url}/sdapi/v1/txt2img", json=body)
         assert decode(answer.json()["images"][0]).size == (96, 96)
         assert session.post(f"{url}/sdapi/v1/interrupt").ok
+
+
+def test_as_sillytavern_asks_stable_diffusion_cpp(url):
+    assert requests.options(f"{url}/v1/images/generations").ok
+    [model] = requests.get(f"{url}/v1/models").json()["data"]
+    body = {
+        **SMALL,
+        "model": model["id"],
+        "negative_prompt": "blurry",
+        "cfg_scale": 3,
+        "seed": -1,
+        "batch_size": 1,
+        "sampler_name": "euler_a",
+        "scheduler": "discrete",
+    }
+    assert decode(post(url, "txt2img", **body).json()["images"][0]).size == (64, 64)
 
 
 def test_as_open_webui_asks(tiny):
