@@ -112,6 +112,7 @@ async def read_object(request: "Request") -> dict[str, Any]:
         raise RequestError(415, f"Content-Type {kind[:80]!r}", "is not JSON", remedy)
     try:
         values = json.loads(await request.body())
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()  # an answer may repeat it
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise RequestError(400, "the body", f"is no JSON: {reason}", code="invalid_json") from None

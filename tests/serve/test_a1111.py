@@ -268,6 +268,15 @@ def test_refusals_over_http(url, fields, status, named):
     assert answer.json()["detail"].startswith(named)
 
 
+@pytest.mark.parametrize("value", ["NaN", "1e999", r'"\ud800"', "[" * 10_000])
+def test_what_no_answer_could_repeat_is_no_json(url, value):
+    headers = {"content-type": "application/json"}
+    body = f'{{"prompt": "x", "script_args": {value}}}'
+    answer = requests.post(f"{url}/sdapi/v1/txt2img", data=body, headers=headers)
+    assert answer.status_code == 422
+    assert answer.json()["error"] == "invalid_json"
+
+
 def test_no_interface_takes_the_path_of_an_image(url, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
     body = {"prompt": "x", "steps": 2, "init_image": str(tmp_path / "x.png")}
