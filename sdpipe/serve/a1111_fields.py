@@ -86,7 +86,7 @@ def read(values: Mapping[str, Any], options: "Options", *, has_image: bool) -> A
         asked.put("seamless", "xy", "tiling")
     if has_image:
         _read_images(asked, fields)
-    _read_hires(asked, fields)
+    _read_hires(asked, fields, has_image)
     for name, value in fields.items():
         asked.put(OTHER_NAMES.get(name, name), value, name)
     return asked
@@ -126,7 +126,7 @@ def _read_overrides(asked: Asked, fields: dict[str, Any], options: "Options") ->
     for name, value in overrides.items():
         options.check(name, value, f"override_settings.{name}")
     lasts = not _flag(fields, "override_settings_restore_afterwards", True)
-    if lasts and (asked.checkpoint is not None or clip_skip is not None):
+    if lasts and (asked.checkpoint is not None or clip_skip not in (None, options.clip_skip)):
         rule = "would change what the next request draws with"
         remedy = "leave it out, or POST to /sdapi/v1/options"
         raise refuse("override_settings_restore_afterwards", False, rule, remedy)
@@ -145,10 +145,10 @@ def _read_prompts(asked: Asked, fields: dict[str, Any]) -> None:
 
 def _read_sampler(asked: Asked, fields: dict[str, Any]) -> None:
     """The sampler and its schedule, and eta, whose meaning depends on the sampler."""
-    name = "sampler_name" if fields.get("sampler_name") else "sampler_index"
-    sampler, schedule = fields.get(name) or "", fields.pop("scheduler", "")
+    names = {name: fields.pop(name, "") or "" for name in ("sampler_name", "sampler_index")}
+    name = "sampler_name" if names["sampler_name"] else "sampler_index"
+    sampler, schedule = names[name], fields.pop("scheduler", "")
     schedule = SCHEDULES_OF_OTHERS.get(str(schedule), schedule)
-    fields.pop("sampler_name", None), fields.pop("sampler_index", None)
     if not sampler and schedule in SCHEDULERS:
         asked.put("scheduler", schedule, "scheduler")
     else:
@@ -165,7 +165,7 @@ def _read_sampler(asked: Asked, fields: dict[str, Any]) -> None:
             chosen["spacing"] = "trailing"
         named = {"scheduler": name, "lms_order": name, "karras": "scheduler"}
         for key, value in chosen.items():
-            if not (key in fields and value is False):
+            if key not in fields or (value is not False and key != "lms_order"):
                 asked.put(key, value, named.get(key, "scheduler"))
     scheduler = asked.settings.get("scheduler")
     if (eta := fields.pop("eta", None)) is None:
@@ -204,12 +204,12 @@ def _read_seeds(asked: Asked, fields: dict[str, Any]) -> None:
     asked.put("variation_seed", subseed, "subseed")
 
 
-def _read_hires(asked: Asked, fields: dict[str, Any]) -> None:
+def _read_hires(asked: Asked, fields: dict[str, Any], has_image: bool) -> None:
     """A second pass; without one its fields say nothing, of txt2img denoising_strength too."""
     if not _flag(fields, "enable_hr", False):
         for name in (*HIRES_IDLE, "hr_scale"):
             fields.pop(name, None)
-        if "init_image" not in asked.settings and "hires_scale" not in fields:
+        if fields.keys().isdisjoint(("init_image", "hires_scale")) and not has_image:
             fields.pop("denoising_strength", None)
     else:
         if fields.get("hr_upscaler", "None") not in HIRES_IDLE["hr_upscaler"]:
@@ -218,7 +218,7 @@ def _read_hires(asked: Asked, fields: dict[str, Any]) -> None:
         drop_idle(fields, HIRES_IDLE)
         asked.put("hires_scale", fields.pop("hr_scale", 2), "hr_scale")
     if "denoising_strength" in fields:
-        setting = "strength" if "init_image" in asked.settings else "hires_strength"
+        setting = "strength" if has_image or "init_image" in fields else "hires_strength"
         asked.put(setting, fields.pop("denoising_strength"), "denoising_strength")
 
 

@@ -161,6 +161,23 @@ def test_txt2img(api, tiny, tmp_path):
             {"scheduler": "unipc", "karras": False, "spacing": "trailing"},
         ),
         ({"scheduler": "Karras"}, {"karras": True}),
+        ({"sampler_name": "LMS"}, {"scheduler": "lms", "karras": False, "lms_order": 4}),
+        (
+            {"sampler_name": "LMS", "lms_order": 2, "karras": True},
+            {"scheduler": "lms", "karras": True, "lms_order": 2},
+        ),
+        ({"hires_scale": 2, "denoising_strength": 0.4}, {"hires_scale": 2, "hires_strength": 0.4}),
+        (
+            {"init_image": "iVBO", "denoising_strength": 0.4},
+            {"init_image": "iVBO", "strength": 0.4},
+        ),
+        (
+            {
+                "override_settings": {"CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic"},
+                "override_settings_restore_afterwards": False,
+            },
+            {"clip_skip": 1},
+        ),
         ({"scheduler": "euler_a"}, {"scheduler": "euler_a"}),
         (
             {"sampler_name": "DDIM", "eta": 0.5},
