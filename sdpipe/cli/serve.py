@@ -8,6 +8,7 @@ from sdpipe.cli import console, options
 from sdpipe.cli.fallback import default_model
 from sdpipe.cli.groups import DeviceOptions, ModelOptions, SpeedOptions, grouped
 from sdpipe.errors import UsageError
+from sdpipe.values import check_int
 
 if TYPE_CHECKING:
     from sdpipe.pipeline import Pipeline
@@ -106,6 +107,10 @@ def serve(
     Models and LoRAs are loaded at the start; no request loads another. SIGTERM lets what is being
     drawn come to its end.
     """
+    for name, value in {"queue": queue, "max_steps": max_steps, "max_pixels": max_pixels}.items():
+        if value is not None:
+            check_int(f"--{name.replace('_', '-')}", value, 1, 2**40)
+    check_int("--grace", grace, 0, 86400)
     _check(host, port, api_key, cors or [])
     try:
         from sdpipe.serve.run import listen

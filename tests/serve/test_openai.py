@@ -15,7 +15,6 @@ from sdpipe.metadata.replay import replay
 from sdpipe.metadata.verify import verify
 from sdpipe.serve import Server
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:the latents grew")  # of random weights
 DRAWN = {"seed": 7, "steps": 3, "scheduler": "euler"}
 
