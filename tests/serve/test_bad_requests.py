@@ -77,7 +77,7 @@ VALUES = [
     ({"prompt": ["a", "b"]}, "prompt"),
     ({"prompt": {"text": "a"}}, "prompt"),
     ({"prompt": "(" * 100_000}, "prompt"),
-    ({"prompt": "\ud800"}, "prompt"),
+    ({"prompt": "\ud800"}, None),
     ({"steps": "ten"}, "steps"),
     ({"steps": 0}, "steps"),
     ({"steps": -3}, "steps"),
