@@ -63,3 +63,27 @@ def test_layers_that_the_text_encoder_does_not_have_are_refused():
     assert settings.clip_skip == 3
     with raises(UsageError, value="clip_skip=4", rule="the 3 layers", remedy="1, the last layer"):
         plan("cat", clip_skip=4, **OWN)
+
+
+def test_a_list_of_seeds_is_an_image_of_each_for_every_prompt():
+    images = plan(["cat", "dog"], **OWN, seed=[9, 2, 9])
+    assert [(s.prompt, s.seed) for s in images] == [
+        *(("cat", 9), ("cat", 2), ("cat", 9), ("dog", 9), ("dog", 2), ("dog", 9)),
+    ]
+    assert all(s.n == 1 for s in images)
+
+
+@pytest.mark.parametrize(
+    ("call", "value", "rule"),
+    [
+        ({"seed": []}, "seed=[]", "is empty"),
+        ({"seed": [1, "x"]}, "seed='x'", "whole number"),
+        ({"seed": [1, -1]}, "seed=-1", ""),
+        ({"seed": [1, 2], "n": 3}, "n=3 with 2 seeds", "contradict"),
+        ({"seed": [1], "variation_seed": 2}, "variation_seed", "one seed for all"),
+        ({"seed": [1] * 100_001}, "100001", "more than"),
+    ],
+)
+def test_a_list_that_is_none_of_seeds_is_refused(call, value, rule):
+    with raises(UsageError, value=value, rule=rule):
+        plan("cat", **OWN, **call)

@@ -74,6 +74,11 @@ def param_of(error: SdpipeError) -> str | None:
     return match[0] if match and match[0] in RULES else None
 
 
+def local_path(scope: "Scope") -> str:
+    """The path of a request within this application, which may be mounted in another."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
+
+
 def failure(path: str, error: Exception) -> Response:
     """The answer to a request that failed, in the form of the interface that was asked."""
     answer = to_request_error(error)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from sdpipe.serve.answers import RequestError, failure
+from sdpipe.serve.answers import RequestError, failure, local_path
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -102,7 +102,7 @@ class Guard:
         except RequestError as error:
             if has_begun:
                 raise
-            await failure(scope["path"], error)(scope, receive, answer)
+            await failure(local_path(scope), error)(scope, receive, answer)
 
     def _check(self, scope: "Scope", headers: Mapping[str, str]) -> None:
         """Raises RequestError for a request that may not pass."""
@@ -111,7 +111,7 @@ class Guard:
         if host not in self._hosts and not (server and host == str(server[0]).lower()):
             remedy = "call it by its address, or start it with --allowed-host NAME"
             raise RequestError(421, f"Host {host[:80]!r}", "is not a name of this server", remedy)
-        method, path = scope["method"], scope["path"]
+        method, path = scope["method"], local_path(scope)
         if method == "OPTIONS":
             return
         if self._key is not None and not _is_open(path):

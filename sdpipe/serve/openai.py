@@ -15,7 +15,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sdpipe.latents import latents_to_pil
-from sdpipe.serve.answers import Event, EventStream, RequestError, failure, images_for, read_object
+from sdpipe.serve.answers import (
+    Event,
+    EventStream,
+    RequestError,
+    failure,
+    images_for,
+    local_path,
+    read_object,
+)
 from sdpipe.serve.forms import OTHER_NAMES, read_form
 from sdpipe.serve.inputs import plan
 from sdpipe.serve.task import Drawn, Task
@@ -188,7 +196,9 @@ class _Answers:
             more = {"seed": one.settings.seed, "revised_prompt": one.settings.prompt}
             if self.wanted.as_url:
                 name = self.server.gallery.add(file, self.wanted.media_type)
-                data.append({"url": f"{self.request.base_url}v1/images/{name}", **more})
+                root = self.request.scope.get("root_path", "")
+                url = self.request.url.replace(path=f"{root}/v1/images/{name}", query="")
+                data.append({"url": str(url), **more})
             else:
                 data.append({"b64_json": base64.b64encode(file).decode(), **more})
         return {"created": int(time.time()), "data": data, **self._form(), "usage": self._usage()}
@@ -205,7 +215,7 @@ class _Answers:
                     data = {"image_index": event.number, "seed": event.settings.seed}
                     yield self._event("completed", file, {**data, "usage": self._usage()})
         except Exception as error:
-            body = failure(self.request.url.path, error).body
+            body = failure(local_path(self.request.scope), error).body
             yield "error", bytes(body).decode()
         finally:
             self.server.drawing.cancel(self.task)

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from sdpipe.errors import SdpipeError
 from sdpipe.pipeline import Pipeline
 from sdpipe.serve import a1111, openai
-from sdpipe.serve.answers import RequestError, failure
+from sdpipe.serve.answers import RequestError, failure, local_path
 from sdpipe.serve.drawing import Drawing
 from sdpipe.serve.gallery import Gallery
 from sdpipe.serve.guard import MAX_BODY, Guard
@@ -189,8 +189,8 @@ async def _http_error(request: "Request", error: Exception) -> Response:
         words.get(error.status_code, str(error.detail)),
         code={404: "not_found", 405: "method_not_allowed"}.get(error.status_code),
     )
-    return failure(request.url.path, refusal)
+    return failure(local_path(request.scope), refusal)
 
 
 async def _error(request: "Request", error: Exception) -> Response:
-    return failure(request.url.path, error)
+    return failure(local_path(request.scope), error)
