@@ -239,13 +239,9 @@ class _Answers:
     def _usage(self) -> dict[str, Any]:
         """Steps, in place of tokens: there are no others."""
         steps = self.task.num_steps
-        details = {"text_tokens": 0, "image_tokens": 0}
-        return {
-            "total_tokens": steps,
-            "input_tokens": 0,
-            "output_tokens": steps,
-            "input_tokens_details": details,
-        }
+        none = {"text_tokens": 0, "image_tokens": 0}
+        counted = {"total_tokens": steps, "input_tokens": 0, "output_tokens": steps}
+        return {**counted, "input_tokens_details": none}
 
     async def _encode(self, drawn: Drawn) -> bytes:
         with_metadata = self.wanted.with_metadata
