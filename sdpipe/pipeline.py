@@ -6,6 +6,7 @@ Over 300 lines, since half of them are docstrings: this is the page that users o
 The code of a run is `generate`, `draw` and `run`.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -230,6 +231,16 @@ class Pipeline:
             raise TypeError(f"there is no part {unknown[0]!r}; the parts are {', '.join(names)}")
         pipe = type(self).__new__(type(self))
         pipe._adopt(replace(self.components, **parts), self.speed)
+        return pipe
+
+    def with_wrapped_unet(self, wrap: Callable[[Any], Any]) -> Self:
+        """A pipeline whose loop calls `wrap(unet)` where this one's calls `unet`.
+
+        What the wrapper hands on keeps its bits, since it stands around the U-Net as it was
+        accelerated. Images without a seam are drawn without it.
+        """
+        pipe = copy.copy(self)
+        pipe._unet, pipe._seamless = wrap(self._unet), {}
         return pipe
 
     def _adopt(self, components: Components, speed: str) -> None:

@@ -68,13 +68,18 @@ class Info:
             "notes": list(record.notes),
         }
 
-    def __str__(self) -> str:
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and values for a person to read; control characters are escaped."""
         rows = [*_rows(self.record, self.command), ("pixels", self.pixels)]
-        width = max(len(escape_control(name)) for name, _ in rows)
+        return [(escape_control(name), escape_control(value)) for name, value in rows]
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.rows)
         lines = [escape_control(self.path)]
-        for name, value in rows:
-            first, *rest = escape_control(value).split("\n")
-            lines.append(f"  {escape_control(name):<{width}}  {first}".rstrip())
+        for name, value in self.rows:
+            first, *rest = value.split("\n")
+            lines.append(f"  {name:<{width}}  {first}".rstrip())
             lines += [f"{'':{width + 4}}{line}" for line in rest]
         return "\n".join(lines)
 

@@ -9,11 +9,14 @@
 An image of ours names its model, settings, device and number type, and the size of its batch, which
 influences the last bits (see benchmarks/batch_effect.json). What the other images of the batch
 show does not matter: in their places the same image is drawn.
+
+Over 300 lines, since what to draw again is decided here in one place, for the command line, for
+Python and for the page.
 """
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.canvas import LoadedImage, Source
@@ -26,8 +29,10 @@ from sdpipe.runtime.device import check_device, check_dtype, dtype_name, pick_de
 from sdpipe.settings import KARRAS_SCHEDULERS, Settings
 
 if TYPE_CHECKING:
+    from sdpipe.canvas import Canvas
     from sdpipe.denoise import Step
     from sdpipe.pipeline import Pipeline, Result
+    from sdpipe.settings import ResolvedSettings
 
 
 @dataclass(frozen=True)
@@ -121,14 +126,23 @@ class ReplayJob:
             UsageError: the settings break a rule of the model.
             NotFiniteError: a stage produced NaN or infinity.
         """
+        images, canvas = self.plan(pipe, save_int=save_int)
+        return pipe.draw(images, canvas, on_step=on_step)
+
+    def plan(
+        self, pipe: "Pipeline", *, save_int: bool | None = None
+    ) -> "tuple[list[ResolvedSettings], Canvas | None]":
+        """The settings of every image that `draw` draws, and the image that they begin with.
+
+        Raises:
+            UsageError: the settings break a rule of the model.
+        """
         values = self.settings.to_dict()
         if save_int is not None:
             values["save_int"] = save_int
         values |= {"init_image": self.init_image, "mask_image": self.mask_image}
         images, canvas = pipe.plan(values.pop("prompt"), **values)
-        if not self.changed:
-            images *= self.n
-        return pipe.draw(images, canvas, on_step=on_step)
+        return (images if self.changed else images * self.n), canvas
 
 
 def prepare(
@@ -221,6 +235,26 @@ def replay(
     **changes: Any,
 ) -> "Result":
     """Draws an image again with a pipeline that is loaded; see `Pipeline.replay`."""
+    job = prepare_for(pipe, path, init_image=init_image, mask_image=mask_image, **changes)
+    for note in job.notes:
+        warn(f"{os.path.basename(path)}: {note}")
+    results = list(job.draw(pipe))
+    return results[0].join(results).only(job.indices)
+
+
+def prepare_for(
+    pipe: "Pipeline",
+    path: str | os.PathLike[str],
+    *,
+    init_image: Source | None = None,
+    mask_image: Source | None = None,
+    **changes: Any,
+) -> ReplayJob:
+    """What to draw for an image with a pipeline that is loaded, whichever it names.
+
+    Raises:
+        As `prepare`.
+    """
     record, settings, notes, _ = _read(path, changes)
     images = resolve.resolve_images(settings, path, init_image, mask_image)
     n, index = (settings.n, 0) if changes else _batch(record, settings, notes)
@@ -230,10 +264,7 @@ def replay(
     for kind, recorded in (("loras", record.loras), ("embeddings", record.embeddings)):
         if [dict(each) for each in recorded] != now[kind]:
             notes.append(f"its {kind} are not those of this pipeline; the pipeline's are used.")
-    for note in (*notes, *job.compare_weights(pipe)):
-        warn(f"{os.path.basename(path)}: {note}")
-    results = list(job.draw(pipe))
-    return results[0].join(results).only(job.indices)
+    return replace(job, notes=(*notes, *job.compare_weights(pipe)))
 
 
 def _read(

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import JSONResponse, Response
 
 from sdpipe.errors import ModelError, NotFiniteError, SdpipeError, UsageError
-from sdpipe.serve.task import QueueFullError, StoppedError
+from sdpipe.serve.task import Drawn, QueueFullError, StoppedError
 from sdpipe.settings import RULES
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from sdpipe.serve.task import Drawn, Task
+    from sdpipe.serve.task import Task
 
 BEAT = 15.0
 """Seconds after which a stream that has nothing to say gives a sign of life."""
@@ -132,7 +132,16 @@ async def images_for(request: "Request", task: "Task") -> "list[Drawn]":
     Raises:
         As `Task.events`; StoppedError too if nobody waits for the answer.
     """
-    drawn = asyncio.ensure_future(task.images_drawn())
+    return [event for event in await events_for(request, task) if isinstance(event, Drawn)]
+
+
+async def events_for(request: "Request", task: "Task") -> list[object]:
+    """All events of a task, as `images_for`."""
+
+    async def collect() -> list[object]:
+        return [event async for event in task.events()]
+
+    drawn = asyncio.ensure_future(collect())
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({drawn, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -181,7 +181,7 @@ class Drawing:
         return alike
 
     def _room(self, pipe: "Pipeline") -> Room:
-        return self._rooms.setdefault(id(pipe), Room(pipe.components))
+        return self._rooms.setdefault(id(pipe.components), Room(pipe.components))
 
     def _tell_positions(self) -> None:
         for k, task in enumerate(self._waiting):

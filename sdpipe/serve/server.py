@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from sdpipe.errors import SdpipeError
 from sdpipe.pipeline import Pipeline
-from sdpipe.serve import a1111, openai
+from sdpipe.serve import a1111, openai, page
 from sdpipe.serve.answers import RequestError, failure, local_path
 from sdpipe.serve.drawing import Drawing
 from sdpipe.serve.gallery import Gallery
@@ -79,6 +79,7 @@ class Server:
                 Route("/metrics", self._metrics),
                 *openai.routes(self),
                 *a1111.routes(self),
+                *page.routes(self),
             ],
             exception_handlers={
                 HTTPException: _http_error,

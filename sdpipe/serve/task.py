@@ -132,10 +132,6 @@ class Task:
         if self.error is not None:
             raise self.error
 
-    async def images_drawn(self) -> list[Drawn]:
-        """All images, when the last is there. Raises as `events`."""
-        return [event async for event in self.events() if isinstance(event, Drawn)]
-
     def stop(self, *, keep: bool = False) -> None:
         """Ends the work at the next step; with `keep` the images so far are what was drawn."""
         self._keeps, self._is_stopped = keep, True
