@@ -24,6 +24,17 @@ test: .venv/test
 test-slow: .venv/test
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 -m "slow and not cluster"
 
+# The page in Chromium, driven by Node, and OpenAI's package for Node; says so and ends where either
+# is missing. As root it gets Chromium from Debian. SHOTS=FOLDER keeps screenshots to look at.
+CHROMIUM ?= /usr/bin/chromium
+test-browser: .venv/sdpipe .venv/test
+	@command -v node >/dev/null && command -v npm >/dev/null || { echo "skipped: Node is not here"; exit 0; }; \
+	if [ ! -x $(CHROMIUM) ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && apt-get install -qq --no-install-recommends chromium >/dev/null; fi; \
+	[ -x $(CHROMIUM) ] || { echo "skipped: $(CHROMIUM) is not here"; exit 0; }; \
+	npm ci --prefix tests/browser --no-audit --no-fund --silent || { echo "skipped: npm has no packages"; exit 0; }; \
+	CHROMIUM=$(CHROMIUM) node tests/browser/browser.js $(CURDIR)/.venv/bin/python
+
 # Makes hostile files by the thousand, and sees that each is read or refused: minutes.
 test-hostile: .venv/test
 	OMP_NUM_THREADS=1 .venv/bin/python tests/hostile/watch.py

@@ -40,7 +40,7 @@ function makeField(field) {
   } else if (field.kind === "image") {
     input = make("input", { type: "file", accept: "image/png,image/jpeg,image/webp" });
   } else {
-    input = make("input", { type: "text", autocomplete: "off", placeholder: field.common ? "" : field.unset });
+    input = make("input", { type: "text", autocomplete: "off", placeholder: field.common ? "" : field.unset.replaceAll("`", "") });
     if (field.kind !== "text") input.inputMode = field.kind === "whole" ? "numeric" : "decimal";
   }
   Object.assign(input, { id, name: field.name });
@@ -322,6 +322,10 @@ function showStep(index) {
   $("scrubber").setAttribute("aria-valuetext", `step ${index + 1}, sigma ${write(step.sigma)}`);
   $("step-number").textContent = `${index + 1} of ${step.total}`;
   [...$("film").children].forEach((frame, k) => frame.classList.toggle("here", k === index));
+  const [box, here] = [$("film-scroll"), $("film").children[index]];
+  if (here && (here.offsetLeft < box.scrollLeft + box.offsetLeft || here.offsetLeft + here.offsetWidth > box.offsetLeft + box.scrollLeft + box.clientWidth)) {
+    box.scrollLeft = here.offsetLeft - box.offsetLeft - box.clientWidth / 2;
+  }
   const show = (src, name, symbol) => make("figure", {}, make("img", { src, alt: `${name}, step ${index + 1}` }),
     make("figcaption", {}, make("b", {}, name), symbol));
   const shown = step.uncond
@@ -388,9 +392,10 @@ function showWords(maps) {
   $("word-list").replaceChildren(...buttons, make("label", {}, alone, "Compare the words among themselves"));
   $("word-list").hidden = false;
   const words = maps.words.reduce((sum, word) => sum + word.share, 0);
-  $("word-note").textContent = maps.padding.share > words
-    ? `The share of each in all attention. This model attends mostly to the padding behind the words (${percent(maps.padding.share)}), so its maps say little about words; all are on one scale.`
-    : "The share of each in all attention; all are on one scale.";
+  const shares = `Of all attention the words have ${percent(words)}, the padding behind them ` +
+    `${percent(maps.padding.share)}, and the marks around them the rest. All maps are on one scale. `;
+  $("word-note").textContent = shares + (maps.padding.share > words
+    ? "This model keeps more of the meaning in the padding than in the words, so the maps say little about words." : "");
   pressed = maps.words.reduce((best, word) => (word.share > best.share ? word : best), maps.words[0]);
   paint();
   buttons[parts.indexOf(pressed)].focus();
