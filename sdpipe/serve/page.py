@@ -22,6 +22,7 @@ from sdpipe.serve.answers import (
     events_for,
     failure,
     images_for,
+    local_path,
     read_object,
 )
 from sdpipe.serve.dropped import as_file, compare, describe, find_model, plan_again, to_fields
@@ -143,7 +144,7 @@ class _Page:
                     case Drawn():
                         yield "image", await asyncio.to_thread(_finished, event, defaults)
         except Exception as error:
-            yield "error", bytes(failure(request.url.path, error).body).decode()
+            yield "error", bytes(failure(local_path(request.scope), error).body).decode()
         finally:
             self._server.drawing.cancel(task)
 

@@ -156,7 +156,7 @@ async function draw() {
   try {
     const body = JSON.stringify({ settings: await readForm(), model: mine.model });
     const headers = { "Content-Type": "application/json" };
-    const response = await fetch("/page/draw", { method: "POST", headers, body, signal: abort.signal });
+    const response = await fetch("page/draw", { method: "POST", headers, body, signal: abort.signal });
     if (!response.ok) { showError(await failureOf(response)); return; }
     run?.images.forEach((image) => URL.revokeObjectURL(image.url));
     run = mine;
@@ -260,7 +260,7 @@ function takeImage(data) {
 function linkTo(image) {
   const query = new URLSearchParams(image.settings);
   if (models.length > 1) query.set("model", run.model);
-  return `/?${query}`;
+  return `?${query}`;
 }
 
 function showImage() {
@@ -363,7 +363,7 @@ async function askWords() {
   $("word-note").textContent = "Drawing it again to see where the words act …";
   try {
     const body = JSON.stringify({ settings: image.settings, model: run.model });
-    const response = await fetch("/page/attention", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    const response = await fetch("page/attention", { method: "POST", headers: { "Content-Type": "application/json" }, body });
     if (image !== run.images[chosen]) return;
     if (!response.ok) { $("word-note").textContent = (await failureOf(response)).message; return; }
     showWords(await response.json());
@@ -423,7 +423,7 @@ async function openImage(file) {
   $("verdict").textContent = "";
   $("replay").hidden = $("use").hidden = true;
   $("dropped").scrollIntoView({ block: "start" });
-  const response = await fetch("/page/read", { method: "POST", body: file });
+  const response = await fetch("page/read", { method: "POST", body: file });
   if (!response.ok) { $("dropped-error").textContent = (await failureOf(response)).message; return; }
   const told = await response.json();
   dropped.told = told;
@@ -441,7 +441,7 @@ async function drawAgain() {
   $("verdict").className = "verdict";
   $("verdict").textContent = "Drawing it again …";
   try {
-    const response = await fetch("/page/replay", { method: "POST", body: file });
+    const response = await fetch("page/replay", { method: "POST", body: file });
     if (dropped.file !== file) return;
     if (!response.ok) {
       $("verdict").textContent = "";
@@ -494,7 +494,7 @@ document.addEventListener("drop", (event) => {
 });
 
 async function start() {
-  const response = await fetch("/page/settings");
+  const response = await fetch("page/settings");
   if (response.status === 503) { // the model is being loaded
     $("error").textContent = "The model is being loaded …";
     setTimeout(start, 1000);
