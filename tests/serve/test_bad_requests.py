@@ -7,10 +7,9 @@ import socket
 import struct
 import zlib
 
-import httpx
 import pytest
 from PIL import Image
-from support.serving import serving
+from support.serving import serving, web
 
 from sdpipe.serve import Server
 from sdpipe.serve.guard import Guard
@@ -136,7 +135,7 @@ def test_a_bad_value_names_its_setting(address, values, param):
     base = {} if not values else {k: v for k, v in DRAWN.items() if k != "prompt"}
     base |= {} if "prompt" in values or not values else {"prompt": "a cat"}
     body, kind = json.dumps({**base, **values}), {"content-type": "application/json"}
-    answer = httpx.post(f"{address}{GENERATE}", content=body, headers=kind, timeout=60)
+    answer = web.post(f"{address}{GENERATE}", content=body, headers=kind)
     error = answer.json()["error"]
     assert answer.status_code in (400, 422)
     assert error["type"] == "invalid_request_error"
@@ -162,7 +161,7 @@ BODIES = [
 @pytest.mark.parametrize(("body", "status"), BODIES, ids=lambda v: str(v)[:20])
 def test_a_body_that_is_no_object_is_refused(address, body, status):
     kind = {"content-type": "application/json"}
-    answer = httpx.post(f"{address}{GENERATE}", content=body, headers=kind)
+    answer = web.post(f"{address}{GENERATE}", content=body, headers=kind)
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
 
@@ -170,7 +169,7 @@ def test_a_body_that_is_no_object_is_refused(address, body, status):
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
 def test_json_has_to_say_that_it_is(address, kind):
     content = json.dumps(DRAWN).encode()
-    answer = httpx.post(f"{address}{GENERATE}", content=content, headers={"content-type": kind})
+    answer = web.post(f"{address}{GENERATE}", content=content, headers={"content-type": kind})
     assert answer.status_code == 415
 
 
@@ -189,7 +188,7 @@ def test_json_has_to_say_that_it_is(address, kind):
     ],
 )
 def test_what_is_not_there_is_said_so(address, method, path, status):
-    assert httpx.request(method, f"{address}{path}").status_code == status
+    assert web.request(method, f"{address}{path}").status_code == status
 
 
 @pytest.mark.parametrize(
@@ -213,7 +212,7 @@ def test_what_is_not_there_is_said_so(address, method, path, status):
     ],
 )
 def test_a_bad_form_is_refused(address, files, data, status, param):
-    answer = httpx.post(f"{address}{EDIT}", files=files, data=data)
+    answer = web.post(f"{address}{EDIT}", files=files, data=data)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (status, param)
     assert "/tmp" not in error["message"]
@@ -223,29 +222,29 @@ def test_a_bad_form_is_refused(address, files, data, status, param):
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*SpooledTemporaryFile")
 def test_an_image_twice_and_half_a_form_are_refused(address):
     files = [("image[]", png(8, 8)), ("image[]", png(8, 8))]
-    twice = httpx.post(f"{address}{EDIT}", files=files, data={"prompt": "a"})
+    twice = web.post(f"{address}{EDIT}", files=files, data={"prompt": "a"})
     assert (twice.status_code, twice.json()["error"]["param"]) == (400, "image")
     kind = {"content-type": "multipart/form-data; boundary=x"}
     part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nPNG'
-    assert httpx.post(f"{address}{EDIT}", content=part, headers=kind).status_code == 400
+    assert web.post(f"{address}{EDIT}", content=part, headers=kind).status_code == 400
     none = {"content-type": "multipart/form-data"}
-    assert httpx.post(f"{address}{EDIT}", content=part, headers=none).status_code == 400
+    assert web.post(f"{address}{EDIT}", content=part, headers=none).status_code == 400
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example",
                                   "0.0.0.0", "[::2]", "localhost.evil", "", "a b"])  # fmt: skip
 def test_another_host_is_refused(address, host):
-    answer = httpx.get(f"{address}/v1/models", headers={"host": host})
+    answer = web.get(f"{address}/v1/models", headers={"host": host})
     assert answer.status_code in (421, 400)  # 400 where h11 refuses the letters
-    assert httpx.get(f"{address}/health", headers={"host": "evil.example"}).status_code == 421
+    assert web.get(f"{address}/health", headers={"host": "evil.example"}).status_code == 421
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
 def test_a_page_elsewhere_may_not_ask(address, origin):
-    answer = httpx.post(f"{address}{GENERATE}", json=DRAWN, headers={"origin": origin})
+    answer = web.post(f"{address}{GENERATE}", json=DRAWN, headers={"origin": origin})
     assert answer.status_code == 403
     assert "access-control-allow-origin" not in answer.headers
-    own = httpx.post(f"{address}{GENERATE}", json=DRAWN, headers={"origin": address})
+    own = web.post(f"{address}{GENERATE}", json=DRAWN, headers={"origin": address})
     assert own.status_code == 200
 
 
@@ -268,11 +267,11 @@ def test_a_page_elsewhere_may_not_ask(address, origin):
 def test_without_the_key_nothing_is_drawn(locked, authorization):
     headers = {} if authorization is None else {"authorization": authorization}
     for method, path in (("GET", "/v1/models"), ("POST", GENERATE), ("GET", "/metrics")):
-        answer = httpx.request(method, f"{locked}{path}", headers=headers)
+        answer = web.request(method, f"{locked}{path}", headers=headers)
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"].startswith("Basic")
         assert KEY not in answer.text
-    assert httpx.get(f"{locked}/health").status_code == 200
+    assert web.get(f"{locked}/health").status_code == 200
 
 
 def test_the_key_opens_as_bearer_and_as_password(locked):
@@ -280,27 +279,27 @@ def test_the_key_opens_as_bearer_and_as_password(locked):
         {"authorization": f"Bearer {KEY}"},
         {"authorization": "Basic " + base64.b64encode(f"me:{KEY}".encode()).decode()},
     ):
-        answer = httpx.post(f"{locked}{GENERATE}", json=DRAWN, headers=headers)
+        answer = web.post(f"{locked}{GENERATE}", json=DRAWN, headers=headers)
         assert answer.status_code == 200
 
 
 def test_origins_that_were_named_may_ask_and_hosts_may_be_called(locked):
     headers = {"authorization": f"Bearer {KEY}", "origin": "https://a.example"}
-    answer = httpx.post(f"{locked}{GENERATE}", json=DRAWN, headers=headers)
+    answer = web.post(f"{locked}{GENERATE}", json=DRAWN, headers=headers)
     assert answer.headers["access-control-allow-origin"] == "https://a.example"
     asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
-    before = httpx.options(f"{locked}{GENERATE}", headers=asked)
+    before = web.options(f"{locked}{GENERATE}", headers=asked)
     assert before.status_code == 204
     assert "authorization" in before.headers["access-control-allow-headers"]
-    other = httpx.options(f"{locked}{GENERATE}", headers={"origin": "https://b.example"})
+    other = web.options(f"{locked}{GENERATE}", headers={"origin": "https://b.example"})
     assert "access-control-allow-origin" not in other.headers
     named = {**headers, "host": "Box.Example:7860"}
-    assert httpx.get(f"{locked}/v1/models", headers=named).status_code == 200
+    assert web.get(f"{locked}/v1/models", headers=named).status_code == 200
 
 
 def test_every_answer_protects_itself(address):
     for path in ("/health", "/v1/models", "/nothing", "/v1/images/none"):
-        headers = httpx.get(f"{address}{path}").headers
+        headers = web.get(f"{address}{path}").headers
         assert headers["x-content-type-options"] == "nosniff"
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
         assert "'unsafe" not in headers["content-security-policy"]
@@ -313,7 +312,7 @@ def test_a_body_without_a_length_is_counted_while_it_comes(address):
             yield b" " * 1000
 
     kind = {"content-type": "application/json"}
-    answer = httpx.post(f"{address}{GENERATE}", content=endless(), headers=kind)
+    answer = web.post(f"{address}{GENERATE}", content=endless(), headers=kind)
     assert answer.status_code == 413
 
 
@@ -348,7 +347,7 @@ def test_a_client_that_reads_slowly_holds_up_nobody(address):
     )
     with talk(address, head) as slow:
         assert slow.recv(1) == b"H"
-        assert httpx.post(f"{address}{GENERATE}", json=DRAWN).status_code == 200
+        assert web.post(f"{address}{GENERATE}", json=DRAWN).status_code == 200
         assert slow.recv(1) == b"T"
 
 

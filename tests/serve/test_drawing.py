@@ -3,10 +3,9 @@
 import io
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 from PIL import Image
-from support.serving import gated, serving, until
+from support.serving import gated, serving, until, web
 
 from sdpipe.io.pixels import compare_pixels
 from sdpipe.metadata.info import info
@@ -28,7 +27,7 @@ def gate(tiny):
 
         def ask(**more):
             url = f"{address}/v1/images/generations"
-            return pool.submit(httpx.post, url, json={**DRAWN, **more}, timeout=60)
+            return pool.submit(web.post, url, json={**DRAWN, **more})
 
         yield server, gate, ask, address
         gate.let_through(1000)
@@ -46,7 +45,7 @@ def wait_for(server, count):
 
 
 def read(answer):
-    image = Image.open(io.BytesIO(httpx.get(answer.json()["data"][0]["url"]).content))
+    image = Image.open(io.BytesIO(web.get(answer.json()["data"][0]["url"]).content))
     image.load()
     return image
 
@@ -61,7 +60,7 @@ def test_a_full_queue_says_when_to_ask_again(gate):
     assert "has its 2 places taken" in refused.json()["error"]["message"]
     gate.let_through(100)
     assert [answer.result().status_code for answer in answers] == [200] * 3
-    metrics = httpx.get(f"{address}/metrics").text
+    metrics = web.get(f"{address}/metrics").text
     assert "\nsdpipe_refused_total 1\n" in metrics
     assert "\nsdpipe_images_total 3\n" in metrics
     assert "\nsdpipe_queue_length 0\n" in metrics
@@ -74,7 +73,7 @@ def test_requests_that_go_together_are_one_batch(gate, tiny, tmp_path):
     wait_for(server, 2)
     gate.let_through(100)
     for seed, prompt, answer in zip((20, 30), ("a cat", "a dog"), alike, strict=True):
-        joined = httpx.get(answer.result().json()["data"][0]["url"]).content
+        joined = web.get(answer.result().json()["data"][0]["url"]).content
         path = tmp_path / f"{seed}.png"
         path.write_bytes(joined)
         settings = {"seed": seed, "steps": 4, "scheduler": "euler"}
@@ -110,7 +109,7 @@ def test_without_join_each_request_is_drawn_alone(tiny):
     server = Server(pipe)
     with serving(server) as address, ThreadPoolExecutor(2) as pool:
         url = f"{address}/v1/images/generations"
-        answers = [pool.submit(httpx.post, url, json=DRAWN, timeout=60) for _ in range(2)]
+        answers = [pool.submit(web.post, url, json=DRAWN) for _ in range(2)]
         until(lambda: server.drawing.current and len(server.drawing) == 1)
         gate.let_through(100)
         assert [answer.result().status_code for answer in answers] == [200, 200]
@@ -121,7 +120,7 @@ def test_the_work_ends_with_its_client_and_the_next_request_is_drawn(gate):
     server, gate, ask, address = gate
     url = f"{address}/v1/images/generations"
     asked = {**DRAWN, "steps": 100, "stream": True, "partial_images": 3}
-    with httpx.stream("POST", url, json=asked, timeout=60) as stream:
+    with web.stream("POST", url, json=asked) as stream:
         gate.let_through(2)
         until(lambda: len(gate.calls) == 3)
         assert stream.status_code == 200
@@ -139,7 +138,7 @@ def test_others_of_a_batch_go_on_where_one_is_stopped(gate):
     server, gate, ask, address = gate
     first = begin(server, ask, seed=1)
     url = f"{address}/v1/images/generations"
-    with httpx.stream("POST", url, json={**DRAWN, "stream": True, "seed": 9}, timeout=60):
+    with web.stream("POST", url, json={**DRAWN, "stream": True, "seed": 9}):
         other = ask(seed=5)
         wait_for(server, 2)
         gate.let_through(5)
@@ -155,7 +154,7 @@ def test_a_request_that_waits_leaves_the_queue_with_its_client(gate):
     server, gate, ask, address = gate
     first = begin(server, ask, seed=1)
     url = f"{address}/v1/images/generations"
-    with httpx.stream("POST", url, json={**DRAWN, "stream": True}, timeout=60):
+    with web.stream("POST", url, json={**DRAWN, "stream": True}):
         wait_for(server, 1)
     wait_for(server, 0)
     gate.let_through(100)

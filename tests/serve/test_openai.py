@@ -3,11 +3,10 @@
 import base64
 import io
 
-import httpx
 import openai
 import pytest
 from PIL import Image
-from support.serving import gated, serving, until
+from support.serving import gated, serving, until, web
 
 from sdpipe.io import png
 from sdpipe.metadata.read import read_record
@@ -155,11 +154,11 @@ def test_metadata_false_leaves_the_mark_alone(client, tmp_path):
 def test_an_address_gives_the_image_for_a_while(client, address, tiny):
     answer = draw(client, response_format="url")
     url = answer.data[0].url
-    file = httpx.get(url)
+    file = web.get(url)
     assert file.headers["content-type"] == "image/png"
     (image,) = tiny.generate("a cat", **DRAWN).images
     assert Image.open(io.BytesIO(file.content)).tobytes() == image.tobytes()
-    assert httpx.get(f"{url}x").status_code == 404
+    assert web.get(f"{url}x").status_code == 404
 
 
 def test_models_are_those_that_were_named_at_the_start(client, folder):

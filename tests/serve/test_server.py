@@ -2,11 +2,10 @@
 
 import threading
 
-import httpx
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
-from support.serving import serving, until
+from support.serving import serving, until, web
 
 from sdpipe.serve import Server
 
@@ -36,13 +35,13 @@ def test_until_the_model_is_loaded_it_is_alive_and_not_ready(tiny):
     server = Server(load)
     threading.Thread(target=server.load, daemon=True).start()
     with serving(server) as address:
-        assert httpx.get(f"{address}/health").status_code == 200
+        assert web.get(f"{address}/health").status_code == 200
         for answer in (
-            httpx.get(f"{address}/ready"),
-            httpx.post(f"{address}/v1/images/generations", json={"prompt": "a cat"}),
-            httpx.get(f"{address}/sdapi/v1/sd-models"),
+            web.get(f"{address}/ready"),
+            web.post(f"{address}/v1/images/generations", json={"prompt": "a cat"}),
+            web.get(f"{address}/sdapi/v1/sd-models"),
         ):
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "5"
         loads.set()
-        until(lambda: httpx.get(f"{address}/ready").status_code == 200)
+        until(lambda: web.get(f"{address}/ready").status_code == 200)

@@ -5,9 +5,13 @@ import socket
 import threading
 import time
 
+import httpx
 import uvicorn
 
 TIME = 60  # seconds after which a test gives up
+
+web = httpx.Client(verify=False, timeout=TIME)
+"""Asks over HTTP: one client, since each of them reads all certificates."""
 
 
 @contextlib.contextmanager
