@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
   $$p $(IS_NEW_ENOUGH) >/dev/null 2>&1 && echo $$p && break; done)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow test-hostile docs test-cluster golden figures clean
+.PHONY: demo test test-slow test-browser test-hostile docs test-cluster golden figures clean
 
 demo: .venv/sdpipe
 	.venv/bin/sdpipe generate "red apple" --model emoji --seed 42
@@ -27,7 +27,7 @@ test-slow: .venv/test
 # The page in Chromium, driven by Node, and OpenAI's package for Node; says so and ends where either
 # is missing. As root it gets Chromium from Debian. SHOTS=FOLDER keeps screenshots to look at.
 CHROMIUM ?= /usr/bin/chromium
-test-browser: .venv/sdpipe .venv/test
+test-browser: .venv/test
 	@command -v node >/dev/null && command -v npm >/dev/null || { echo "skipped: Node is not here"; exit 0; }; \
 	if [ ! -x $(CHROMIUM) ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && apt-get install -qq --no-install-recommends chromium >/dev/null; fi; \

@@ -150,6 +150,16 @@ try {
     await page.click("#draw");
     await page.waitForSelector("#field-eta[aria-invalid=true]");
     assert.ok(await page.isVisible("#error-eta"));
+    assert.ok(await page.isHidden("#stop"));
+    await page.fill("#field-eta", "");
+    await page.fill("#field-steps", "2");
+    await page.click("#draw");
+    await isDone(page);
+    await page.fill("#field-steps", "0");
+    await page.click("#draw");
+    await page.waitForSelector("#field-steps[aria-invalid=true]");
+    assert.ok(await page.isHidden("#stop"));
+    assert.match(await page.textContent("#status"), /^Done/); // the image before stays
     await page.close();
   });
 

@@ -10,6 +10,7 @@ function make(tag, props = {}, ...children) {
 }
 
 let models = [];
+let latest = null; // the drawing that was asked for last; it may have been refused
 let run = null; // the drawing that is shown: {abort, images: [{seed, steps, url, settings}], total}
 let chosen = 0; // which of its images
 let at = 0; // which step
@@ -148,10 +149,11 @@ async function* eventsOf(response) {
 }
 
 async function draw() {
-  run?.abort.abort();
+  latest?.abort.abort();
   clearErrors();
   const abort = new AbortController();
   const mine = { abort, images: [], total: 0, model: $("model").value };
+  latest = mine;
   busy(true);
   try {
     const body = JSON.stringify({ settings: await readForm(), model: mine.model });
@@ -163,19 +165,20 @@ async function draw() {
     for await (const [name, data] of eventsOf(response)) take(name, data);
     if (mine.images.some((image) => !image.url) && !mine.failed) tell("The connection ended early.");
   } catch (error) {
+    if (abort.signal.aborted && latest !== mine) return;
     if (abort.signal.aborted) tell(`Stopped after ${stepsDone()} of ${mine.total || "…"} steps.`);
     else showError({ message: `the server does not answer: ${error.message}.` });
   } finally {
-    if (run === mine || !run) busy(false);
+    if (latest === mine) busy(false);
   }
 }
 
 const stepsDone = () => Math.max(0, ...(run?.images ?? []).map((image) => image.steps.length));
-const tell = (text) => { $("status").textContent = text; };
+// What is worth hearing; the pace, which changes at every step, is only shown.
+const tell = (text) => { $("status").textContent = text; $("pace").textContent = ""; };
 
 function busy(is) {
   $("stop").hidden = !is;
-  $("draw").textContent = is ? "Draw anew" : "Draw";
   $("result").setAttribute("aria-busy", is);
   if (!is) $("progress").hidden = true;
 }
@@ -193,6 +196,7 @@ function begin(seeds) {
   run.images = seeds.map((seed) => ({ seed, steps: [] }));
   [chosen, at, follows] = [0, 0, true];
   $("result").hidden = false;
+  $("hint").hidden = true;
   $("progress").hidden = false;
   $("progress").value = 0;
   $("large").removeAttribute("src");
@@ -233,7 +237,8 @@ function takeStep(step) {
   $("large").src = step.exact ?? step.x0;
   $("progress").value = (step.index + 1) / step.total;
   const left = step.seconds_left;
-  tell(`Step ${step.index + 1} of ${step.total}${left > 1 ? `, about ${Math.round(left)} s left` : ""}`);
+  if ($("status").textContent !== "Drawing") tell("Drawing");
+  $("pace").textContent = `step ${step.index + 1} of ${step.total}${left > 1 ? `, about ${Math.round(left)} s left` : ""}`;
 }
 
 const isDone = (k) => Boolean(run.images[k].url);
@@ -418,6 +423,7 @@ async function openImage(file) {
   if ($("original").src) URL.revokeObjectURL($("original").src);
   $("original").src = URL.createObjectURL(file);
   $("dropped").hidden = false;
+  $("hint").hidden = true;
   $("again-figure").hidden = true;
   $("rows").replaceChildren();
   $("verdict").textContent = "";
@@ -462,7 +468,7 @@ $("form").addEventListener("submit", (event) => { event.preventDefault(); draw()
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); draw(); }
 });
-$("stop").addEventListener("click", () => { run?.abort.abort(); $("draw").focus(); });
+$("stop").addEventListener("click", () => { latest.abort.abort(); $("draw").focus(); });
 $("words").addEventListener("click", askWords);
 $("vary").addEventListener("click", () => varyFrom(chosen));
 $("scrubber").addEventListener("input", (event) => scrub(+event.target.value));
