@@ -125,6 +125,11 @@ class Task:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
+    @property
+    def num_unread(self) -> int:
+        """The events that nobody has read yet."""
+        return self._events.qsize()
+
     async def events(self) -> AsyncIterator[object]:
         """The events, until the task is finished. Raises what it failed with."""
         while (event := await self._events.get()) is not None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from sdpipe.pipeline import Pipeline
     from sdpipe.serve.task import Task
 
+MOST_UNREAD = 512
+"""Events that may wait for a slow reader; steps beyond them are not shown."""
+
 EXACT = 5
 """Steps, evenly spread, at which x_0 is decoded; the last is the image itself."""
 
@@ -57,6 +60,8 @@ class Watch:
         """What makes an event of every step of a task."""
 
         def on_step(step: Step) -> None:
+            if task.num_unread > MOST_UNREAD:
+                return
             progress = task.progress
             left = None if progress is None else progress.seconds_left
             for k in range(len(step.images)):

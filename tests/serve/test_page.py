@@ -75,6 +75,8 @@ def test_the_files_of_the_page(client, path, kind):
     assert "script-src 'self'" in response.headers["content-security-policy"]
     assert "innerHTML" not in response.text
     assert "style=" not in response.text
+    assert 'src="/' not in response.text  # it may be mounted under a path
+    assert 'fetch("/' not in response.text
 
 
 def test_the_fields_are_those_of_the_table_the_common_ones_first(client, server):
@@ -151,6 +153,17 @@ def test_a_drawing_links_to_its_settings(client, events):
 def test_variations_have_one_seed(client):
     images = of(ask(client, n="2", variation_strength="0.2"), "image")
     assert [(image["seed"], image["variation_seed"]) for image in images] == [(7, 8), (7, 9)]
+
+
+def test_an_image_to_begin_with_comes_as_the_bytes_of_its_file(client, file, tiny):
+    first = Image.open(io.BytesIO(file)).convert("RGB")
+    typed = {"init_image": base64.b64encode(file).decode(), "strength": "0.7"}
+    (image,) = of(ask(client, **typed), "image")
+    alone = tiny.generate(
+        "a cat", seed=7, steps=3, scheduler="euler", init_image=first, strength=0.7
+    )
+    assert as_image(image["b64"]).convert("RGB").tobytes() == alone.images[0].tobytes()
+    assert "init_image" not in image["settings"]
 
 
 def test_the_image_proves_itself(file, tiny, tmp_path):

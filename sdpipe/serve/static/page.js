@@ -224,7 +224,7 @@ function makeTile(seed, k) {
 
 function takeStep(step) {
   const image = run.images[step.image];
-  if (step.index < image.steps.length) image.steps.length = step.index; // began anew in halves
+  while (image.steps.length && image.steps.at(-1).index >= step.index) image.steps.pop(); // began anew in halves
   image.steps.push(step);
   run.total = step.total;
   if (run.images.length > 1) $("grid").children[step.image].querySelector("img").src = step.exact ?? step.x0;
@@ -232,8 +232,9 @@ function takeStep(step) {
     if (run.images[chosen].steps.length === 0 || (follows && isDone(chosen) && !run.touched)) choose(step.image);
     return;
   }
+  while ($("film").children.length >= image.steps.length) $("film").lastChild.remove();
   addFrame(step);
-  if (follows) showStep(step.index);
+  if (follows) showStep(image.steps.length - 1);
   $("large").src = step.exact ?? step.x0;
   $("progress").value = (step.index + 1) / step.total;
   const left = step.seconds_left;
@@ -313,7 +314,7 @@ function addFrame(step) {
   const frame = make("div", { className: "frame" },
     make("img", { src: step.x_t, alt: "" }), make("img", { src: step.exact ?? step.x0, alt: "" }),
     make("span", {}, write(step.sigma)));
-  frame.dataset.index = step.index;
+  frame.dataset.place = $("film").children.length; // a slow connection may miss steps
   $("film").append(frame);
   document.querySelector(".film-box").style.setProperty("--count", step.total);
   $("scrubber").max = step.total - 1;
@@ -324,14 +325,14 @@ function showStep(index) {
   if (!step) return;
   at = index;
   $("scrubber").value = index;
-  $("scrubber").setAttribute("aria-valuetext", `step ${index + 1}, sigma ${write(step.sigma)}`);
-  $("step-number").textContent = `${index + 1} of ${step.total}`;
+  $("scrubber").setAttribute("aria-valuetext", `step ${step.index + 1}, sigma ${write(step.sigma)}`);
+  $("step-number").textContent = `${step.index + 1} of ${step.total}`;
   [...$("film").children].forEach((frame, k) => frame.classList.toggle("here", k === index));
   const [box, here] = [$("film-scroll"), $("film").children[index]];
   if (here && (here.offsetLeft < box.scrollLeft + box.offsetLeft || here.offsetLeft + here.offsetWidth > box.offsetLeft + box.scrollLeft + box.clientWidth)) {
     box.scrollLeft = here.offsetLeft - box.offsetLeft - box.clientWidth / 2;
   }
-  const show = (src, name, symbol) => make("figure", {}, make("img", { src, alt: `${name}, step ${index + 1}` }),
+  const show = (src, name, symbol) => make("figure", {}, make("img", { src, alt: `${name}, step ${step.index + 1}` }),
     make("figcaption", {}, make("b", {}, name), symbol));
   const shown = step.uncond
     ? [show(step.uncond, "without the prompt", "uncond"), show(step.cond, "with the prompt", "cond"),
@@ -348,9 +349,10 @@ function showStep(index) {
 }
 
 function scrub(index) {
-  follows = index === run.total - 1;
+  const last = run.images[chosen].steps.length - 1;
+  follows = index >= last;
   run.touched = true;
-  showStep(index);
+  showStep(Math.min(index, last));
 }
 
 // ---- Where the words act
@@ -475,7 +477,7 @@ $("scrubber").addEventListener("input", (event) => scrub(+event.target.value));
 for (const kind of ["pointermove", "pointerdown"]) {
   $("film").addEventListener(kind, (event) => {
     const frame = event.target.closest(".frame");
-    if (frame) scrub(+frame.dataset.index);
+    if (frame) scrub(+frame.dataset.place);
   });
 }
 $("file").addEventListener("change", (event) => { openImage(event.target.files[0]); event.target.value = ""; });
