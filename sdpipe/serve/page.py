@@ -8,6 +8,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from sdpipe.serve.answers import (
     read_object,
 )
 from sdpipe.serve.dropped import as_file, compare, describe, find_model, plan_again, to_fields
-from sdpipe.serve.inputs import NOT_OURS, decode_base64, plan, read_upload
+from sdpipe.serve.inputs import NOT_OURS, plan
 from sdpipe.serve.task import Drawn, Task, Waiting
 from sdpipe.serve.watch import Shown, Watch
 from sdpipe.settings import DEFAULTS, RULES, SCHEDULERS, Rule
@@ -120,7 +121,8 @@ class _Page:
         """Draws, and streams what happens; who closes the stream stops the work."""
         values = await read_object(request)
         pipe = self._server.find_model(values.get("model"))
-        watch = self._watches.setdefault(id(pipe), Watch(pipe))
+        fit = partial(self._server.preview, pipe)
+        watch = self._watches.setdefault(id(pipe), Watch(pipe, fit))
         limits = self._server.limits(pipe)
         images, canvas = await asyncio.to_thread(
             lambda: plan(pipe, _typed(values.get("settings")), limits)
@@ -248,7 +250,7 @@ def _typed(fields: object) -> dict[str, Any]:
         if not isinstance(text, str):
             raise RequestError(400, f"{name[:80]}", "is no text", param=name[:80])
         if name in IMAGES:
-            values[name] = read_upload(name, decode_base64(name, text))
+            values[name] = text  # Base64, which `plan` reads
         else:
             values[name] = RULES[name].parse(text) if name in RULES else text
     return values

@@ -67,6 +67,7 @@ def serve(server: "Server", sock: socket.socket, on_ready: Callable[[], object])
         try:
             server.load()
             on_ready()
+            server.prepare()
         except BaseException as error:  # which the main thread raises
             failed.append(error)
             runner.should_exit = True

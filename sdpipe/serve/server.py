@@ -8,6 +8,7 @@ app = Server(Pipeline("emoji"))  # uvicorn module:app
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from sdpipe.serve.drawing import Drawing
 from sdpipe.serve.gallery import Gallery
 from sdpipe.serve.guard import MAX_BODY, Guard
 from sdpipe.serve.inputs import Limits
+from sdpipe.show.preview import LatentPreview, fit_preview
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -66,6 +68,8 @@ class Server:
     ) -> None:
         self._load = pipelines if callable(pipelines) else None
         self.models: dict[str, Pipeline] = {}
+        self._previews: dict[Pipeline, LatentPreview] = {}
+        self._fitting = threading.Lock()
         self.drawing = Drawing(queue, join=join)
         self.gallery = Gallery()
         self.grace = grace
@@ -102,6 +106,18 @@ class Server:
         """
         if self._load is not None:
             self._take(self._load())
+
+    def preview(self, pipe: Pipeline) -> LatentPreview:
+        """The map of a model's latents to colours, fitted to its VAE when first asked for."""
+        with self._fitting:
+            if pipe not in self._previews:
+                self._previews[pipe] = fit_preview(pipe.components)
+            return self._previews[pipe]
+
+    def prepare(self) -> None:
+        """Fits the previews of all models, so that the page's first image does not wait."""
+        for pipe in self.models.values():
+            self.preview(pipe)
 
     def _take(self, pipelines: Sequence[Pipeline]) -> None:
         models = {public_name(pipe): pipe for pipe in pipelines}

@@ -16,7 +16,7 @@ from PIL import Image
 from sdpipe.denoise import Step, predict_x0
 from sdpipe.guidance import Guidance
 from sdpipe.latents import angle_between, latents_to_pil
-from sdpipe.show.preview import LatentPreview, fit_preview
+from sdpipe.show.preview import LatentPreview
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,9 +42,11 @@ class Watch:
     """A model whose U-Net is watched while it draws; its images keep their bits.
 
     pipe: what draws. One at a time, since the last output is kept here.
+    preview: the map of its latents to colours; may be fitted only when it is called for.
     """
 
-    def __init__(self, pipe: "Pipeline") -> None:
+    def __init__(self, pipe: "Pipeline", preview: Callable[[], LatentPreview]) -> None:
+        self._preview = preview
         self._last: _Call | None = None
         self.pipe = pipe.with_wrapped_unet(lambda unet: _WatchedUNet(unet, self._see))
 
@@ -53,8 +55,8 @@ class Watch:
 
     @cached_property
     def preview(self) -> LatentPreview:
-        """The map of this model's latents to colours, fitted when it is first asked for."""
-        return fit_preview(self.pipe.components)
+        """The map of this model's latents to colours."""
+        return self._preview()
 
     def show(self, task: "Task") -> Callable[[Step], None]:
         """What makes an event of every step of a task."""

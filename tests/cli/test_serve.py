@@ -55,14 +55,14 @@ def process(tmp_path):
 def test_sigterm_finishes_what_is_drawn_and_answers_what_waits(process):
     address = process.stdout.readline().strip()
     client = httpx.Client(base_url=address, headers={"authorization": "Bearer secret"}, timeout=60)
-    assert client.get("/ready").text == "ready\n"
+    assert httpx.get(f"{address}/ready").text == "ready\n"
     assert httpx.get(f"{address}/v1/models").status_code == 401
 
     def ask(steps):
         asked = {"prompt": "red apple", "steps": steps}
         return client.post("/v1/images/generations", json=asked)
 
-    with ThreadPoolExecutor(2) as pool:
+    with client, ThreadPoolExecutor(2) as pool:
         drawn = pool.submit(ask, 60)
         until(lambda: "\nsdpipe_drawing 1\n" in client.get("/metrics").text)
         waiting = pool.submit(ask, 2)

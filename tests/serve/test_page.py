@@ -268,7 +268,9 @@ def test_what_is_no_image_is_refused_without_a_path_of_the_server(client, path, 
     assert "/tmp" not in message
 
 
-def test_a_watch_fits_its_preview_once(tiny):
-    watch = Watch(tiny)
-    assert watch.preview is watch.preview
+def test_previews_are_fitted_at_the_start_and_once(tiny):
+    server = Server(tiny)
+    server.prepare()
+    watch = Watch(tiny, lambda: server.preview(tiny))
+    assert watch.preview is server.preview(tiny)
     assert watch.pipe.components is tiny.components
