@@ -4,9 +4,12 @@ The class decides the exit status of the command line: 2 for a `UsageError`, as 
 wrong or not there; 1 for any other, as it could not be done.
 """
 
+import contextlib
 import inspect
 import os
 import warnings
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
@@ -52,8 +55,23 @@ class SdpipeWarning(UserWarning):
     """The work goes on, but a person should know: a prompt was cut, latents grew too large."""
 
 
+_listener: ContextVar[Callable[[str], object] | None] = ContextVar("listener", default=None)
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[[str], object]) -> Iterator[None]:
+    """Calls `listener` with every warning of ours in this thread while it is open."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
 def warn(message: str) -> None:
     """Issues an `SdpipeWarning` for the line of code that called into this package."""
+    if (listener := _listener.get()) is not None:
+        listener(message)
     frame, depth, stacklevel = inspect.currentframe(), 0, 1
     while frame is not None:
         depth += 1

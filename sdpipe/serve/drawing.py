@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from sdpipe.batch.engine import Room
 from sdpipe.batches import common_settings
-from sdpipe.errors import SdpipeError
+from sdpipe.errors import SdpipeError, listening
 from sdpipe.latents import latents_to_pil
 from sdpipe.pipeline import Result
 from sdpipe.serve.task import Drawn, Progress, QueueFullError, StoppedError, Task, Waiting
@@ -48,7 +48,7 @@ class Counts:
 
 
 class _Stopped(Exception):  # noqa: N818
-    """Nobody wants the images of this run any more."""
+    """Nobody wants the images of this run."""
 
 
 class Drawing:
@@ -158,7 +158,7 @@ class Drawing:
             if not self._waiting:
                 return []
             tasks = [self._waiting.popleft()]
-            if self.join and _can_join(tasks[0]):
+            if self.join and tasks[0].can_join:
                 tasks += self._find_alike(tasks[0])
                 self._waiting = deque(task for task in self._waiting if task not in tasks)
             self.current = tasks
@@ -174,7 +174,7 @@ class Drawing:
         alike, kind = [], common_settings(first.images[0])
         free = self._room(first.pipe).limit(first.images[0]) - len(first.images)
         for task in self._waiting:
-            fits = len(task.images) <= free and task.pipe is first.pipe and _can_join(task)
+            fits = len(task.images) <= free and task.pipe is first.pipe and task.can_join
             if fits and common_settings(task.images[0]) == kind:
                 alike.append(task)
                 free -= len(task.images)
@@ -200,20 +200,35 @@ class Drawing:
         def fail(i: int, error: Exception) -> None:
             self._fail([_owner(places, i)[0]], error)
 
-        batches = first.pipe.split(images, self._room(first.pipe).limit(images[0]))
+        most, batches = self._room(first.pipe).limit(images[0]), []
+        for task in tasks:  # what is said of its prompts is for it alone
+            with listening(task.note):
+                batches = first.pipe.split(task.images, most)
+        if tasks[1:]:
+            batches = first.pipe.split(images, most)
         see = lambda step: self._see(step, places)  # noqa: E731
-        for result in first.pipe.draw_batches(batches, first.canvas, see, fail):
-            owners = {_owner(places, i)[0].id for i in result.numbers}
-            for k, number in enumerate(result.numbers):
-                task, start = _owner(places, number)
-                if task.state == "drawing":
-                    self.counts.images += 1
-                    task.put(Drawn(number - start, result, k, is_joined=len(owners) > 1))
+
+        def warn_all(message: str) -> None:
             for task in tasks:
-                if task.is_stopped:
-                    self._end(task)
-            if all(task.state == "finished" for task in tasks):
-                return
+                task.note(message)
+
+        with listening(warn_all):
+            for result in first.pipe.draw_batches(batches, first.canvas, see, fail):
+                self._hand_out(result, places)
+                if all(task.state == "finished" for task in tasks):
+                    return
+
+    def _hand_out(self, result: Result, places: list[tuple[Task, int]]) -> None:
+        """Gives the images of a batch to their tasks, and ends those that somebody stopped."""
+        owners = [_owner(places, i) for i in result.numbers]
+        is_joined = len({task.id for task, _ in owners}) > 1
+        for k, (task, start) in enumerate(owners):
+            if task.state == "drawing":
+                self.counts.images += 1
+                task.put(Drawn(result.numbers[k] - start, result, k, is_joined))
+        for task, _ in places:
+            if task.is_stopped:
+                self._end(task)
 
     def _see(self, step: "Step", places: list[tuple[Task, int]]) -> None:
         """Hands a step on to the tasks whose images it holds, and ends what nobody wants."""
@@ -271,18 +286,6 @@ class Drawing:
         for task in tasks:
             self.counts.failed += task.state != "finished"
             task.finish(error)
-
-
-def _can_join(task: Task) -> bool:
-    """Whether a task may share a batch: no image to begin with, nothing that wants it alone."""
-    first = task.images[0] if task.images else None
-    return (
-        task.may_join
-        and task.work is None
-        and task.canvas is None
-        and first is not None
-        and not first.batch_invariant
-    )
 
 
 def _owner(places: Sequence[tuple[Task, int]], number: int) -> tuple[Task, int]:

@@ -201,7 +201,7 @@ class _Answers:
                 data.append({"url": str(url), **more})
             else:
                 data.append({"b64_json": base64.b64encode(file).decode(), **more})
-        return {"created": int(time.time()), "data": data, **self._form(), "usage": self._usage()}
+        return {"created": int(time.time()), "data": data, **self._form(), **self._told()}
 
     async def stream(self) -> AsyncIterator[Event]:
         """The events of a stream."""
@@ -213,7 +213,7 @@ class _Answers:
                 elif isinstance(event, Drawn):
                     file = await self._encode(event)
                     data = {"image_index": event.number, "seed": event.settings.seed}
-                    yield self._event("completed", file, {**data, "usage": self._usage()})
+                    yield self._event("completed", file, {**data, **self._told()})
         except Exception as error:
             body = failure(local_path(self.request.scope), error).body
             yield "error", bytes(body).decode()
@@ -236,12 +236,12 @@ class _Answers:
         size = {"size": f"{width}x{height}", "quality": "auto", "background": "opaque"}
         return {**size, "output_format": form}
 
-    def _usage(self) -> dict[str, Any]:
-        """Steps, in place of tokens: there are no others."""
+    def _told(self) -> dict[str, Any]:
+        """What was warned of, and steps in place of tokens: there are no others."""
         steps = self.task.num_steps
-        none = {"text_tokens": 0, "image_tokens": 0}
-        counted = {"total_tokens": steps, "input_tokens": 0, "output_tokens": steps}
-        return {**counted, "input_tokens_details": none}
+        usage: dict[str, Any] = {"total_tokens": steps, "input_tokens": 0, "output_tokens": steps}
+        usage["input_tokens_details"] = {"text_tokens": 0, "image_tokens": 0}
+        return {"usage": usage, "warnings": self.task.warnings}
 
     async def _encode(self, drawn: Drawn) -> bytes:
         with_metadata = self.wanted.with_metadata

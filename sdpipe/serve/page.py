@@ -144,7 +144,9 @@ class _Page:
                     case Shown():
                         yield "step", event.data
                     case Drawn():
-                        yield "image", await asyncio.to_thread(_finished, event, defaults)
+                        told = {"warnings": task.warnings}
+                        shown = await asyncio.to_thread(_finished, event, defaults)
+                        yield "image", {**shown, **told}
         except Exception as error:
             yield "error", bytes(failure(local_path(request.scope), error).body).decode()
         finally:

@@ -106,6 +106,7 @@ class Task:
     may_join: bool = True
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     state: str = "waiting"  # then "drawing", and "finished"
+    warnings: list[str] = field(default_factory=list)  # what was said while it was drawn
     progress: Progress | None = None
     error: Exception | None = None
     latest: "Step | None" = None
@@ -119,6 +120,12 @@ class Task:
     def num_steps(self) -> int:
         """The steps of the whole task, over all its images."""
         return sum(s.num_steps_taken(s.strength) for s in self.images)
+
+    @property
+    def can_join(self) -> bool:
+        """Whether it may share a batch: no image to begin with, nothing that wants it alone."""
+        is_plain = self.may_join and self.work is None and self.canvas is None
+        return is_plain and bool(self.images) and not self.images[0].batch_invariant
 
     def put(self, event: object) -> None:
         """Adds an event; from any thread."""
@@ -136,6 +143,11 @@ class Task:
             yield event
         if self.error is not None:
             raise self.error
+
+    def note(self, warning: str) -> None:
+        """Keeps a warning, each once."""
+        if warning not in self.warnings:
+            self.warnings.append(warning)
 
     def stop(self, *, keep: bool = False) -> None:
         """Ends the work at the next step; with `keep` the images so far are what was drawn."""

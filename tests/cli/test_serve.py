@@ -63,7 +63,7 @@ def test_sigterm_finishes_what_is_drawn_and_answers_what_waits(process):
         return client.post("/v1/images/generations", json=asked)
 
     with client, ThreadPoolExecutor(2) as pool:
-        drawn = pool.submit(ask, 60)
+        drawn = pool.submit(ask, 30)
         until(lambda: "\nsdpipe_drawing 1\n" in client.get("/metrics").text)
         waiting = pool.submit(ask, 2)
         until(lambda: "\nsdpipe_queue_length 1\n" in client.get("/metrics").text)

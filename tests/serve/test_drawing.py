@@ -95,6 +95,20 @@ def test_requests_that_go_together_are_one_batch(gate, tiny, tmp_path):
     assert read(first.result()).size == (64, 64)
 
 
+@pytest.mark.filterwarnings("ignore:.*AND")
+def test_what_is_said_of_a_prompt_is_said_to_its_client_alone(gate):
+    server, gate, ask, _ = gate
+    first = begin(server, ask, seed=1, negative_prompt="")
+    alike = [ask(seed=2, prompt="a cat AND a dog"), ask(seed=3, prompt="a fish")]
+    wait_for(server, 2)
+    gate.let_through(100)
+    assert first.result().status_code == 200
+    said, silent = (answer.result().json()["warnings"] for answer in alike)
+    assert any("AND" in text for text in said)
+    assert not any("AND" in text for text in silent)
+    assert max(gate.calls) == 4
+
+
 def test_what_does_not_go_together_is_drawn_alone(gate):
     server, gate, ask, _ = gate
     answers = [begin(server, ask, seed=1), ask(seed=2, steps=3), ask(seed=3, scheduler="ddim")]

@@ -188,7 +188,7 @@ function take(name, data) {
   else if (name === "waiting" && data.position) tell(`Waiting: ${data.position} before this one.`);
   else if (name === "waiting") tell("Beginning …");
   else if (name === "step") takeStep(data);
-  else if (name === "image") takeImage(data);
+  else if (name === "image") { takeImage(data); $("warnings").textContent = data.warnings.join(" "); }
   else if (name === "error") { run.failed = true; tell(""); showError(data.error); }
 }
 
@@ -202,7 +202,7 @@ function begin(seeds) {
   $("large").removeAttribute("src");
   $("large").alt = "";
   ["film", "three", "grid"].forEach((id) => $(id).replaceChildren());
-  ["step-note", "preview-note", "step-number"].forEach((id) => { $(id).textContent = ""; });
+  ["step-note", "preview-note", "step-number", "warnings"].forEach((id) => { $(id).textContent = ""; });
   closeWords();
   $("actions").hidden = true;
   $("grid").hidden = seeds.length < 2;
