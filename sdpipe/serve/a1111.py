@@ -143,7 +143,7 @@ class _Interface:
             return {
                 "images": sent if asked.sends_images else [],
                 "parameters": _echo(values, asked),
-                "info": write_info(name, pipe, shown, texts, size, task.warnings),
+                "info": write_info(name, pipe, shown, texts, size),
             }
 
         return await asyncio.to_thread(answer)

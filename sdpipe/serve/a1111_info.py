@@ -26,7 +26,6 @@ def write_info(
     images: "Sequence[ResolvedSettings]",
     infotexts: Sequence[str],
     batch_size: int,
-    warnings: Sequence[str],
 ) -> str:
     """The JSON text `info` of an answer, with all keys that typed clients look for.
 
@@ -69,7 +68,6 @@ def write_info(
         "clip_skip": first.clip_skip,
         "is_using_inpainting_conditioning": False,
         "version": f"sdpipe {sdpipe.__version__}",
-        "warnings": list(warnings),  # ours
     }
     return json.dumps(info)
 
