@@ -30,10 +30,11 @@ CHROMIUM ?= /usr/bin/chromium
 test-browser: .venv/test
 	@command -v node >/dev/null && command -v npm >/dev/null || { echo "skipped: Node is not here"; exit 0; }; \
 	if [ ! -x $(CHROMIUM) ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -qq && apt-get install -qq --no-install-recommends chromium >/dev/null; fi; \
+	  export DEBIAN_FRONTEND=noninteractive; timeout 300 apt-get update -qq && \
+	  timeout 300 apt-get install -qq --no-install-recommends chromium >/dev/null; fi; \
 	[ -x $(CHROMIUM) ] || { echo "skipped: $(CHROMIUM) is not here"; exit 0; }; \
-	npm ci --prefix tests/browser --no-audit --no-fund --silent || { echo "skipped: npm has no packages"; exit 0; }; \
-	CHROMIUM=$(CHROMIUM) node tests/browser/browser.js $(CURDIR)/.venv/bin/python
+	timeout 300 npm ci --prefix tests/browser --no-audit --no-fund --silent || { echo "skipped: npm has no packages"; exit 0; }; \
+	CHROMIUM=$(CHROMIUM) timeout 600 node tests/browser/browser.js $(CURDIR)/.venv/bin/python
 
 # Makes hostile files by the thousand, and sees that each is read or refused: minutes.
 test-hostile: .venv/test
