@@ -15,8 +15,10 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from sdpipe.components import Components
 from sdpipe.io.files import atomic_write
 from sdpipe.loading.lora_notes import SETTINGS_KEY
+from sdpipe.training.modelspec import add_notes, modelspec
 from sdpipe.training.run_folder import RESUME
 
 LAYERS = re.compile(
@@ -66,11 +68,17 @@ def lora_tensors(adapters: dict[str, Adapter]) -> dict[str, Tensor]:
     }
 
 
-def save_lora(tensors: dict[str, Tensor], settings: dict[str, Any], path: Path) -> None:
-    """Writes a LoRA file. `settings` are those that it is to be drawn with, see `lora.Lora`.
+def save_lora(
+    tensors: dict[str, Tensor], settings: dict[str, Any], model: Components, path: Path
+) -> None:
+    """Writes a LoRA file, with the notes of `modelspec`.
+
+    settings: those that it is to be drawn with, see `lora.Lora`.
+    model: that it is for.
 
     Raises:
         SdpipeError: it cannot be written.
     """
     with atomic_write(path, RESUME) as file:
         file.write(save(tensors, {"format": "pt", SETTINGS_KEY: json.dumps(settings)}))
+    add_notes(path, modelspec(model, path.stem, "/lora"))

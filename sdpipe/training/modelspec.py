@@ -15,17 +15,18 @@ from sdpipe.io.files import atomic_write
 from sdpipe.loading.weights import sha256_of_tensors
 
 
-def modelspec(model: Components, title: str) -> dict[str, str]:
-    """The notes of every file of a model, but the hash.
+def modelspec(model: Components, title: str, kind: str = "") -> dict[str, str]:
+    """The notes of every file of a model, or of a file that changes it, but the hash.
 
     title: how a person calls the model.
+    kind: "/lora" of a LoRA for the model.
     """
     config = model.unet.config
     is_v = model.scheduler_config.get("prediction_type") == "v_prediction"
     version = ("v2-768-v" if is_v else "v2-512") if config.cross_attention_dim == 1024 else "v1"
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"stable-diffusion-{version}",
+        "modelspec.architecture": f"stable-diffusion-{version}{kind}",
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
         "modelspec.description": f"Trained by sdpipe {sdpipe.__version__}.",

@@ -107,7 +107,9 @@ def _train(
 
     if recipe.consistency is not None:
         lora, settings = distill(run, dataset, recipe.consistency)
-        _in_first_process(accelerator, partial(save_lora, lora, settings, lora_path(job.out)))
+        _in_first_process(
+            accelerator, partial(save_lora, lora, settings, model, lora_path(job.out))
+        )
         return
     if origin is None:
         train_vae(run, dataset)

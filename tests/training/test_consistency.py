@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file
 from support.errors import raises
 from support.training_run import write_images
 
 from sdpipe import Pipeline, UsageError
+from sdpipe.loading.lora import Lora
 from sdpipe.training.adapter import add_adapters
 from sdpipe.training.consistency import (
     ConsistencyLoss,
@@ -126,6 +128,11 @@ def test_a_stopped_distillation_ends_with_the_same_weights(distilled, tmp_path):
 def test_the_lora_brings_its_settings_and_draws_what_diffusers_draws(distilled, folder):
     _, lora = distilled
     assert lora.name == "tiny-lcm.safetensors"
+    with safe_open(lora, "pt") as file:
+        notes = file.metadata()
+    assert notes["modelspec.architecture"] == "stable-diffusion-v1/lora"  # of ModelSpec's ids
+    assert notes["modelspec.title"] == "tiny-lcm"
+    assert notes["modelspec.hash_sha256"] == f"0x{Lora.read(lora).tensors_sha256}"
     pipe = Pipeline(folder, loras=[lora], device="cpu", dtype="float32")
     steps = list(pipe.stream("a red cat", seed=3))
     settings = pipe.generate("a red cat", seed=3).settings[0]
