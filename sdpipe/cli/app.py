@@ -19,11 +19,9 @@ from sdpipe.cli import replay as cli_replay
 from sdpipe.cli import serve as cli_serve
 from sdpipe.cli import sweep as cli_sweep
 from sdpipe.cli import train as cli_train
-from sdpipe.cli.interrupt import interruptible
+from sdpipe.cli.interrupt import INTERRUPTED, end_process, interruptible
 from sdpipe.cli.show import show_app
 from sdpipe.settings import our_name
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     help="Draws images from text with Stable Diffusion, and shows every step of it.",
@@ -113,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = INTERRUPTED if interruption.status else console.report_error(error)
         if interruption.status:
             console.print_status("interrupted")
-            interruption.end()
+            end_process(interruption.status)
     return int(status or (console.FAILED if console.is_output_lost() else console.DONE))
 
 

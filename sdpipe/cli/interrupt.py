@@ -14,6 +14,10 @@ from sdpipe.io.files import remove_temporary_files
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last where a terminal closes
 
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
+
+
 class Interruption:
     """Whether a signal came, and the exit status for it: 128 and its number, 130 for Ctrl-C."""
 
@@ -33,12 +37,16 @@ class Interruption:
             os._exit(self.status)
         raise KeyboardInterrupt
 
-    def end(self) -> NoReturn:
-        """Ends the process at once: tearing torch down takes another second."""
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(self.status or 130)
+
+def end_process(status: int) -> NoReturn:
+    """Ends the process at once: tearing torch down takes another second.
+
+    Python would abort it where a thread is still in the middle of torch.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 @contextlib.contextmanager

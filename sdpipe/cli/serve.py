@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from sdpipe.cli import console, options
 from sdpipe.cli.fallback import default_model
 from sdpipe.cli.groups import DeviceOptions, ModelOptions, SpeedOptions, grouped
+from sdpipe.cli.interrupt import INTERRUPTED, end_process
 from sdpipe.errors import UsageError
 from sdpipe.values import check_int
 
@@ -156,9 +157,8 @@ def serve(
             console.print_result(url)
 
         number = run(server, sock, tell)
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    return console.DONE
+    # A thread may be drawing or loading still.
+    end_process(console.DONE if number == signal.SIGTERM else INTERRUPTED)
 
 
 def _check(host: str, port: int, key: str | None, origins: list[str]) -> None:

@@ -1,13 +1,10 @@
 """One thread that draws, and the bounded queue before it.
 
-    drawing = Drawing(capacity=64)
-    task = Task(pipe, images)
-    drawing.submit(task)
+    Drawing(capacity=64).submit(task := Task(pipe, images))
     async for event in task.events():
         ...
 
-A task's events are `Waiting`, `Progress`, what its own `on_step` puts there, and a `Drawn` for each
-image.
+A task's events are `Waiting`, `Progress`, what its `on_step` puts there, and its images as `Drawn`.
 """
 
 import logging
@@ -16,7 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sdpipe.batch.engine import Room
@@ -24,7 +22,16 @@ from sdpipe.batches import common_settings
 from sdpipe.errors import SdpipeError, listening
 from sdpipe.latents import latents_to_pil
 from sdpipe.pipeline import Result
-from sdpipe.serve.task import Drawn, Progress, QueueFullError, StoppedError, Task, Waiting
+from sdpipe.serve.task import (
+    Drawn,
+    EndingError,
+    Progress,
+    QueueFullError,
+    StoppedError,
+    Task,
+    Waiting,
+    part_of,
+)
 
 if TYPE_CHECKING:
     from sdpipe.denoise import Step
@@ -54,8 +61,7 @@ class _Stopped(Exception):  # noqa: N818
 class Drawing:
     """The queue and the thread, which begins with the first task.
 
-    capacity: tasks that may wait.
-    join: draw waiting tasks that go together as one batch.
+    capacity: tasks that may wait. join: draw waiting tasks that go together as one batch.
     """
 
     def __init__(self, capacity: int = 64, *, join: bool = False) -> None:
@@ -63,7 +69,6 @@ class Drawing:
         self.counts = Counts()
         self.current: list[Task] = []
         self._waiting: deque[Task] = deque()
-        self._since: dict[str, float] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._ends = False
@@ -83,23 +88,17 @@ class Drawing:
         """
         with self._changed:
             if self._ends:
-                raise StoppedError("the server", "is being stopped", "ask again later")
+                raise EndingError()
             if len(self._waiting) >= self.capacity:
                 self.counts.refused += 1
                 raise QueueFullError(self.capacity, self.seconds_left())
             self._waiting.append(task)
-            self._since[task.id] = time.monotonic()
+            task.submitted = time.monotonic()
             task.put(Waiting(len(self._waiting) - 1 + len(self.current)))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="draw", daemon=True)
                 self._thread.start()
             self._changed.notify()
-
-    def find(self, id: str) -> Task | None:
-        """The task of that name that waits or is being drawn."""
-        with self._changed:
-            tasks = [*self.current, *self._waiting]
-        return next((task for task in tasks if task.id == id), None)
 
     def seconds_left(self) -> int:
         """An estimate of when what waits by now is drawn; at least 1."""
@@ -121,16 +120,23 @@ class Drawing:
         """Takes no task any more, and ends those that wait; what is being drawn goes on."""
         with self._changed:
             self._ends = True
-            waiting, self._waiting = self._waiting, deque()
+            for task in self._waiting:
+                task.finish(EndingError())
+            self._waiting.clear()
             self._changed.notify()
-        for task in waiting:
-            task.finish(StoppedError("the server", "is being stopped", "ask again later"))
+
+    def drain(self, seconds: float) -> None:
+        """As `close`; what is being drawn has so many seconds to come to its end."""
+        self.close()
+        if self._thread is not None:
+            self._thread.join(seconds)
+        self.abort()
 
     def abort(self) -> None:
         """Ends what is being drawn as well."""
         self.close()
         for task in list(self.current):
-            task.stop()
+            task.finish(EndingError())
         if self._thread is not None:
             self._thread.join(10)
 
@@ -166,7 +172,7 @@ class Drawing:
         for task in tasks:
             task.state = "drawing"
             self.counts.tasks += 1
-            self.counts.waited += time.monotonic() - self._since.pop(task.id)
+            self.counts.waited += time.monotonic() - task.submitted
         return tasks
 
     def _find_alike(self, first: Task) -> list[Task]:
@@ -188,12 +194,14 @@ class Drawing:
             task.put(Waiting(k + len(self.current)))
 
     def _draw(self, tasks: list[Task]) -> None:
-        first, places, at = tasks[0], [], 0
+        first, at = tasks[0], 0
+        places: list[tuple[Task, int]] = []
+        see = partial(self._see, places=places)
         for task in tasks:
             places.append((task, at))
             at += len(task.images)
         if first.work is not None:
-            first.put(first.work(lambda step: self._see(step, places)))
+            first.put(first.work(see))
             return
         images = [settings for task in tasks for settings in task.images]
 
@@ -206,7 +214,6 @@ class Drawing:
                 batches = first.pipe.split(task.images, most)
         if tasks[1:]:
             batches = first.pipe.split(images, most)
-        see = lambda step: self._see(step, places)  # noqa: E731
 
         def warn_all(message: str) -> None:
             for task in tasks:
@@ -243,7 +250,7 @@ class Drawing:
             own = [i for i in step.images if start <= i < start + max(len(task.images), 1)]
             if not own or task.state != "drawing":
                 continue
-            part = _part(step, own[0], own[-1] + 1, start)
+            part = part_of(step, own[0], own[-1] + 1, start)
             task.latest = part
             if task.is_stopped and not (task.keeps_images and step.is_last):
                 if task.keeps_images:
@@ -291,10 +298,3 @@ class Drawing:
 def _owner(places: Sequence[tuple[Task, int]], number: int) -> tuple[Task, int]:
     """The task to which an image of a run belongs, and the number of its first image there."""
     return next(place for place in reversed(places) if place[1] <= number)
-
-
-def _part(step: "Step", first: int, end: int, start: int) -> "Step":
-    """A step of the images from `first` to before `end`, counted from `start`."""
-    own = slice(first - step.images.start, end - step.images.start)
-    tensors = {name: getattr(step, name)[own] for name in ("input", "latents", "x0")}
-    return replace(step, images=range(first - start, end - start), **tensors)

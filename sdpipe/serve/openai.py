@@ -257,18 +257,19 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
         RequestError: a field is there twice under two names, or a size is none.
     """
     settings: dict[str, Any] = {}
+    said: dict[str, str] = {}
     for name, value in values.items():
-        if value is None or name in IGNORED:
+        if value is None or name in IGNORED or (name == "size" and value == "auto"):
             continue
+        meant = {OTHER_NAMES.get(name, name): value}
         if name == "size":
-            if value != "auto":
-                settings["width"], settings["height"] = _size(value)
-            continue
-        ours = OTHER_NAMES.get(name, name)
-        if ours in settings:
-            rule = f"and {ours} are the same"
-            raise RequestError(400, name, rule, "leave one out", param=ours)
-        settings[ours] = value
+            meant = dict(zip(("width", "height"), _size(value), strict=True))
+        for ours in meant:
+            if ours in said:
+                rule = f"and {name} both set {ours}"
+                raise RequestError(400, said[ours], rule, "leave one out", param=ours)
+            said[ours] = name
+        settings |= meant
     return settings
 
 

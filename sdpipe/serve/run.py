@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ from sdpipe.errors import UsageError
 
 if TYPE_CHECKING:
     from sdpipe.serve.server import Server
+
+ANSWER_SECONDS = 10
+"""How long the answers to what was stopped may take to be read when the server ends."""
 
 CONNECTIONS = 1000
 """At once; more are answered with 503."""
@@ -58,7 +62,7 @@ def serve(server: "Server", sock: socket.socket, on_ready: Callable[[], object])
         lifespan="on",
         server_header=False,
         limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=max(1, round(server.grace)),
+        timeout_graceful_shutdown=round(server.grace) + ANSWER_SECONDS,
     )
     runner = _Runner(config, server)
     failed: list[BaseException] = []
@@ -107,5 +111,7 @@ class _Runner(uvicorn.Server):
         self.should_exit = True
         self.signal = self.signal or number
         # Not here: what the signal interrupted may hold the queue's lock.
-        end = self._ours.close if number == signal.SIGTERM else self._ours.drawing.abort
+        drawing = self._ours.drawing
+        is_patient = number == signal.SIGTERM and not self.force_exit
+        end = partial(drawing.drain, self._ours.grace) if is_patient else drawing.abort
         threading.Thread(target=end, name="stop", daemon=True).start()

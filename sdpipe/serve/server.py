@@ -115,9 +115,13 @@ class Server:
             return self._previews[pipe]
 
     def prepare(self) -> None:
-        """Fits the previews of all models, so that the page's first image does not wait."""
+        """Fits the previews of all models, so that the page's first image does not wait.
+
+        With low_memory that is left to the drawing thread, which moves the VAE to and fro.
+        """
         for pipe in self.models.values():
-            self.preview(pipe)
+            if not pipe.components.low_memory:
+                self.preview(pipe)
 
     def _take(self, pipelines: Sequence[Pipeline]) -> None:
         models = {public_name(pipe): pipe for pipe in pipelines}

@@ -6,7 +6,7 @@ Whoever reads the events is in an event loop; whoever draws is in a thread.
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sdpipe.errors import SdpipeError
@@ -33,6 +33,13 @@ class QueueFullError(SdpipeError):
 
 class StoppedError(SdpipeError):
     """A task has no image, since somebody stopped it or the server ends."""
+
+
+class EndingError(StoppedError):
+    """The server ends."""
+
+    def __init__(self) -> None:
+        super().__init__("the server", "is being stopped", "ask again later")
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,7 @@ class Task:
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     state: str = "waiting"  # then "drawing", and "finished"
     warnings: list[str] = field(default_factory=list)  # what was said while it was drawn
+    submitted: float = 0.0  # by the monotonic clock
     progress: Progress | None = None
     error: Exception | None = None
     latest: "Step | None" = None
@@ -168,3 +176,10 @@ class Task:
         if self.state != "finished":
             self.state, self.error, self.latest = "finished", error, None
             self.put(None)
+
+
+def part_of(step: "Step", first: int, end: int, start: int) -> "Step":
+    """A step of the images from `first` to before `end`, counted from `start`."""
+    own = slice(first - step.images.start, end - step.images.start)
+    tensors = {name: getattr(step, name)[own] for name in ("input", "latents", "x0")}
+    return replace(step, images=range(first - start, end - start), **tensors)

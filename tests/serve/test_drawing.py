@@ -194,3 +194,17 @@ def test_the_end_of_the_server_answers_what_waits(gate):
     assert ask(seed=3).result().status_code == 503
     gate.let_through(100)
     assert first.result().status_code == 200
+
+
+def test_what_outlasts_its_grace_is_answered_too(gate):
+    server, gate, ask, _ = gate
+    answers = [begin(server, ask, seed=1), ask(seed=2)]
+    wait_for(server, 1)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(server.drawing.drain, 0.01)
+        for answer in answers:
+            assert answer.result().status_code == 503
+            assert "is being stopped" in answer.result().json()["error"]["message"]
+        gate.let_through(1000)
+        ended.result()
+    assert server.drawing.current == []

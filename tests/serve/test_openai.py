@@ -209,3 +209,16 @@ def to_file(image):
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return ("image.png", buffer.getvalue(), "image/png")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"guidance_scale": 3, "cfg_scale": 3}, "guidance_scale and cfg_scale both set g;"),
+        ({"width": 64, "size": "64x64"}, "width and size both set width;"),
+    ],
+)
+def test_what_is_said_twice_is_named_as_it_was_sent(address, values, message):
+    answer = web.post(f"{address}/v1/images/generations", json={"prompt": "a cat", **values})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(message)
