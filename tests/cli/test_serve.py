@@ -90,3 +90,10 @@ def test_ctrl_c_ends_it_at_once(process):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
+
+
+def test_ctrl_c_while_the_previews_are_fitted_ends_it_in_order(process):
+    process.stdout.readline()  # the server is ready, and a thread is in the middle of torch
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.count("\n")) == (130, 1)

@@ -175,7 +175,7 @@ def test_models_are_those_that_were_named_at_the_start(client, folder):
         ({"height": 500.5}, "height", "is not a whole number"),
         ({"steps": 10_000}, "steps", "is more than the 150 that this server takes"),
         ({"scheduler": "Euler a"}, "scheduler", "it is called euler_a here"),
-        ({"g": 3, "cfg_scale": 4}, "g", "are the same"),
+        ({"g": 3, "cfg_scale": 4}, "g", "both set g"),
         ({"stepz": 3}, "stepz", "is no setting"),
         ({"sampler_name": "Euler"}, "sampler_name", "here it is called scheduler"),
     ],
