@@ -5,12 +5,13 @@ are in the folder IMAGES, an "actor", the "node" or the "driver" is killed; the 
 again after its driver was. Prints JSON: a list of [status, stdout, stderr] of the drivers.
 
 It is to run in namespaces of its own, see `in_namespaces`: Ray stays on loopback, and no process
-of it is left.
+of it is left. Where Ray cannot start here, it prints why, and its status is NOT_STARTED.
 """
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,9 @@ RAY = {
     "RAY_worker_niceness": "0",  # else a busy machine gives actors nothing
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
+
+NOT_STARTED = 3
+SECONDS_TO_START = 180
 
 
 def in_namespaces(*command):
@@ -50,12 +54,28 @@ def actors():
             continue
 
 
-def main(images, kills, command):
+def start():
+    """A cluster of two nodes, and its second node. Raises what Ray raises, or TimeoutError."""
     from ray.cluster_utils import Cluster
 
+    def give_up(*_):
+        raise TimeoutError(f"it took more than {SECONDS_TO_START} s")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(SECONDS_TO_START)
     node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 100 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     second = cluster.add_node(**node)
+    signal.alarm(0)
+    return cluster, second
+
+
+def main(images, kills, command):
+    try:
+        cluster, second = start()
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        os._exit(NOT_STARTED)
     command = [*command, "--ray", cluster.address]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     told = []
