@@ -225,7 +225,7 @@ def _steps(settings: ResolvedSettings) -> str:
     more = ""
     if settings.hires_strength is not None:
         more = f" and {settings.num_steps_taken(settings.hires_strength)}"
-    return f"{of_all}{settings.steps}{more} steps"
+    return f"{of_all}{settings.steps}{more} step{'s' * (settings.steps != 1 or bool(more))}"
 
 
 def _size(settings: ResolvedSettings) -> str:

@@ -50,6 +50,8 @@ def test_a_summary_of_one_and_of_many():
     one = Settings(prompt="x", seed=3, g=2.5).resolved({"width": 8, "height": 16})
     assert summary([one], 1.25) == "1 image, 8 x 16, seed 3, 50 steps of lms, g 2.5, 1.2 s"
     many = one.__class__(**{**one.to_dict(), "n": 3}).per_image()
+    once = one.__class__(**{**one.to_dict(), "steps": 1})
+    assert ", 1 step of lms" in summary([once], 0)
     assert "3 images, 8 x 16, seeds 3 to 5" in summary(many, 0)
 
 
