@@ -135,7 +135,7 @@ class Batch(FolderJobs):
         model = pipeline if isinstance(pipeline, Model) else Model.of(pipeline.components)
         self.plan = Plan(rows, model, defaults or {}, folder.base_seed(seed))
         super().__init__(folder, len(self.plan), mark)
-        self.done = folder.find(self.plan)
+        self.done = folder.find(self.plan, f".{format}")
         self._job = lru_cache(4096)(self.plan.job)
 
     def draw(

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
@@ -27,8 +28,9 @@ import numpy as np
 from filelock import FileLock
 
 from sdpipe.batch.identity import common_text, job_digest, name_key
+from sdpipe.batch.lines import read_lines, to_line
 from sdpipe.batch.plan import Plan
-from sdpipe.errors import SdpipeError, UsageError
+from sdpipe.errors import SdpipeError, UsageError, warn
 from sdpipe.io.files import atomic_write, write_error, write_once
 from sdpipe.io.names import FORMATS
 from sdpipe.metadata.read import read_record
@@ -72,14 +74,17 @@ class BatchFolder:
             )
         return kept
 
-    def find(self, plan: Plan) -> bytearray:
+    def find(self, plan: Plan, suffix: str = ".png") -> bytearray:
         """Which jobs of a plan are there: a byte each, 1 or 0.
+
+        suffix: of the files that are to be drawn; warns of images that are there with another.
 
         Raises:
             UsageError: images of other jobs are there.
         """
         described, others = self._described(plan)
         done = bytearray(len(plan))
+        suffixes = Counter[str]()
         for folder, names in self._listed():
             keys = [_key(name) for name in names]
             for name, key, i in zip(names, keys, plan.find(b"".join(keys)).tolist(), strict=True):
@@ -96,6 +101,11 @@ class BatchFolder:
                     self.check_is_job(folder / name, plan.digests[i].tobytes())
                     self.describe(folder / name, plan.digests[i].tobytes())
                 done[i] = 1
+                if not name.endswith(suffix):
+                    suffixes[os.path.splitext(name)[1]] += 1
+        for other, count in sorted(suffixes.items()):
+            images = "1 image is" if count == 1 else f"{count} images are"
+            warn(f"{images} there as {other}, and not drawn again as {suffix}.")
         return done
 
     def check_is_job(self, path: Path, digest: bytes) -> None:
@@ -269,30 +279,10 @@ class BatchFolder:
             self._lines = None
 
     def _read_lines(self, paths: list[Path]) -> Iterator[tuple[str, str | None, bytes]]:
-        """The lines of files: the file's name, its job or None of one that failed, and the line.
-
-        The last line of a killed process may be half of one, and is none.
-        """
+        """The lines of files, see `read_lines`."""
         for path in paths:
             with contextlib.suppress(FileNotFoundError), self._open(path) as file:
-                for raw in file:
-                    if not raw.endswith(b"}\n"):
-                        continue
-                    if (match := _LINE.match(raw)) is not None:  # in a tenth of the time of JSON
-                        yield match[1].decode(), match[2].decode(), raw
-                        continue
-                    with contextlib.suppress(ValueError, KeyError, TypeError):
-                        line = json.loads(raw)
-                        name = line.get("file_name") or f"{line['failed']['id']}.png"
-                        yield name, line.get("job"), raw
-
-
-def to_line(value: dict[str, Any]) -> bytes:
-    """A line of JSON."""
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
-
-
-_LINE = re.compile(rb'{"file_name": "([^"\\\\]+)", "job": "([0-9a-f]{64})", ')
+                yield from read_lines(file)
 
 
 def _key(name: str) -> bytes:

@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from sdpipe.batch.folder import BLOCK, STATE, BatchFolder, to_line
+from sdpipe.batch.folder import BLOCK, STATE, BatchFolder
+from sdpipe.batch.lines import to_line
 from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.io.files import write_error
 from sdpipe.io.names import FORMATS, is_remote

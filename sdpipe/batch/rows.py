@@ -80,8 +80,15 @@ class Rows:
         self._file.close()
 
     def lines(self) -> Iterator[tuple[int, int, bytes]]:
-        """Each row that is not empty: its number, from 1, the place where it begins, its text."""
+        """Each row that is not empty: its number, from 1, the place where it begins, its text.
+
+        Raises:
+            UsageError: they are UTF-16 text.
+        """
         at = number = 0
+        self._file.seek(0)
+        if b"\0" in self._file.read(4):  # of every character of ASCII, one byte of two
+            raise UsageError(self.name, "is not UTF-8 text", "save it as UTF-8")
         self._file.seek(0)
         while line := self._file.readline(MAX_ROW + 1):
             number += 1
@@ -107,6 +114,8 @@ class Rows:
             raise RowError(f"a {self.unit} of more than {MAX_ROW} bytes", "is too long")
         try:
             row = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
+        except UnicodeDecodeError as error:
+            raise RowError("it", "is not UTF-8 text", "save the file as UTF-8") from error
         except (ValueError, RecursionError) as error:
             raise RowError("it", f"is no JSON: {error}", f"write {EXAMPLE}") from error
         if not isinstance(row, dict):
@@ -184,7 +193,7 @@ def _csv_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, Row]]:
         except csv.Error as error:
             raise UsageError(f"{name}, line {reader.line_num}", f"is no CSV: {error}") from error
         except UnicodeDecodeError as error:
-            raise UsageError(name, f"is not UTF-8 text ({error})", "save it as UTF-8") from error
+            raise UsageError(name, "is not UTF-8 text", "save it as UTF-8") from error
 
 
 def _check_header(header: list[str], name: str) -> None:

@@ -39,7 +39,8 @@ class Shard:
     def from_environment(cls, names: Mapping[str, str]) -> Self:
         """The part of a process of torchrun or accelerate, or of a SLURM array; else all.
 
-        names: the environment: RANK and WORLD_SIZE, or SLURM_ARRAY_TASK_ID, _MIN, _COUNT, _STEP.
+        names: the environment: RANK and WORLD_SIZE, or SLURM_ARRAY_TASK_ID, _MIN, _MAX, _COUNT,
+            _STEP.
 
         Raises:
             UsageError: one of them is no number, or the ids of the array have gaps.
@@ -57,6 +58,15 @@ class Shard:
         if f"{array}_ID" in names:
             first = number(f"{array}_MIN", 0)
             step = max(number(f"{array}_STEP", 1), 1)
-            index = (number(f"{array}_ID", 0) - first) // step
-            return cls(index, number(f"{array}_COUNT", 1), f" (of {array}_ID)")
+            own, count = number(f"{array}_ID", 0), number(f"{array}_COUNT", 1)
+            last = number(f"{array}_MAX", first + (count - 1) * step)
+            index, ragged = divmod(own - first, step)
+            if ragged or (last - first) // step != count - 1:
+                raise UsageError(
+                    f"{array}_ID={own}",
+                    f"is of an array with gaps: it has {count} tasks from {first} to {last}",
+                    f"say which part this one draws, as in --shard ${array}_ID/{last + 1} where "
+                    f"the whole array was 0-{last}",
+                )
+            return cls(index, count)
         return cls()

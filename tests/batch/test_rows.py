@@ -152,6 +152,8 @@ FILES = {
     "unknown.csv": ("prompt,stepz\na,4\n", "did you mean steps"),
     "twice.csv": ("prompt,prompt\na,b\n", "is there twice"),
     "broken.csv": ('prompt\n"a\n', "is no CSV"),
+    "utf-16.csv": ("\xff\xfep\0r\0o\0m\0p\0t\0\n\0a\0\n\0", "save it as UTF-8"),
+    "utf-16.jsonl": ('\xff\xfe{\0"\0', "save it as UTF-8"),
     "latin.csv": ("prompt\ncaf\xe9\n", "UTF-8"),
     "jobs.parquet": ("PAR1", "is no Parquet file"),
     "semicolons.csv": ("prompt;seed\nred apple;1\n", "names the columns, with commas"),

@@ -177,6 +177,15 @@ def test_bad_rows_stop_all_unless_it_keeps_going(batch):
     assert not Path("o/failed.jsonl").exists()
 
 
+def test_images_of_another_format_count_as_there_and_are_told(batch):
+    batch([{"prompt": "cat", "seed": 1}])
+    paths, err = batch(
+        [{"prompt": "cat", "seed": 1}, {"prompt": "dog", "seed": 1}], "--format=webp"
+    )
+    assert "1 image is there as .png, and not drawn again as .webp." in err
+    assert [path.rpartition(".")[2] for path in paths] == ["webp"]
+
+
 def test_images_of_other_jobs_are_not_mixed(batch):
     batch([{"prompt": "cat", "seed": 1}, {"prompt": "dog", "seed": 1, "id": "x"}])
     before = images()

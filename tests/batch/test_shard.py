@@ -36,5 +36,8 @@ def test_the_environment_says_which(names, expected):
 def test_what_is_no_part_is_refused(text):
     with pytest.raises(UsageError, match=r"is no part|is not INDEX/COUNT"):
         Shard.parse(text)
+    gaps = {"ID": "7", "MIN": "3", "MAX": "7", "COUNT": "2", "STEP": "1"}
+    with raises(UsageError, rule="gaps", remedy="--shard $SLURM_ARRAY_TASK_ID/8"):
+        Shard.from_environment({f"SLURM_ARRAY_TASK_{name}": text for name, text in gaps.items()})
     with raises(UsageError, value="RANK='x'", rule="whole number"):
         Shard.from_environment({"RANK": "x", "WORLD_SIZE": "2"})
