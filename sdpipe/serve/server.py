@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from sdpipe.errors import SdpipeError
+from sdpipe.errors import SdpipeError, UsageError
 from sdpipe.pipeline import Pipeline
 from sdpipe.serve import a1111, openai, page
 from sdpipe.serve.answers import RequestError, failure, local_path
@@ -124,7 +124,11 @@ class Server:
                 self.preview(pipe)
 
     def _take(self, pipelines: Sequence[Pipeline]) -> None:
-        models = {public_name(pipe): pipe for pipe in pipelines}
+        models: dict[str, Pipeline] = {}
+        for pipe in pipelines:
+            if (name := public_name(pipe)) in models:
+                raise UsageError(f"model {name}", "is there twice", "rename one of the two folders")
+            models[name] = pipe
         self.models = models  # in one step: another thread looks
 
     @property

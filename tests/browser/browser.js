@@ -8,6 +8,7 @@ import assert from "node:assert/strict";
 import OpenAI from "openai";
 import { chromium } from "playwright-core";
 
+process.env.OMP_NUM_THREADS = "1"; // two threads differ from one in the last bit
 const [python = "python"] = process.argv.slice(2);
 const shots = process.env.SHOTS;
 const work = mkdtempSync(join(tmpdir(), "sdpipe-browser-"));
@@ -16,7 +17,7 @@ const FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", 
 
 async function serve(...more) {
   const child = spawn(python, ["-m", "sdpipe", "serve", "--model", "emoji", "--port", "0", ...more],
-    { stdio: ["ignore", "pipe", "inherit"], env: { ...process.env, OMP_NUM_THREADS: "1" } });
+    { stdio: ["ignore", "pipe", "inherit"] });
   const url = await new Promise((done, fail) => {
     createInterface(child.stdout).once("line", done);
     child.once("exit", (code) => fail(new Error(`the server ended with ${code}`)));

@@ -5,8 +5,10 @@ import threading
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
+from support.errors import raises
 from support.serving import serving, until, web
 
+from sdpipe import UsageError
 from sdpipe.serve import Server
 
 
@@ -23,6 +25,11 @@ def test_it_is_mounted_in_another_application(tiny):
     answer = client.post("/draw/v1/images/generations", json=asked, headers=key)
     url = answer.json()["data"][0]["url"]
     assert client.get(url).headers["content-type"] == "image/png"
+
+
+def test_two_models_of_one_name_are_refused(tiny):
+    with raises(UsageError, rule="is there twice"):
+        Server([tiny, tiny])
 
 
 def test_until_the_model_is_loaded_it_is_alive_and_not_ready(tiny):
