@@ -49,7 +49,7 @@ docs: .venv/docs
 # Ray is large, and has no wheel for some machines: where it cannot be installed and started, nothing
 # is tested.
 MARKS = cluster
-START_RAY = import ray, ray.data; ray.init(num_cpus=1, include_dashboard=False); ray.shutdown()
+START_RAY = import ray, ray.data; ray.init('local', num_cpus=1, include_dashboard=False); ray.shutdown()
 test-cluster: .venv/test
 	@if $(MAKE) --silent .venv/ray && timeout 180 .venv/bin/python -c "$(START_RAY)" >/dev/null 2>&1; then \
 	  OMP_NUM_THREADS=1 timeout 900 .venv/bin/pytest tests/batch/test_cluster.py -m "$(MARKS)"; \
