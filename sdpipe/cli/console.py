@@ -91,18 +91,29 @@ def install_warning_printer(debug: bool) -> None:
 def print_result(text: str, stream: TextIO | None = None) -> None:
     """Prints a result on standard output at once, or on the stream that it was before.
 
+    A progress bar is cleared for the moment, and drawn again below.
+
     A reader that has gone away is no error. Where the output cannot be written, as on a full disk,
     a message says so, the work goes on, and `is_output_lost`.
     """
     global _is_output_lost
     try:
-        print(escape_control(text), file=stream, flush=True)
+        with _without_bars():
+            print(escape_control(text), file=stream, flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
         if not isinstance(error, BrokenPipeError):
             _is_output_lost = True
             reason = f"standard output cannot be written ({error.strerror})"
             print_status(f"error: {reason}; files are written all the same.")
+
+
+def _without_bars() -> contextlib.AbstractContextManager[object]:
+    if "tqdm" not in sys.modules:
+        return contextlib.nullcontext()
+    from tqdm import tqdm
+
+    return tqdm.external_write_mode(sys.stderr)
 
 
 def is_output_lost() -> bool:
@@ -176,7 +187,9 @@ def image_bar(images: int, done: int) -> Iterator[Callable[[int, int], None]]:
         return
     from tqdm import tqdm
 
+    numbers = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
     options = {"total": images, "initial": done, "unit": " images", "smoothing": 0.05}
+    options["bar_format"] = f"{{l_bar}}{{bar}}| {numbers}"
     with tqdm(desc="drawing", file=sys.stderr, dynamic_ncols=True, **options) as shown:
 
         def move(done: int, failed: int) -> None:

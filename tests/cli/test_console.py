@@ -1,3 +1,4 @@
+import io
 import os
 import subprocess
 import sys
@@ -5,7 +6,7 @@ import sys
 import pytest
 
 import sdpipe
-from sdpipe.cli.console import print_result, print_status, summary
+from sdpipe.cli.console import image_bar, print_result, print_status, summary
 from sdpipe.settings import Settings
 
 
@@ -53,6 +54,23 @@ def test_a_summary_of_one_and_of_many():
     once = one.__class__(**{**one.to_dict(), "steps": 1})
     assert ", 1 step of lms" in summary([once], 0)
     assert "3 images, 8 x 16, seeds 3 to 5" in summary(many, 0)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_result_has_a_line_of_its_own_above_a_bar(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setattr("sys.stderr", terminal)
+    with image_bar(4, 0) as move:
+        move(1, 0)
+        print_result("o/cat.png")
+    lines = [line.rpartition("\r")[2] for line in terminal.getvalue().split("\n")]
+    assert "o/cat.png" in lines
+    assert any("1/4" in line for line in lines)
 
 
 @pytest.mark.parametrize("closed", [0, 1, 2])
