@@ -259,11 +259,14 @@ def _check_latents(
     largest = float(latents.abs().max())  # NaN where there is one
     g = format_scale(settings.g, "g")
     if not largest < float("inf"):
+        wider = (
+            "" if dtype == torch.float32 else "another dtype (float32 has the widest range), or "
+        )
         is_encoded = all(torch.isfinite(z).all() for z in (*embeds.cond, *embeds.uncond))
         raise NotFiniteError(
             f"the {'U-Net' if is_encoded else 'text encoder'}",
             f"produced NaN or infinity in {dtype_name(dtype)}",
-            f"take another dtype (float32 has the widest range), or a g below {g}",
+            f"take {wider}a g below {g}",
         )
     if largest > DIVERGED:
         order = settings.lms_order or 1
