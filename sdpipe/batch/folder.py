@@ -64,7 +64,8 @@ class BatchFolder:
             UsageError: `seed` is another than the folder's.
         """
         path = self.state / "seed"
-        self.put(path, str(secrets.randbelow(2**32) if seed is None else seed).encode())
+        if not self.exists(path):  # so that a folder that is done may be read-only
+            self.put(path, str(secrets.randbelow(2**32) if seed is None else seed).encode())
         kept = int(self.read(path))
         if seed not in (None, kept):
             raise UsageError(
@@ -170,10 +171,10 @@ class BatchFolder:
         """
         self.check_is_there()
         self.close()
+        if not self._sources()[1:]:  # nobody has added a line
+            return
         with self._lock():
             *added, metadata = sources = self._sources()
-            if not added:
-                return
             failed = self.path / "failed.jsonl"
             written, failures = bytearray(len(plan)), dict[int, dict[str, Any]]()
             with self._write(metadata) as file:
@@ -197,7 +198,7 @@ class BatchFolder:
 
     def put(self, path: Path, data: bytes) -> bool:
         """Puts a file in place, whole, unless there is one; returns whether it did."""
-        return write_once(path, data)
+        return write_once(path, data, "the same command goes on")
 
     def read(self, path: Path) -> bytes:
         """The bytes of a file."""

@@ -16,6 +16,8 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
+from sdpipe.io.files import write_error
+
 BEAT = 5.0  # seconds between two signs of life
 
 
@@ -29,15 +31,23 @@ class Claims:
         self._last_beat = time.monotonic()
 
     def take(self, names: Iterable[str]) -> list[str]:
-        """Claims those of the names that nobody has claimed, and returns them."""
+        """Claims those of the names that nobody has claimed, and returns them.
+
+        Raises:
+            SdpipeError: the folder cannot be written.
+        """
         taken = []
         for name in names:
             # Another thread may give it back: the one that has written the file.
             lock = FileLock(self._path(name), blocking=False, thread_local=False)
-            with contextlib.suppress(Timeout):
+            try:
                 lock.acquire()
-                self._held[name] = lock
-                taken.append(name)
+            except Timeout:
+                continue
+            except OSError as error:
+                raise write_error(self._folder, error) from error
+            self._held[name] = lock
+            taken.append(name)
         return taken
 
     def release(self, names: Iterable[str]) -> None:

@@ -52,8 +52,10 @@ def write(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
         raise SdpipeError(f"{path}", f"cannot be written: {error.strerror}") from error
 
 
-def write_once(path: Path, data: bytes) -> bool:
+def write_once(path: Path, data: bytes, remedy: str = "") -> bool:
     """Writes a file whole, unless there is one; returns whether it did.
+
+    remedy: of the error.
 
     Raises:
         SdpipeError: the file cannot be written.
@@ -67,7 +69,7 @@ def write_once(path: Path, data: bytes) -> bool:
                 return False
         _sync_folder(path.parent)
     except OSError as error:
-        raise write_error(path, error) from error
+        raise write_error(path, error, remedy) from error
     return True
 
 

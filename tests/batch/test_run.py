@@ -86,8 +86,10 @@ def test_every_job_is_the_image_that_generate_draws(batch, model):
 def test_what_is_there_is_not_drawn_again_and_more_rows_only_add(batch):
     batch(MIXED[2:4])
     before = images()
+    changed = [Path(place).stat().st_mtime_ns for place in ("o", "o/.sdpipe")]
     again, err = batch(MIXED[2:4])
     assert (again, err) == ([], "sdpipe: 2 images: 2 there before\n")
+    assert [Path(place).stat().st_mtime_ns for place in ("o", "o/.sdpipe")] == changed  # read-only
     more, err = batch(MIXED[2:])
     assert err.startswith("sdpipe: 2 of 4 images are there already.\n")
     assert len(more) == 2

@@ -1,5 +1,8 @@
 """Claims on names, held by two owners as by two processes: a lock is of an open file."""
 
+from support.errors import raises
+
+from sdpipe.errors import SdpipeError
 from sdpipe.io.claims import Claims, claim
 
 
@@ -16,6 +19,15 @@ def test_a_name_is_claimed_once_until_it_is_given_back(tmp_path):
             assert one.take(["e"]) == []
         assert one.take(["e"]) == ["e"]
     assert list(folder.iterdir()) == []
+
+
+def test_a_folder_in_which_nothing_can_be_claimed_is_told(tmp_path):
+    folder = tmp_path / "claims"
+    with Claims(folder) as claims:
+        folder.rmdir()
+        folder.touch()
+        with raises(SdpipeError, value=str(folder), rule="cannot be written"):
+            claims.take(["a"])
 
 
 def test_a_claim_has_a_sign_of_life(tmp_path):
