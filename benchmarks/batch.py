@@ -1,12 +1,13 @@
 """How fast `sdpipe batch` draws beside a loop of `generate`, and how it plans a million jobs.
 
     python benchmarks/batch.py                     # both, as they stand in README.md
-    python benchmarks/batch.py --jobs 10000        # a smaller plan
     python benchmarks/batch.py --only plan
+    python benchmarks/batch.py --only one-plan --jobs 10000  # a smaller plan: printed, not kept
 
 The two ways of drawing take turns in one process, A B B A A B ...; each image is in its file at the
 end of a turn. Planning and resuming is a process of its own, whose memory is counted beyond that of
-the imports, and of whose seconds those of the processor. Writes batch.json beside this file.
+the imports. All seconds are those of the processor, of all threads: neighbours change them little.
+Writes batch.json beside this file; `make figures` makes the table.
 """
 
 import argparse
@@ -19,10 +20,12 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from measure import Measured, Row, entry, interleave, seconds
+from measure import Measured, Row, entry, interleave, read, save, table
 
 ANIMALS = ("cat", "dog face", "owl", "panda", "crab", "frog", "bear", "rabbit face")
 FIGURES = Path(__file__).with_name("batch.json")
+BEGIN, END = "<!-- batch.py writes this table -->", "<!-- here the table of batches ends -->"
+JOBS, IMAGES, STEPS = 1_000_000, 24, 8
 
 
 def memory(name: str) -> float:
@@ -32,27 +35,35 @@ def memory(name: str) -> float:
 
 
 def processor_seconds(work: Callable[[], object]) -> float:
-    """How long a call takes of a processor: of one thread's work, what neighbours don't change."""
+    """How long a call takes of the processor, all threads together."""
     began = time.process_time()
     work()
     return time.process_time() - began
 
 
-def measure_drawing(images: int, pairs: int) -> Measured:
-    """Seconds for so many images of mixed settings, each in its file."""
+def measure_drawing(pairs: int, most: int | None = None) -> Measured:
+    """Seconds for images of mixed prompts, seeds and scales, each in its file.
+
+    most: images drawn at once by `run_batch`.
+    """
     from sdpipe import Pipeline
     from sdpipe.batch import run_batch
 
     pipe = Pipeline("emoji")
     rows = [
-        {"prompt": ANIMALS[i % len(ANIMALS)], "seed": i, "g": (3.0, 7.5)[i % 2]}
-        for i in range(images)
+        {
+            "prompt": ANIMALS[i % len(ANIMALS)],
+            "seed": i,
+            "g": (3.0, 7.5)[i % 2],
+            "steps": STEPS,
+        }
+        for i in range(IMAGES)
     ]
 
     def in_folder(draw: Callable[[Path], object]) -> Callable[[], float]:
         def turn() -> float:
             with tempfile.TemporaryDirectory() as folder:
-                return seconds(lambda: draw(Path(folder)))
+                return processor_seconds(lambda: draw(Path(folder)))
 
         return turn
 
@@ -60,7 +71,7 @@ def measure_drawing(images: int, pairs: int) -> Measured:
         for row in rows:
             pipe.generate(**row).save(f"{folder}/")
 
-    ours = in_folder(lambda folder: list(run_batch(pipe, rows, folder)))
+    ours = in_folder(lambda folder: list(run_batch(pipe, rows, folder, most=most)))
     found = interleave(ours, in_folder(loop), pairs)
     return Measured("s", *found, str(pipe.components.dtype).removeprefix("torch."))
 
@@ -104,35 +115,46 @@ def measure_plan(jobs: int) -> None:
     print(json.dumps(numbers | {"resumed": planned + found, "resumed_memory": most}))
 
 
+def measure_in_a_process(jobs: int) -> dict[str, Measured]:
+    """The four figures of a plan."""
+    again = [sys.executable, __file__, "--only", "one-plan", "--jobs", str(jobs)]
+    answer = subprocess.run(again, check=True, capture_output=True, text=True)
+    return {
+        name: Measured("MB" if name.endswith("memory") else "s", [number])
+        for name, number in json.loads(answer.stdout).items()
+    }
+
+
+DRAWING = f"{IMAGES} images of the built-in model, {STEPS} steps, two scales, against a loop"
+ROWS = {
+    "drawing": Row(f"{DRAWING} of `generate`", measure_drawing, None),
+    "one-by-one": Row("the same, one image at a time in both", measure_drawing, None),
+    "planned": Row(f"{JOBS:,} jobs planned, seconds", measure_in_a_process, 60, "alone"),
+    "planned_memory": Row("the same, memory", measure_in_a_process, 200, "alone"),
+    "resumed": Row("planned and all found done, seconds", measure_in_a_process, 60, "alone"),
+    "resumed_memory": Row("the same, memory", measure_in_a_process, 200, "alone"),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("drawing", "plan", "one-plan"))
-    parser.add_argument("--jobs", type=int, default=1_000_000)
-    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--jobs", type=int, default=JOBS, help="of one-plan")
     parser.add_argument("--pairs", type=int, default=4)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.only == "one-plan":
         measure_plan(options.jobs)
         return
-    report = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    found = {}
     if options.only != "plan":
-        title = f"{options.images} images of the built-in model, two scales, against a loop"
-        measured = measure_drawing(options.images, options.pairs)
-        report["drawing"] = entry(Row(title, measure_drawing, None), measured)
+        found["drawing"] = measure_drawing(options.pairs)
+        found["one-by-one"] = measure_drawing(options.pairs, most=1)
     if options.only != "drawing":
-        again = [sys.executable, __file__, "--only", "one-plan", "--jobs", str(options.jobs)]
-        answer = subprocess.run(again, check=True, capture_output=True, text=True)
-        numbers = json.loads(answer.stdout)
-        for name, unit in (("planned", "s"), ("resumed", "s")):
-            title = f"{options.jobs} jobs {name}"
-            note = f"{numbers[f'{name}_memory']:.0f} MB beyond the imports"
-            measured = Measured(unit, [numbers[name]], note=note)
-            report[name] = entry(Row(title, measure_plan, 60, "alone"), measured)
-            report[name]["jobs"] = options.jobs
-    FIGURES.write_text(json.dumps(report, indent=1) + "\n")
-    for name, row in report.items():
-        print(name, row["measured"], row["quartiles"], row["unit"], row["note"])
+        found |= measure_in_a_process(JOBS)
+    for name, measured in found.items():
+        save(FIGURES, name, entry(ROWS[name], measured))
+    print(table(ROWS, read(FIGURES)))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 import approximate
+import batch
 import prompt_accuracy
 import speed
-from measure import put_between, read, write_table
+from measure import put_between, read, table, write_table
 
 import sdpipe
 from sdpipe.training.recipe_file import load_recipe
@@ -18,10 +19,11 @@ MODEL = Path(sdpipe.__file__).parent / "models" / "emoji"
 
 
 def write_tables(page: Path) -> None:
-    """Puts the tables of speed.json and approximate.json into a page."""
+    """Puts the tables of speed.json, batch.json and approximate.json into a page."""
     write_table(page, speed.ROWS, read(speed.RESULTS))
-    table = approximate.table(read(approximate.RESULTS))
-    put_between(page, approximate.BEGIN, approximate.END, table)
+    put_between(page, batch.BEGIN, batch.END, table(batch.ROWS, read(batch.FIGURES)))
+    approximations = approximate.table(read(approximate.RESULTS))
+    put_between(page, approximate.BEGIN, approximate.END, approximations)
 
 
 def stale_figures(scratch: Path) -> list[str]:
