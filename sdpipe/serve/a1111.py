@@ -15,7 +15,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sdpipe.errors import SdpipeError
-from sdpipe.latents import latents_to_pil
 from sdpipe.serve import a1111_options as lists
 from sdpipe.serve.a1111_fields import Asked, read
 from sdpipe.serve.a1111_info import read_info, write_info
@@ -27,7 +26,7 @@ from sdpipe.serve.answers import (
     to_request_error,
 )
 from sdpipe.serve.inputs import decode_base64, plan
-from sdpipe.serve.task import Task
+from sdpipe.serve.task import Task, decode_images
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -245,9 +244,7 @@ class _Watch:
     def see(self, step: "Step") -> None:
         """Takes note of a step."""
         if self.is_wanted and not step.is_last:
-            parts = self.task.pipe.components
-            with parts.on_device(parts.vae):
-                image = latents_to_pil(parts.vae, step.x0[:1])[0]
+            (image,) = decode_images(self.task.pipe.components, step.x0[:1])
             image.save(buffer := BytesIO(), "PNG")
             self.image = base64.b64encode(buffer.getvalue()).decode()
             self.is_wanted = False

@@ -105,13 +105,18 @@ def failure(path: str, error: Exception) -> Response:
     return JSONResponse(content, status, headers)
 
 
+def content_type(request: "Request") -> str:
+    """What a request says that its body is, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def read_object(request: "Request") -> dict[str, Any]:
     """The JSON object that a request brings.
 
     Raises:
         RequestError: its content type is another, or it is no object.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = content_type(request)
     if kind != "application/json":
         remedy = "send Content-Type: application/json"
         raise RequestError(415, f"Content-Type {kind[:80]!r}", "is not JSON", remedy)
@@ -160,6 +165,11 @@ async def _disconnected(request: "Request") -> None:
 
 Event = tuple[str | None, Mapping[str, Any] | str]
 """The name of a server-sent event, and its data."""
+
+
+def error_event(request: "Request", error: Exception) -> Event:
+    """What `failure` answers, as the last event of a stream that has begun."""
+    return "error", bytes(failure(local_path(request.scope), error).body).decode()
 
 
 class EventStream(Response):

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from sdpipe.batch.engine import Room
 from sdpipe.batches import common_settings
 from sdpipe.errors import SdpipeError, listening
-from sdpipe.latents import latents_to_pil
 from sdpipe.pipeline import Result
 from sdpipe.serve.task import (
     Drawn,
@@ -30,6 +29,7 @@ from sdpipe.serve.task import (
     StoppedError,
     Task,
     Waiting,
+    decode_images,
     part_of,
 )
 
@@ -251,7 +251,6 @@ class Drawing:
             if not own or task.state != "drawing":
                 continue
             part = part_of(step, own[0], own[-1] + 1, start)
-            task.latest = part
             if task.is_stopped and not (task.keeps_images and step.is_last):
                 if task.keeps_images:
                     self._keep(task, part, len(step.images), own[0] - step.images.start)
@@ -270,9 +269,7 @@ class Drawing:
 
     def _keep(self, task: Task, step: "Step", size: int, first: int) -> None:
         """Makes images of the x_0 that a task has come to."""
-        parts = task.pipe.components
-        with parts.on_device(parts.vae):
-            images = [latents_to_pil(parts.vae, z)[0] for z in step.x0.split(1)]
+        images = decode_images(task.pipe.components, step.x0)
         if task.canvas is not None:
             images = [task.canvas.composite(image) for image in images]
         settings = [task.images[i] for i in step.images]

@@ -1,8 +1,6 @@
 """An image that somebody drops on the page: what it says of itself, and drawing it again."""
 
 import base64
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,7 @@ from sdpipe.metadata.info import Info, info
 from sdpipe.metadata.replay import ReplayJob, prepare_for
 from sdpipe.metadata.verify import Verdict, verify
 from sdpipe.serve.answers import RequestError
-from sdpipe.serve.inputs import Limits
+from sdpipe.serve.inputs import Limits, as_file
 from sdpipe.settings import DEFAULT_OF, RULES
 
 if TYPE_CHECKING:
@@ -24,17 +22,14 @@ NOT_LINKED = ("save_int", "init_image", "mask_image", "n")
 
 
 @contextmanager
-def as_file(data: bytes) -> Iterator[str]:
+def open_dropped(data: bytes) -> Iterator[str]:
     """A file that holds what was dropped, for the readers that have all bounds.
 
     Errors that name it call it "the image".
     """
     if not data:
         raise RequestError(400, "the image", "is empty")
-    with tempfile.TemporaryDirectory(prefix="sdpipe-") as folder:
-        path = os.path.join(folder, "image")
-        with open(path, "wb") as file:
-            file.write(data)
+    with as_file(data) as path:
         try:
             yield path
         except RequestError:

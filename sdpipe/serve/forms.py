@@ -3,7 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from sdpipe.serve.answers import RequestError
+from sdpipe.serve.answers import RequestError, content_type
 from sdpipe.serve.inputs import read_transparency, read_upload
 from sdpipe.settings import RULES
 from sdpipe.values import parse_bool, parse_int
@@ -29,7 +29,7 @@ async def read_form(request: "Request") -> dict[str, Any]:
     Raises:
         RequestError: it is no form, has no image, or one that cannot be read.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = content_type(request)
     if kind != "multipart/form-data":
         remedy = "send multipart/form-data"
         raise RequestError(415, f"Content-Type {kind[:80]!r}", "is no form", remedy)

@@ -14,19 +14,17 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sdpipe.latents import latents_to_pil
 from sdpipe.serve.answers import (
     Event,
     EventStream,
     RequestError,
-    failure,
+    error_event,
     images_for,
-    local_path,
     read_object,
 )
 from sdpipe.serve.forms import OTHER_NAMES, read_form
 from sdpipe.serve.inputs import plan
-from sdpipe.serve.task import Drawn, Task
+from sdpipe.serve.task import Drawn, Task, decode_images
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -166,9 +164,7 @@ def _preview(task: Task, wanted: Wanted) -> "Callable[[Step], None]":
         due = [(k + 1) * step.total // (count + 1) for k in range(count)]
         if step.index not in due or step.is_last:
             return
-        parts = task.pipe.components
-        with parts.on_device(parts.vae):
-            images = [latents_to_pil(parts.vae, z)[0] for z in step.x0.split(1)]
+        images = decode_images(task.pipe.components, step.x0)
         for number, image in zip(step.images, images, strict=True):
             buffer = BytesIO()
             image.save(buffer, wanted.format)
@@ -215,8 +211,7 @@ class _Answers:
                     data = {"image_index": event.number, "seed": event.settings.seed}
                     yield self._event("completed", file, {**data, **self._told()})
         except Exception as error:
-            body = failure(local_path(self.request.scope), error).body
-            yield "error", bytes(body).decode()
+            yield error_event(self.request, error)
         finally:
             self.server.drawing.cancel(self.task)
 

@@ -20,13 +20,12 @@ from sdpipe.serve.answers import (
     Event,
     EventStream,
     RequestError,
+    error_event,
     events_for,
-    failure,
     images_for,
-    local_path,
     read_object,
 )
-from sdpipe.serve.dropped import as_file, compare, describe, find_model, plan_again, to_fields
+from sdpipe.serve.dropped import compare, describe, find_model, open_dropped, plan_again, to_fields
 from sdpipe.serve.inputs import NOT_OURS, plan
 from sdpipe.serve.task import Drawn, Task, Waiting
 from sdpipe.serve.watch import Shown, Watch
@@ -148,7 +147,7 @@ class _Page:
                         shown = await asyncio.to_thread(_finished, event, defaults)
                         yield "image", {**shown, **told}
         except Exception as error:
-            yield "error", bytes(failure(local_path(request.scope), error).body).decode()
+            yield error_event(request, error)
         finally:
             self._server.drawing.cancel(task)
 
@@ -181,7 +180,7 @@ class _Page:
         data = await request.body()
 
         def look() -> dict[str, Any]:
-            with as_file(data) as path:
+            with open_dropped(data) as path:
                 return describe(path, self._server.models)
 
         return JSONResponse(await asyncio.to_thread(look))
@@ -190,7 +189,7 @@ class _Page:
         """Draws a dropped image again, and says whether it came out the same."""
         self._server.find_model()
         data = await request.body()
-        with as_file(data) as path:
+        with open_dropped(data) as path:
             pipe, job, images = await asyncio.to_thread(self._plan_again, path)
             task = Task(pipe, images, may_join=False)
             self._server.drawing.submit(task)

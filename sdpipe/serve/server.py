@@ -159,10 +159,6 @@ class Server:
         pixels = self._max_pixels or PIXELS * own["width"] * own["height"]
         return Limits(pixels, self._max_steps)
 
-    def close(self) -> None:
-        """Takes no request any more, and answers those that wait with 503."""
-        self.drawing.close()
-
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         yield

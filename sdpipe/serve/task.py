@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 from sdpipe.errors import SdpipeError
 from sdpipe.io import png
 from sdpipe.io.mark import term_for
+from sdpipe.latents import latents_to_pil
 from sdpipe.metadata.save import metadata_for
 from sdpipe.pipeline import Result
 
 if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
     from sdpipe.canvas import Canvas
+    from sdpipe.components import Components
     from sdpipe.denoise import Step
     from sdpipe.pipeline import Pipeline
     from sdpipe.settings import ResolvedSettings
@@ -94,6 +99,12 @@ class Drawn:
         return png.encode(self.result.images[self.k], format, record, mark)
 
 
+def decode_images(parts: "Components", latents: "Tensor") -> list["Image.Image"]:
+    """Latents as images, one at a time as `Pipeline` does; in the drawing thread alone."""
+    with parts.on_device(parts.vae):
+        return [latents_to_pil(parts.vae, z)[0] for z in latents.split(1)]
+
+
 @dataclass(eq=False)
 class Task:
     """What one request asks for.
@@ -117,7 +128,6 @@ class Task:
     submitted: float = 0.0  # by the monotonic clock
     progress: Progress | None = None
     error: Exception | None = None
-    latest: "Step | None" = None
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -174,7 +184,7 @@ class Task:
     def finish(self, error: Exception | None = None) -> None:
         """Says that no event follows; the first call counts."""
         if self.state != "finished":
-            self.state, self.error, self.latest = "finished", error, None
+            self.state, self.error = "finished", error
             self.put(None)
 
 

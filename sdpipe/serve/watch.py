@@ -15,7 +15,8 @@ from PIL import Image
 
 from sdpipe.denoise import Step, predict_x0
 from sdpipe.guidance import Guidance
-from sdpipe.latents import angle_between, latents_to_pil
+from sdpipe.latents import angle_between
+from sdpipe.serve.task import decode_images
 from sdpipe.show.preview import LatentPreview
 
 if TYPE_CHECKING:
@@ -87,9 +88,7 @@ class Watch:
             "preview_error": self.preview.error,
         }
         if _is_exact(step):
-            parts = self.pipe.components
-            with parts.on_device(parts.vae):
-                decoded = latents_to_pil(parts.vae, x_0)
+            decoded = decode_images(self.pipe.components, x_0)
             shown |= {"exact": to_url(decoded[0]), "off": self.preview.measure(x_0, decoded)}
         if self._last is not None:
             shown |= self._guidance(task, step, k, self._last)

@@ -189,7 +189,7 @@ def test_the_end_of_the_server_answers_what_waits(gate):
     server, gate, ask, _ = gate
     first, waiting = begin(server, ask, seed=1), ask(seed=2, steps=3)
     wait_for(server, 1)
-    server.close()
+    server.drawing.close()
     assert waiting.result().status_code == 503
     assert ask(seed=3).result().status_code == 503
     gate.let_through(100)
